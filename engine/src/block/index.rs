@@ -1,0 +1,310 @@
+//! The `index` object of a block. See engine/FORMAT.md, "index".
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use crate::{
+    error::{Error, Result},
+    spans::{
+        TraceId,
+        tables::{Shared, SharedKind},
+        wire::{read_varint, write_varint},
+    },
+};
+
+/// First bytes of the object (FORMAT.md, "index").
+const MAGIC: &[u8; 4] = b"SKIX";
+/// Version written, and the only one read (FORMAT.md, "index").
+const VERSION: u32 = 1;
+/// Bytes of the fixed header and of each entry of the section table (FORMAT.md, "index").
+const HEADER_BYTES: usize = 12;
+const ENTRY_BYTES: usize = 32;
+/// No section is larger when unpacked; a damaged length must not allocate more.
+const SECTION_BYTES_MAX: u64 = 1 << 31;
+
+/// Section numbers (FORMAT.md, "index").
+const RESOURCES: u32 = 1;
+const SCOPES: u32 = 2;
+const TRACES: u32 = 3;
+const ROW_GROUPS: u32 = 4;
+const SPAN_REST_KEYS: u32 = 5;
+const EVENT_REST_KEYS: u32 = 6;
+const LINK_KEYS: u32 = 7;
+
+/// Rows and times of one row group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RowGroup {
+    pub first_row: u32,
+    pub rows: u32,
+    /// Start of the trace that starts first, and last.
+    pub trace_start_min: u64,
+    pub trace_start_max: u64,
+    /// End of the trace that ends last.
+    pub trace_end_max: u64,
+}
+
+/// Where the rows of each trace lie, by trace id.
+#[derive(Debug, Default)]
+pub struct TraceIndex {
+    ids: Vec<u128>,
+    first: Vec<u32>,
+    rows: Vec<u32>,
+}
+
+impl TraceIndex {
+    /// Takes `(id, first row, rows)` in any order.
+    pub fn new(mut traces: Vec<(TraceId, u32, u32)>) -> Self {
+        traces.sort_unstable_by_key(|&(id, ..)| id);
+        Self {
+            ids: traces.iter().map(|&(id, ..)| u128::from_be_bytes(id.0)).collect(),
+            first: traces.iter().map(|&(_, first, _)| first).collect(),
+            rows: traces.iter().map(|&(.., rows)| rows).collect(),
+        }
+    }
+
+    /// The ids, ascending.
+    pub fn ids(&self) -> &[u128] {
+        &self.ids
+    }
+
+    /// The rows of trace `id`.
+    pub fn rows_of(&self, id: u128) -> Option<std::ops::Range<usize>> {
+        let at = self.ids.binary_search(&id).ok()?;
+        let first = self.first[at] as usize;
+        Some(first..first + self.rows[at] as usize)
+    }
+}
+
+/// A block's index in memory.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct BlockIndex {
+    pub resources: Shared,
+    pub scopes: Shared,
+    pub traces: TraceIndex,
+    pub row_groups: Vec<RowGroup>,
+    /// Keys that occur in the rest of spans.
+    pub span_rest_keys: BTreeSet<Box<str>>,
+    /// Keys that occur in the rest of events.
+    pub event_rest_keys: BTreeSet<Box<str>>,
+    /// Keys of link attributes.
+    pub link_keys: BTreeSet<Box<str>>,
+}
+
+impl BlockIndex {
+    /// Writes the object.
+    pub fn write(&self) -> Result<Bytes> {
+        let mut traces = Vec::with_capacity(self.traces.ids.len() * 24 + 8);
+        traces.extend_from_slice(&(self.traces.ids.len() as u64).to_le_bytes());
+        self.traces.ids.iter().for_each(|id| traces.extend_from_slice(&id.to_le_bytes()));
+        self.traces.first.iter().for_each(|first| traces.extend_from_slice(&first.to_le_bytes()));
+        self.traces.rows.iter().for_each(|rows| traces.extend_from_slice(&rows.to_le_bytes()));
+        let mut groups = Vec::new();
+        for group in &self.row_groups {
+            groups.extend_from_slice(&group.first_row.to_le_bytes());
+            groups.extend_from_slice(&group.rows.to_le_bytes());
+            groups.extend_from_slice(&group.trace_start_min.to_le_bytes());
+            groups.extend_from_slice(&group.trace_start_max.to_le_bytes());
+            groups.extend_from_slice(&group.trace_end_max.to_le_bytes());
+        }
+        let keys = |keys: &BTreeSet<Box<str>>| strings(keys.iter().map(|key| key.as_bytes()));
+        write_sections(&[
+            (RESOURCES, strings(self.resources.entries().iter().map(|entry| &**entry))),
+            (SCOPES, strings(self.scopes.entries().iter().map(|entry| &**entry))),
+            (TRACES, traces),
+            (ROW_GROUPS, groups),
+            (SPAN_REST_KEYS, keys(&self.span_rest_keys)),
+            (EVENT_REST_KEYS, keys(&self.event_rest_keys)),
+            (LINK_KEYS, keys(&self.link_keys)),
+        ])
+    }
+
+    /// Reads the object. Errors: `Data` for any damage.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let sections = Sections::parse(bytes)?;
+        let keys = |kind| -> Result<BTreeSet<Box<str>>> {
+            let strings = parse_strings(&sections.get(kind)?)?;
+            Ok(strings.into_iter().map(|key| String::from_utf8_lossy(&key).into_owned().into_boxed_str()).collect())
+        };
+        Ok(Self {
+            resources: Shared::new(SharedKind::Resource, parse_strings(&sections.get(RESOURCES)?)?),
+            scopes: Shared::new(SharedKind::Scope, parse_strings(&sections.get(SCOPES)?)?),
+            traces: parse_traces(&sections.get(TRACES)?)?,
+            row_groups: parse_row_groups(&sections.get(ROW_GROUPS)?)?,
+            span_rest_keys: keys(SPAN_REST_KEYS)?,
+            event_rest_keys: keys(EVENT_REST_KEYS)?,
+            link_keys: keys(LINK_KEYS)?,
+        })
+    }
+}
+
+fn write_sections(sections: &[(u32, Vec<u8>)]) -> Result<Bytes> {
+    let mut out = Vec::new();
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&(sections.len() as u32).to_le_bytes());
+    let mut body = Vec::new();
+    let start = HEADER_BYTES + sections.len() * ENTRY_BYTES;
+    for (kind, raw) in sections {
+        let packed = zstd::bulk::compress(raw, 1).map_err(|e| Error::internal("packing a section of the index").with_source(e))?;
+        out.extend_from_slice(&kind.to_le_bytes());
+        out.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
+        out.extend_from_slice(&((start + body.len()) as u64).to_le_bytes());
+        out.extend_from_slice(&(packed.len() as u64).to_le_bytes());
+        out.extend_from_slice(&(raw.len() as u64).to_le_bytes());
+        body.extend_from_slice(&packed);
+    }
+    out.extend_from_slice(&body);
+    Ok(out.into())
+}
+
+/// The section table and the object it belongs to.
+struct Sections<'a> {
+    bytes: &'a [u8],
+    count: usize,
+}
+
+fn damaged(what: &str) -> Error {
+    Error::data(format!("index: {what}"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Result<u32> {
+    let part = bytes.get(at..at + 4).ok_or_else(|| damaged("ends early"))?;
+    Ok(u32::from_le_bytes(part.try_into().expect("the slice has four bytes")))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Result<u64> {
+    let part = bytes.get(at..at + 8).ok_or_else(|| damaged("ends early"))?;
+    Ok(u64::from_le_bytes(part.try_into().expect("the slice has eight bytes")))
+}
+
+impl<'a> Sections<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self> {
+        if bytes.get(..4) != Some(MAGIC) {
+            return Err(damaged("does not begin with SKIX"));
+        }
+        match u32_at(bytes, 4)? {
+            VERSION => Ok(Self { bytes, count: u32_at(bytes, 8)? as usize }),
+            version => Err(damaged(&format!("has version {version}, this program reads version {VERSION}"))),
+        }
+    }
+
+    fn get(&self, kind: u32) -> Result<Vec<u8>> {
+        for entry in (0..self.count).map(|at| HEADER_BYTES + at * ENTRY_BYTES) {
+            if u32_at(self.bytes, entry)? != kind {
+                continue;
+            }
+            let (checksum, start, length) = (u32_at(self.bytes, entry + 4)?, u64_at(self.bytes, entry + 8)?, u64_at(self.bytes, entry + 16)?);
+            let raw_length = u64_at(self.bytes, entry + 24)?;
+            let end = start.checked_add(length).ok_or_else(|| damaged("a section ends beyond the object"))?;
+            let packed = self.bytes.get(start as usize..end as usize).ok_or_else(|| damaged("a section ends beyond the object"))?;
+            if crc32fast::hash(packed) != checksum || raw_length > SECTION_BYTES_MAX {
+                return Err(damaged(&format!("section {kind} has a wrong checksum")));
+            }
+            return zstd::bulk::decompress(packed, raw_length as usize).map_err(|e| damaged(&format!("section {kind}")).with_source(e));
+        }
+        Err(damaged(&format!("section {kind} is missing")))
+    }
+}
+
+fn strings<'a>(strings: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for string in strings {
+        write_varint(&mut out, string.len() as u64);
+        out.extend_from_slice(string);
+    }
+    out
+}
+
+fn parse_strings(mut bytes: &[u8]) -> Result<Vec<Box<[u8]>>> {
+    let mut out = Vec::new();
+    while !bytes.is_empty() {
+        let (length, used) = read_varint(bytes).map_err(|e| damaged("a string").with_source(e))?;
+        let end = usize::try_from(length).ok().and_then(|length| used.checked_add(length)).ok_or_else(|| damaged("a string is too long"))?;
+        out.push(bytes.get(used..end).ok_or_else(|| damaged("a string ends beyond its section"))?.into());
+        bytes = &bytes[end..];
+    }
+    Ok(out)
+}
+
+fn parse_traces(bytes: &[u8]) -> Result<TraceIndex> {
+    let count = u64_at(bytes, 0)? as usize;
+    if bytes.len() != count.checked_mul(24).and_then(|length| length.checked_add(8)).unwrap_or(0) {
+        return Err(damaged("the trace section has a wrong length"));
+    }
+    let (ids, rest) = bytes[8..].split_at(count * 16);
+    let (first, rows) = rest.split_at(count * 4);
+    let numbers = |bytes: &[u8]| bytes.chunks_exact(4).map(|part| u32::from_le_bytes(part.try_into().expect("four bytes"))).collect();
+    Ok(TraceIndex {
+        ids: ids.chunks_exact(16).map(|part| u128::from_le_bytes(part.try_into().expect("sixteen bytes"))).collect(),
+        first: numbers(first),
+        rows: numbers(rows),
+    })
+}
+
+fn parse_row_groups(bytes: &[u8]) -> Result<Vec<RowGroup>> {
+    const BYTES: usize = 32;
+    if !bytes.len().is_multiple_of(BYTES) {
+        return Err(damaged("the row group section has a wrong length"));
+    }
+    (0..bytes.len())
+        .step_by(BYTES)
+        .map(|at| {
+            Ok(RowGroup {
+                first_row: u32_at(bytes, at)?,
+                rows: u32_at(bytes, at + 4)?,
+                trace_start_min: u64_at(bytes, at + 8)?,
+                trace_start_max: u64_at(bytes, at + 16)?,
+                trace_end_max: u64_at(bytes, at + 24)?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn sample() -> BlockIndex {
+        let ids = [3u128, 1, 2].map(|n| TraceId((n << 70).to_be_bytes()));
+        BlockIndex {
+            resources: Shared::new(SharedKind::Resource, vec![b"\x0a\x00".to_vec().into(), Box::default()]),
+            scopes: Shared::new(SharedKind::Scope, vec![]),
+            traces: TraceIndex::new(ids.iter().enumerate().map(|(at, &id)| (id, at as u32 * 10, 10)).collect()),
+            row_groups: vec![RowGroup { first_row: 0, rows: 30, trace_start_min: 5, trace_start_max: 9, trace_end_max: u64::MAX }],
+            span_rest_keys: ["b", "a"].map(Box::from).into(),
+            event_rest_keys: BTreeSet::new(),
+            link_keys: ["é"].map(Box::from).into(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_comes_back() {
+        let written = sample();
+        let read = BlockIndex::parse(&written.write().unwrap()).unwrap();
+        assert_eq!(read.resources.entries(), written.resources.entries());
+        assert_eq!(read.traces.ids(), [1u128 << 70, 2 << 70, 3 << 70]);
+        assert_eq!(read.traces.rows_of(3 << 70), Some(0..10));
+        assert_eq!(read.traces.rows_of(4 << 70), None);
+        assert_eq!(read.row_groups, written.row_groups);
+        assert_eq!(read.span_rest_keys, written.span_rest_keys);
+        assert_eq!(read.link_keys, written.link_keys);
+    }
+
+    #[test]
+    fn every_truncation_and_every_flipped_byte_is_noticed_or_harmless() {
+        let bytes = sample().write().unwrap();
+        for length in 0..bytes.len() {
+            assert!(BlockIndex::parse(&bytes[..length]).is_err(), "cut to {length}");
+        }
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 0x55;
+            drop(BlockIndex::parse(&damaged));
+        }
+    }
+}

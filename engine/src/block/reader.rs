@@ -1,0 +1,211 @@
+//! Reading blocks: an opened block is its parsed footer and index; columns of row groups are fetched by range and decoded.
+
+use std::{collections::HashMap, ops::Range, sync::Arc};
+
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt};
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
+    },
+    bloom_filter::Sbbf,
+    errors::ParquetError,
+    file::{
+        metadata::ParquetMetaDataReader,
+        reader::{ChunkReader, Length},
+    },
+};
+
+use super::index::BlockIndex;
+use crate::{
+    catalog::meta::{BlockMeta, DATA_NAME, INDEX_NAME},
+    error::{Error, Result},
+    spans::schema::{Column, EventColumn, SpanSchema},
+};
+
+/// Bytes before the footer's length and magic.
+const TAIL_BYTES: u64 = 8;
+
+/// A block with its footer and index in memory. Immutable; shared by all queries through a cache.
+#[derive(Debug)]
+pub struct BlockReader {
+    meta: Arc<BlockMeta>,
+    store: Arc<dyn ObjectStore>,
+    parquet: ArrowReaderMetadata,
+    schema: SpanSchema,
+    index: BlockIndex,
+    /// Leaf columns by path: root name and, in events and links, the part's name.
+    leaves: HashMap<(String, String), usize>,
+}
+
+impl BlockReader {
+    /// Opens a block. Cost: two requests, some milliseconds of parsing for a wide footer.
+    /// Errors: `Data` when the objects are damaged, else as the store's.
+    pub async fn open(store: Arc<dyn ObjectStore>, meta: Arc<BlockMeta>) -> Result<Self> {
+        let doing = || format!("opening block {} of tenant {}", meta.id, meta.tenant);
+        let footer_start = meta.data_bytes.saturating_sub(u64::from(meta.footer_bytes) + TAIL_BYTES);
+        let data_path = meta.object_path(DATA_NAME);
+        let index_path = meta.object_path(INDEX_NAME);
+        let (footer, index) = futures::try_join!(
+            async { store.get_range(&data_path, footer_start..meta.data_bytes.saturating_sub(TAIL_BYTES)).await },
+            async { store.get(&index_path).await?.bytes().await }
+        )
+        .map_err(|e| Error::from(e).context(doing()))?;
+        let parse = || -> Result<_> {
+            let footer = Arc::new(ParquetMetaDataReader::decode_metadata(&footer)?);
+            let parquet = ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new())?;
+            let schema = SpanSchema::from_arrow(parquet.schema())?;
+            Ok((parquet, schema, BlockIndex::parse(&index)?))
+        };
+        let (parquet, schema, index) = parse().map_err(|e| e.context(doing()))?;
+        if parquet.metadata().num_row_groups() != index.row_groups.len() {
+            return Err(Error::data("footer and index name different row groups").context(doing()));
+        }
+        let leaves = parquet.parquet_schema().columns().iter().enumerate().map(|(at, leaf)| {
+            let parts = leaf.path().parts();
+            let part = if parts.len() > 1 { parts[parts.len() - 1].clone() } else { String::new() };
+            ((parts[0].clone(), part), at)
+        });
+        let leaves = leaves.collect();
+        Ok(Self { meta, store, parquet, schema, index, leaves })
+    }
+
+    /// The block's meta.
+    pub fn meta(&self) -> &Arc<BlockMeta> {
+        &self.meta
+    }
+
+    /// The block's columns.
+    pub fn schema(&self) -> &SpanSchema {
+        &self.schema
+    }
+
+    /// The block's index.
+    pub fn index(&self) -> &BlockIndex {
+        &self.index
+    }
+
+    /// Bytes the footer and index take in memory, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        self.parquet.metadata().memory_size() + self.index.traces.ids().len() * 24 + self.index.resources.len() * 1024
+    }
+
+    /// Reads `columns` (and `events` of the events column) of row group `group`: all its rows or those of `rows`, ascending and without
+    /// overlap. Cost: one ranged request, merged by the store where ranges are close.
+    /// Errors: `Data`, else as the store's.
+    pub async fn read(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> Result<(RecordBatch, u64)> {
+        let doing = || format!("reading {}", self.meta.object_path(DATA_NAME));
+        let leaves = self.leaves_of(columns, events);
+        let chunks = self.parquet.metadata().row_group(group).columns();
+        let ranges: Vec<Range<u64>> = leaves
+            .iter()
+            .map(|&leaf| {
+                let (start, length) = chunks[leaf].byte_range();
+                start..start + length
+            })
+            .collect();
+        let fetched = self.store.get_ranges(&self.meta.object_path(DATA_NAME), &ranges).await.map_err(|e| Error::from(e).context(doing()))?;
+        let bytes = fetched.iter().map(|bytes| bytes.len() as u64).sum();
+        let input = FetchedRanges { ranges: ranges.into_iter().zip(fetched).collect(), length: self.meta.data_bytes };
+        let batch = self.decode(group, leaves, input, rows).map_err(|e| e.context(doing()))?;
+        Ok((batch, bytes))
+    }
+
+    fn decode(&self, group: usize, leaves: Vec<usize>, input: FetchedRanges, rows: Option<&[Range<usize>]>) -> Result<RecordBatch> {
+        let total = self.index.row_groups[group].rows as usize;
+        let mask = ProjectionMask::leaves(self.parquet.parquet_schema(), leaves);
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.parquet.clone())
+            .with_row_groups(vec![group])
+            .with_projection(mask)
+            .with_batch_size(total.max(1));
+        if let Some(rows) = rows {
+            builder = builder.with_row_selection(RowSelection::from_consecutive_ranges(rows.iter().cloned(), total));
+        }
+        let mut reader = builder.build()?;
+        let schema = arrow::record_batch::RecordBatchReader::schema(&reader);
+        match reader.next().transpose()? {
+            None => Ok(RecordBatch::new_empty(schema)),
+            Some(batch) => match reader.next().transpose()? {
+                None => Ok(batch),
+                Some(_) => Err(Error::data("a row group has more rows than its index says")),
+            },
+        }
+    }
+
+    fn leaves_of(&self, columns: &[Column], events: &[EventColumn]) -> Vec<usize> {
+        let mut leaves = Vec::new();
+        for &column in columns {
+            let field = self.schema.field(column, events);
+            match column {
+                Column::Events => {
+                    let parts = self.schema.event_fields(events);
+                    leaves.extend(parts.iter().filter_map(|part| self.leaves.get(&("events".to_owned(), part.name().clone()))));
+                }
+                Column::Links => leaves.extend(["trace_id_high", "trace_id_low", "span_id", "other"].iter().filter_map(|part| {
+                    self.leaves.get(&("links".to_owned(), (*part).to_owned()))
+                })),
+                _ => leaves.extend(self.leaves.get(&(field.name().clone(), String::new()))),
+            }
+        }
+        leaves.sort_unstable();
+        leaves.dedup();
+        leaves
+    }
+
+    /// Whether row group `group` may hold string `text` in attribute column `column`, by its bloom filter, if it has one; else by its
+    /// statistics. Cost: one small request when there is a filter.
+    /// Errors: as the store's.
+    pub async fn may_contain(&self, group: usize, column: Column, text: &str) -> Result<bool> {
+        let name = self.schema.field(column, &[]).name().clone();
+        let Some(&leaf) = self.leaves.get(&(name, String::new())) else { return Ok(false) };
+        let chunk = &self.parquet.metadata().row_group(group).columns()[leaf];
+        if let Some(statistics) = chunk.statistics()
+            && statistics.null_count_opt().is_some_and(|nulls| nulls == chunk.num_values() as u64)
+        {
+            return Ok(false);
+        }
+        let (Some(offset), Some(length)) = (chunk.bloom_filter_offset(), chunk.bloom_filter_length()) else { return Ok(true) };
+        let range = offset as u64..offset as u64 + length as u64;
+        let bytes = self.store.get_range(&self.meta.object_path(DATA_NAME), range).await?;
+        Ok(Sbbf::from_bytes(&bytes).map_or(true, |filter| filter.check(text)))
+    }
+}
+
+/// The fetched parts of a file, to be read where they lie in it.
+struct FetchedRanges {
+    ranges: Vec<(Range<u64>, Bytes)>,
+    length: u64,
+}
+
+impl Length for FetchedRanges {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for FetchedRanges {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        let (range, bytes) = self.find(start)?;
+        Ok(bytes::Buf::reader(bytes.slice((start - range.start) as usize..)))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        let (range, bytes) = self.find(start)?;
+        let from = (start - range.start) as usize;
+        match from.checked_add(length).filter(|&end| end <= bytes.len()) {
+            Some(end) => Ok(bytes.slice(from..end)),
+            None => Err(ParquetError::EOF(format!("bytes {start}+{length} end beyond their column"))),
+        }
+    }
+}
+
+impl FetchedRanges {
+    fn find(&self, start: u64) -> Result<&(Range<u64>, Bytes), ParquetError> {
+        let found = self.ranges.iter().find(|(range, _)| range.contains(&start));
+        found.ok_or_else(|| ParquetError::General(format!("byte {start} was not fetched")))
+    }
+}

@@ -1,0 +1,378 @@
+//! The engine of one process: catalog, caches and live spans, and the answers to queries.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use async_trait::async_trait;
+use datafusion::{execution::TaskContext, physical_plan::ExecutionPlan, prelude::SessionContext};
+use futures::{TryStreamExt, future::try_join_all};
+use moka::sync::Cache;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use super::{
+    live::{LiveGeneration, LiveSpans},
+    source::{MemorySource, SourceRef, SpanSource},
+    sources::{SourceName, SourceResolver, SourceSet},
+    split::{append_traces, common, join_traces, split_ids},
+    stats::ScanMetrics,
+    tags,
+};
+use crate::{
+    block::{
+        bloom::{BloomShard, shard_of},
+        reader::BlockReader,
+    },
+    catalog::{
+        Catalog,
+        meta::{BlockMeta, bloom_name},
+    },
+    error::{Error, Result},
+    lower::{SearchPlan, lower_search},
+    plan::trace_details::search_results,
+    query::{
+        QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window,
+    },
+    spans::{BlockId, TraceId, builder::SpanBuilder, otlp::TraceAssembler, set::SpanSet},
+    tenant::TenantId,
+    traceql,
+};
+
+/// Blocks opened at the same time.
+const OPENS_AT_ONCE: usize = 8;
+
+/// How far outside a window a trace's other spans are looked for.
+const SPLIT_SLACK_SECONDS: u32 = 3600;
+
+/// Bounds of the engine's caches and of its parallelism.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineSettings {
+    /// Memory for footers and indexes of blocks.
+    pub block_cache_bytes: u64,
+    /// Memory for bloom filters.
+    pub bloom_cache_bytes: u64,
+    /// Memory for ordered live spans and traces that lie in several places.
+    pub memory_source_bytes: u64,
+    /// Partitions of a scan.
+    pub partitions: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        let partitions = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { block_cache_bytes: 256 << 20, bloom_cache_bytes: 64 << 20, memory_source_bytes: 256 << 20, partitions }
+    }
+}
+
+/// Rough size of a span in memory.
+const SPAN_BYTES: usize = 400;
+
+/// What live spans and split traces depend on: blocks, and generations with their versions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct SourceKey {
+    tenant: TenantId,
+    blocks: Vec<BlockId>,
+    live: Vec<(BlockId, u64)>,
+}
+
+/// Traces in several places, by id, and the source that has them whole.
+type Joined = Arc<(BTreeSet<u128>, Option<Arc<MemorySource>>)>;
+
+/// Answers queries over the blocks of a store and the live spans of this process.
+#[derive(Debug)]
+pub struct Engine {
+    core: Arc<Core>,
+    context: Arc<TaskContext>,
+    settings: EngineSettings,
+}
+
+/// What outlives a query.
+#[derive(Debug)]
+struct Core {
+    store: Arc<dyn ObjectStore>,
+    catalog: Arc<Catalog>,
+    live: Arc<dyn LiveSpans>,
+    blocks: Cache<BlockId, Arc<BlockReader>>,
+    blooms: Cache<(BlockId, u32), Arc<BloomShard>>,
+    ordered: Cache<(BlockId, u64), Arc<MemorySource>>,
+    block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
+    joined: Cache<SourceKey, Joined>,
+}
+
+impl Engine {
+    /// An engine over `store` and its `catalog`, with the `live` spans of this process.
+    pub fn new(store: Arc<dyn ObjectStore>, catalog: Arc<Catalog>, live: Arc<dyn LiveSpans>, settings: EngineSettings) -> Self {
+        let weight = |source: &Arc<MemorySource>| u32::try_from(source.spans().len() * SPAN_BYTES).unwrap_or(u32::MAX);
+        let core = Core {
+            store,
+            catalog,
+            live,
+            blocks: Cache::builder()
+                .weigher(|_, block: &Arc<BlockReader>| u32::try_from(block.memory_bytes()).unwrap_or(u32::MAX))
+                .max_capacity(settings.block_cache_bytes)
+                .build(),
+            blooms: Cache::builder().weigher(|_, _| 128 << 10).max_capacity(settings.bloom_cache_bytes).build(),
+            ordered: Cache::builder().weigher(move |_, source| weight(source)).max_capacity(settings.memory_source_bytes).build(),
+            block_splits: Cache::new(64),
+            joined: Cache::builder()
+                .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
+                .max_capacity(settings.memory_source_bytes)
+                .build(),
+        };
+        Self { core: Arc::new(core), context: SessionContext::new().task_ctx(), settings }
+    }
+
+    /// The plan of a search and its sources. Errors: `Invalid` for a query that does not parse or validate.
+    pub async fn plan_search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPlan> {
+        let query = traceql::parse(&request.query)?;
+        let metrics = ScanMetrics::default();
+        let sources = self.core.sources(tenant, request.window, &metrics).await?;
+        let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
+        lower_search(query, sources, request, self.settings.partitions)
+    }
+
+    /// Opens sources by name, for plans that come from elsewhere.
+    pub fn resolver(&self) -> Arc<dyn SourceResolver> {
+        self.core.clone()
+    }
+
+    /// Runs a plan to its end. Dropping the future stops it. Errors: as the nodes'.
+    pub async fn execute(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<arrow::record_batch::RecordBatch>> {
+        let stream = plan.execute(0, self.context.clone())?;
+        Ok(stream.try_collect().await?)
+    }
+}
+
+impl Core {
+    async fn open(&self, meta: &Arc<BlockMeta>) -> Result<Arc<BlockReader>> {
+        if let Some(block) = self.blocks.get(&meta.id) {
+            return Ok(block);
+        }
+        let block = Arc::new(BlockReader::open(self.store.clone(), meta.clone()).await?);
+        self.blocks.insert(meta.id, block.clone());
+        Ok(block)
+    }
+
+    async fn open_all(&self, metas: &[Arc<BlockMeta>]) -> Result<Vec<Arc<BlockReader>>> {
+        let mut blocks = Vec::with_capacity(metas.len());
+        for some in metas.chunks(OPENS_AT_ONCE) {
+            let opening: Vec<_> = some.iter().map(|meta| self.open(meta)).collect();
+            blocks.extend(try_join_all(opening).await?);
+        }
+        Ok(blocks)
+    }
+
+    /// The blocks whose filter does not rule the trace out.
+    async fn candidates(&self, metas: &[Arc<BlockMeta>], id: TraceId, metrics: &ScanMetrics) -> Result<Vec<Arc<BlockMeta>>> {
+        let mut candidates = Vec::new();
+        for some in metas.chunks(OPENS_AT_ONCE) {
+            let asking: Vec<_> = some.iter().map(|meta| self.may_hold(meta, id, metrics)).collect();
+            let answers = try_join_all(asking).await?;
+            candidates.extend(some.iter().zip(answers).filter(|(_, may)| *may).map(|(meta, _)| meta.clone()));
+        }
+        Ok(candidates)
+    }
+
+    fn order(&self, generation: &LiveGeneration) -> Arc<MemorySource> {
+        self.ordered.get_with((generation.block, generation.set.version), || Arc::new(MemorySource::new(generation.set.clone())))
+    }
+
+    /// Live spans first, then the blocks that are not among them: in this order nothing is missed and nothing is seen twice.
+    fn snapshot(&self, tenant: &TenantId, window: Option<Window>) -> (Vec<LiveGeneration>, Vec<Arc<BlockMeta>>) {
+        let live: Vec<LiveGeneration> = self.live.live(tenant).into_iter().filter(|generation| !generation.set.is_empty()).collect();
+        let blocks = self.catalog.snapshot(tenant);
+        let is_live = |id: BlockId| live.iter().any(|generation| generation.block == id);
+        let blocks = blocks.blocklist.overlapping(window).filter(|meta| !is_live(meta.id)).cloned().collect();
+        (live, blocks)
+    }
+
+    /// All sources of a tenant, opened; the joined one last, if there is one.
+    async fn sources(&self, tenant: &TenantId, window: Option<Window>, metrics: &ScanMetrics) -> Result<Vec<(SourceName, SourceRef)>> {
+        let wide = window.map(|window| Window {
+            start_seconds: window.start_seconds.saturating_sub(SPLIT_SLACK_SECONDS),
+            end_seconds: window.end_seconds.saturating_add(SPLIT_SLACK_SECONDS),
+        });
+        let (live, metas) = self.snapshot(tenant, wide);
+        let blocks = self.open_all(&metas).await?;
+        let mut sources: Vec<(SourceName, SourceRef)> = Vec::with_capacity(live.len() + blocks.len() + 1);
+        for generation in &live {
+            sources.push((SourceName::Live { id: generation.block }, self.order(generation)));
+        }
+        for block in blocks {
+            sources.push((SourceName::Block { id: block.meta().id }, block));
+        }
+        let key = SourceKey {
+            tenant: tenant.clone(),
+            blocks: metas.iter().map(|meta| meta.id).collect(),
+            live: live.iter().map(|generation| (generation.block, generation.set.version)).collect(),
+        };
+        let joined = self.joined(key, live.len(), &sources, metrics).await?;
+        if let Some(source) = &joined.1 {
+            let traces = joined.0.iter().map(|id| TraceId(id.to_be_bytes())).collect();
+            sources.push((SourceName::Joined { traces }, source.clone()));
+        }
+        Ok(sources)
+    }
+
+    async fn joined(&self, key: SourceKey, live: usize, sources: &[(SourceName, SourceRef)], metrics: &ScanMetrics) -> Result<Joined> {
+        if let Some(joined) = self.joined.get(&key) {
+            return Ok(joined);
+        }
+        let ids = |at: usize| sources[at].1.traces().ids();
+        let of_blocks = self.block_splits.get_with((key.tenant.clone(), key.blocks.clone()), || {
+            let lists: Vec<&[u128]> = (live..sources.len()).map(ids).collect();
+            Arc::new(split_ids(&lists))
+        });
+        let mut split = BTreeSet::clone(&of_blocks);
+        for at in 0..live {
+            (at + 1..sources.len()).for_each(|other| common(ids(at), ids(other), &mut split));
+        }
+        let source = if split.is_empty() {
+            None
+        } else {
+            let sources: Vec<SourceRef> = sources.iter().map(|(_, source)| source.clone()).collect();
+            Some(join_traces(&split, &sources, metrics).await?)
+        };
+        let joined: Joined = Arc::new((split, source));
+        self.joined.insert(key, joined.clone());
+        Ok(joined)
+    }
+
+    /// False when the block certainly lacks the trace.
+    async fn may_hold(&self, meta: &BlockMeta, id: TraceId, metrics: &ScanMetrics) -> Result<bool> {
+        if meta.bloom_shards == 0 {
+            return Ok(true);
+        }
+        let shard = shard_of(id, meta.bloom_shards as usize) as u32;
+        if let Some(bloom) = self.blooms.get(&(meta.id, shard)) {
+            return Ok(bloom.may_contain(id));
+        }
+        let path = meta.object_path(&bloom_name(shard));
+        let bytes = self.store.get(&path).await?.bytes().await?;
+        metrics.read(bytes.len() as u64);
+        let bloom = Arc::new(BloomShard::parse(&bytes).map_err(|e| e.context(path))?);
+        self.blooms.insert((meta.id, shard), bloom.clone());
+        Ok(bloom.may_contain(id))
+    }
+
+    /// The sources that hold spans of a trace.
+    async fn sources_of_trace(&self, tenant: &TenantId, id: TraceId, window: Option<Window>, metrics: &ScanMetrics) -> Result<Vec<SourceRef>> {
+        let (live, metas) = self.snapshot(tenant, window);
+        let mut sources: Vec<SourceRef> = Vec::new();
+        for generation in &live {
+            sources.extend(live_trace(&generation.set, id).map(|source| source as SourceRef));
+        }
+        let number = u128::from_be_bytes(id.0);
+        for meta in self.candidates(&metas, id, metrics).await? {
+            let block = self.open(&meta).await?;
+            if block.index().traces.rows_of(number).is_some() {
+                sources.push(block);
+            }
+        }
+        Ok(sources)
+    }
+}
+
+/// The spans of one trace in a live set, as a source of their own: the whole set is not ordered for it.
+fn live_trace(set: &SpanSet, id: TraceId) -> Option<Arc<MemorySource>> {
+    set.only_trace(id).map(|set| Arc::new(MemorySource::new(set)))
+}
+
+#[async_trait]
+impl SourceResolver for Core {
+    async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>> {
+        let live = self.live.live(tenant);
+        let blocks = self.catalog.snapshot(tenant);
+        let mut sources: Vec<SourceRef> = Vec::with_capacity(names.len());
+        for name in names {
+            match name {
+                SourceName::Block { id } | SourceName::Live { id } => {
+                    let generation = live.iter().find(|generation| generation.block == *id);
+                    match (generation, blocks.blocklist.known().find(|meta| meta.id == *id)) {
+                        (Some(generation), _) if matches!(name, SourceName::Live { .. }) => sources.push(self.order(generation)),
+                        (_, Some(meta)) => sources.push(self.open(meta).await?),
+                        _ => return Err(Error::not_found(format!("block {id} of tenant {tenant} is not known here"))),
+                    }
+                }
+                SourceName::Joined { traces } => {
+                    let ids = traces.iter().map(|id| u128::from_be_bytes(id.0)).collect();
+                    sources.push(join_traces(&ids, &sources, &ScanMetrics::default()).await?);
+                }
+            }
+        }
+        Ok(sources)
+    }
+}
+
+#[async_trait]
+impl QueryService for Engine {
+    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+        let metrics = ScanMetrics::default();
+        let number = u128::from_be_bytes(id.0);
+        let sources = self.core.sources_of_trace(tenant, id, window, &metrics).await?;
+        let mut builder = SpanBuilder::default();
+        for source in &sources {
+            append_traces([number].into_iter(), source, &mut builder, &metrics).await?;
+        }
+        let mut assembler = TraceAssembler::default();
+        let whole = MemorySource::new(builder.snapshot());
+        let (columns, events) = (whole.schema().columns(), whole.schema().event_columns());
+        for group in 0..whole.row_groups().len() {
+            let batch = whole.read(group, &columns, &events, None, &metrics).await?;
+            assembler.add(&batch, 0..batch.num_rows(), whole.schema(), whole.resources(), whole.scopes())?;
+        }
+        Ok(TraceResult { resource_spans: assembler.finish(), stats: metrics.snapshot() })
+    }
+
+    async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
+        let plan = self.plan_search(tenant, &request).await?;
+        let mut traces = Vec::new();
+        for batch in self.execute(&plan.plan).await? {
+            traces.extend(search_results(&batch)?);
+        }
+        let mut stats = plan.sources.metrics.snapshot();
+        add_blocks(&mut stats, plan.sources.sources().await?);
+        Ok(SearchResult { traces, stats })
+    }
+
+    async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
+        let metrics = ScanMetrics::default();
+        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
+        let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
+        let mut names = match filter {
+            Some(filter) => tags::names_where(&sources, &filter, request.window, &metrics).await?,
+            None => tags::all_names(&sources),
+        };
+        if let Some(scope) = request.scope {
+            names.retain(|&other, _| other == scope);
+        }
+        let scopes = names.into_iter().map(|(scope, names)| (scope, names.into_iter().collect())).collect();
+        let mut stats = metrics.snapshot();
+        add_blocks(&mut stats, &sources);
+        Ok(TagNames { scopes, stats })
+    }
+
+    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
+        let field = traceql::parse_identifier(&request.tag)?;
+        let metrics = ScanMetrics::default();
+        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
+        let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
+        let values = tags::values_of(&sources, &field, filter.as_ref(), request.window, &metrics).await?;
+        let mut stats = metrics.snapshot();
+        add_blocks(&mut stats, &sources);
+        Ok(TagValues { values, stats })
+    }
+}
+
+impl Engine {
+    /// Sources as they are: what is said of single spans needs no trace to be whole.
+    async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>, _metrics: &ScanMetrics) -> Result<Vec<SourceRef>> {
+        let (live, metas) = self.core.snapshot(tenant, window);
+        let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(generation) as SourceRef).collect();
+        sources.extend(self.core.open_all(&metas).await?.into_iter().map(|block| block as SourceRef));
+        Ok(sources)
+    }
+}
+
+fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {
+    let blocks = sources.iter().map(|source| source.data_bytes()).filter(|&bytes| bytes > 0);
+    (stats.blocks, stats.block_bytes) = blocks.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
+}

@@ -1,0 +1,12 @@
+//! Execution: sources, evaluation of TraceQL over columns, and the engine that answers queries.
+
+pub mod engine;
+pub mod eval;
+pub mod live;
+pub mod shown;
+pub mod source;
+pub mod sources;
+pub mod spansets;
+pub mod split;
+pub mod stats;
+pub mod tags;

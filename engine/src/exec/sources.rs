@@ -1,0 +1,160 @@
+//! The sources of one query: which there are, how a plan names them, and how another process finds them again.
+
+use std::{collections::HashSet, sync::Arc};
+
+use arrow::buffer::BooleanBuffer;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use super::{eval::{ColumnNeeds, Frame}, source::SourceRef, stats::ScanMetrics};
+use crate::{error::Result, query::Window, spans::{BlockId, TraceId, schema::Column}, tenant::TenantId};
+
+/// How a plan names a source.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceName {
+    /// A block.
+    Block {
+        /// Its id.
+        id: BlockId,
+    },
+    /// Live spans that will become block `id`.
+    Live {
+        /// The id of the block to be.
+        id: BlockId,
+    },
+    /// The whole of those traces whose spans lie in several of the other sources. The others leave them out.
+    Joined {
+        /// The traces.
+        traces: Vec<TraceId>,
+    },
+}
+
+/// Opens sources by name.
+#[async_trait]
+pub trait SourceResolver: std::fmt::Debug + Send + Sync {
+    /// Opens `names` in order. A live source that has become a block since is that block. Errors: `NotFound`, `Data`, `Unavailable`.
+    async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>>;
+}
+
+/// The sources of one query, opened or still to be opened.
+#[derive(Debug)]
+pub struct SourceSet {
+    tenant: TenantId,
+    names: Vec<SourceName>,
+    resolver: Arc<dyn SourceResolver>,
+    opened: OnceCell<Vec<SourceRef>>,
+    /// What this process has read so far.
+    pub metrics: Arc<ScanMetrics>,
+}
+
+impl SourceSet {
+    /// Sources to be opened when the plan runs.
+    pub fn new(tenant: TenantId, names: Vec<SourceName>, resolver: Arc<dyn SourceResolver>) -> Self {
+        Self { tenant, names, resolver, opened: OnceCell::new(), metrics: Arc::default() }
+    }
+
+    /// Sources that are open.
+    pub fn opened(tenant: TenantId, sources: Vec<(SourceName, SourceRef)>, resolver: Arc<dyn SourceResolver>) -> Self {
+        let (names, sources) = sources.into_iter().unzip();
+        Self { tenant, names, resolver, opened: OnceCell::new_with(Some(sources)), metrics: Arc::default() }
+    }
+
+    /// Whose spans.
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// The names, in order.
+    pub fn names(&self) -> &[SourceName] {
+        &self.names
+    }
+
+    /// The sources, in order. Errors: as [`SourceResolver::resolve`].
+    pub async fn sources(&self) -> Result<&[SourceRef]> {
+        Ok(self.opened.get_or_try_init(|| self.resolver.resolve(&self.tenant, &self.names)).await?)
+    }
+
+    /// Traces that the joined source has, and the others leave out.
+    pub fn joined_traces(&self) -> HashSet<u128> {
+        let joined = |name: &SourceName| match name {
+            SourceName::Joined { traces } => traces.iter().map(|id| u128::from_be_bytes(id.0)).collect(),
+            _ => Vec::new(),
+        };
+        self.names.iter().flat_map(joined).collect()
+    }
+}
+
+/// A row group of one of the sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ScanUnit {
+    pub source: usize,
+    pub group: usize,
+    /// Start of its newest trace.
+    pub newest: u64,
+}
+
+/// The row groups that overlap `window`, newest first. The number of those that do not is counted as skipped.
+pub fn scan_units(sources: &[SourceRef], window: Option<Window>, metrics: &ScanMetrics) -> Vec<ScanUnit> {
+    let mut units = Vec::new();
+    for (source, spans) in sources.iter().enumerate() {
+        for (group, rows) in spans.row_groups().iter().enumerate() {
+            if window.is_none_or(|window| rows.trace_start_min <= window.end_nanos() && rows.trace_end_max >= window.start_nanos()) {
+                units.push(ScanUnit { source, group, newest: rows.trace_start_max });
+            } else {
+                metrics.skipped(1);
+            }
+        }
+    }
+    units.sort_by_key(|unit| (std::cmp::Reverse(unit.newest), unit.source, unit.group));
+    units
+}
+
+impl Window {
+    /// First nanosecond.
+    pub fn start_nanos(&self) -> u64 {
+        u64::from(self.start_seconds) * 1_000_000_000
+    }
+
+    /// Last nanosecond at which a trace may start.
+    pub fn end_nanos(&self) -> u64 {
+        u64::from(self.end_seconds) * 1_000_000_000
+    }
+}
+
+/// The rows of `frame` whose trace overlaps `window` and is not in `excluded`. Reads trace times only where the row group reaches beyond
+/// the window. Errors: as the source's.
+pub async fn active_rows(
+    frame: &mut Frame,
+    group: usize,
+    window: Option<Window>,
+    excluded: &HashSet<u128>,
+    metrics: &ScanMetrics,
+) -> Result<BooleanBuffer> {
+    let rows = frame.source().row_groups()[group];
+    let mut active = BooleanBuffer::new_set(frame.len());
+    if let Some(window) = window
+        && (rows.trace_start_min < window.start_nanos() || rows.trace_start_max > window.end_nanos())
+    {
+        let needs = ColumnNeeds { columns: vec![Column::TraceStart, Column::TraceDuration], events: Vec::new() };
+        frame.load(&needs, metrics).await?;
+        let (starts, durations) = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::TraceDuration)?.values());
+        active = BooleanBuffer::collect_bool(frame.len(), |row| {
+            let start = starts[row] as u64;
+            start <= window.end_nanos() && start.saturating_add(durations[row].max(0) as u64) >= window.start_nanos()
+        });
+    }
+    if !excluded.is_empty() {
+        let group_rows = rows.first_row as usize..(rows.first_row + rows.rows) as usize;
+        let mut kept = vec![true; frame.len()];
+        for range in excluded.iter().filter_map(|&id| frame.source().traces().rows_of(id)) {
+            if group_rows.contains(&range.start) {
+                kept[range.start - group_rows.start..range.end - group_rows.start].fill(false);
+            }
+        }
+        active = &active & &BooleanBuffer::from(kept);
+    }
+    Ok(active)
+}

@@ -1,0 +1,15 @@
+//! The engine: span schema, TraceQL, plans, blocks, catalog and compaction. Knows no HTTP and no cluster.
+
+pub mod block;
+pub mod catalog;
+pub mod clock;
+pub mod compact;
+pub mod error;
+pub mod exec;
+pub mod lower;
+pub mod plan;
+pub mod query;
+pub mod spans;
+pub mod store;
+pub mod tenant;
+pub mod traceql;

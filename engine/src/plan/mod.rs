@@ -1,0 +1,62 @@
+//! Our physical plan nodes, one a file. Each says all it needs in a form that `skein-flight`'s codec can carry to another process.
+//!
+//! A search is three nodes:
+//! ```text
+//! TraceDetailsExec      root names, service counts, spans and attributes of the traces that won
+//!   NewestTracesExec    the newest `limit` traces of all partitions
+//!     SpansetScanExec   filters and spanset pipeline over row groups, newest first, one partition per CPU
+//! ```
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    common::DataFusionError,
+    physical_expr::EquivalenceProperties,
+    physical_plan::{
+        Partitioning, PlanProperties,
+        execution_plan::{Boundedness, EmissionType},
+    },
+};
+
+pub mod matches;
+pub mod newest_traces;
+pub mod spanset_scan;
+pub mod trace_details;
+
+use crate::error::{Error, ErrorKind};
+
+/// Properties of a node with `partitions` partitions of no declared order.
+fn properties(schema: SchemaRef, partitions: usize, emission: EmissionType) -> Arc<PlanProperties> {
+    let partitioning = Partitioning::UnknownPartitioning(partitions);
+    Arc::new(PlanProperties::new(EquivalenceProperties::new(schema), partitioning, emission, Boundedness::Bounded))
+}
+
+impl From<Error> for DataFusionError {
+    fn from(error: Error) -> Self {
+        Self::External(Box::new(error))
+    }
+}
+
+/// The engine's error inside a DataFusion error, or an `Internal` (or `Exhausted`) one around it: no text of a user reaches DataFusion's
+/// planner on this path. The only place where a `DataFusionError` is classified.
+impl From<DataFusionError> for Error {
+    fn from(error: DataFusionError) -> Self {
+        match error {
+            DataFusionError::External(inner) => match inner.downcast::<Error>() {
+                Ok(own) => *own,
+                Err(inner) => Self::internal("executing a plan").with_source(inner),
+            },
+            DataFusionError::Context(_, inner) => Self::from(*inner),
+            DataFusionError::Shared(inner) => match inner.as_ref() {
+                DataFusionError::External(external) => match external.downcast_ref::<Self>() {
+                    Some(own) => Self::new(own.kind(), own.to_string()),
+                    None => Self::internal(external.to_string()),
+                },
+                other => Self::internal(other.to_string()),
+            },
+            DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message),
+            other => Self::internal("executing a plan").with_source(other),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `NewestTracesExec`: the newest traces of all partitions.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use datafusion::{
+    common::{Result, tree_node::TreeNodeRecursion},
+    execution::TaskContext,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
+        SendableRecordBatchStream, execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{StreamExt, stream};
+
+use super::{
+    matches::{self, MatchedTrace},
+    properties,
+    spanset_scan::{NewestBound, SpansetScanExec},
+};
+use crate::spans::TraceId;
+
+/// Keeps the newest `limit` traces of its input's partitions.
+///
+/// **Shape**: one partition, one batch of [`matches::schema`], newest trace first, ties by trace id. **Memory**: `limit` matches.
+/// When its input is a scan in the same process, it tells the scan what can no longer win.
+#[derive(Debug)]
+pub struct NewestTracesExec {
+    input: Arc<dyn ExecutionPlan>,
+    limit: usize,
+    properties: Arc<PlanProperties>,
+}
+
+impl NewestTracesExec {
+    /// Keeps `limit` traces of `input`.
+    pub fn new(input: Arc<dyn ExecutionPlan>, limit: usize) -> Self {
+        let properties = properties(matches::schema(), 1, EmissionType::Final);
+        Self { input, limit, properties }
+    }
+
+    /// Traces kept.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+}
+
+/// The newest traces so far.
+struct Newest {
+    traces: BTreeMap<(std::cmp::Reverse<u64>, TraceId), MatchedTrace>,
+    limit: usize,
+    bound: Option<Arc<NewestBound>>,
+}
+
+impl Newest {
+    fn add(&mut self, trace: MatchedTrace) {
+        self.traces.insert(trace.rank(), trace);
+        if self.traces.len() > self.limit {
+            self.traces.pop_last();
+        }
+        if self.traces.len() == self.limit
+            && let (Some(bound), Some(last)) = (&self.bound, self.traces.last_key_value())
+        {
+            bound.raise(last.1.start_unix_nano);
+        }
+    }
+}
+
+impl DisplayAs for NewestTracesExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NewestTracesExec: limit={}", self.limit)
+    }
+}
+
+impl ExecutionPlan for NewestTracesExec {
+    fn name(&self) -> &str {
+        "NewestTracesExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(Self::new(children.swap_remove(0), self.limit)))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let mut inputs = stream::SelectAll::new();
+        for partition in 0..self.input.output_partitioning().partition_count() {
+            let input = self.input.execute(partition, context.clone())?;
+            inputs.push(spawn_buffered(input));
+        }
+        let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());
+        let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound };
+        let result = async move {
+            while let Some(batch) = inputs.next().await {
+                matches::from_batch(&batch?)?.into_iter().for_each(|trace| newest.add(trace));
+            }
+            let traces: Vec<MatchedTrace> = newest.traces.into_values().collect();
+            Ok(matches::to_batch(&traces)?)
+        };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(matches::schema(), stream::once(result))))
+    }
+}
+
+/// Drives a partition in a task of its own, so that partitions use all CPUs; the task ends when the stream is dropped.
+fn spawn_buffered(input: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    datafusion::physical_plan::common::spawn_buffered(input, 1)
+}

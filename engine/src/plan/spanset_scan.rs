@@ -1,0 +1,230 @@
+//! `SpansetScanExec`: the leaf of a search. Filters and spanset pipeline over the row groups of all sources.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    common::{Result, tree_node::TreeNodeRecursion},
+    execution::TaskContext,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{
+    matches::{self, MatchedSpanset, MatchedTrace, key_value},
+    properties,
+};
+use crate::{
+    exec::{
+        eval::{ColumnNeeds, Frame},
+        source::SourceRef,
+        sources::{ScanUnit, SourceSet, active_rows, scan_units},
+        spansets::{Spanset, SpansetPipeline, TraceMatch},
+    },
+    query::Window,
+    spans::{TraceId, schema::Column},
+    traceql::Pipeline,
+};
+
+/// The start of the oldest trace that still counts. The node that keeps the newest traces raises it; scans below it end early. Starts at
+/// zero, so a scan alone reads everything; across processes it is not shared, which costs time and changes no answer.
+#[derive(Debug, Default)]
+pub struct NewestBound(AtomicU64);
+
+impl NewestBound {
+    /// Says that nothing that starts before `start_unix_nano` counts.
+    pub fn raise(&self, start_unix_nano: u64) {
+        self.0.fetch_max(start_unix_nano, Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Runs a spanset pipeline over row groups, newest first.
+///
+/// **Shape**: batches of [`matches::schema`], one for each row group with a match, newest row group first; traces whole. Row groups are
+/// dealt out to the partitions in turn.
+#[derive(Debug)]
+pub struct SpansetScanExec {
+    sources: Arc<SourceSet>,
+    pipeline: Pipeline,
+    window: Option<Window>,
+    spans_per_spanset: usize,
+    partitions: usize,
+    bound: Arc<NewestBound>,
+    properties: Arc<PlanProperties>,
+}
+
+impl SpansetScanExec {
+    /// A scan of `sources` by `partitions` partitions.
+    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, window: Option<Window>, spans_per_spanset: usize, partitions: usize) -> Self {
+        let properties = properties(matches::schema(), partitions, EmissionType::Incremental);
+        Self { sources, pipeline, window, spans_per_spanset, partitions, bound: Arc::default(), properties }
+    }
+
+    /// The sources.
+    pub fn sources(&self) -> &Arc<SourceSet> {
+        &self.sources
+    }
+
+    /// The pipeline.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The window.
+    pub fn window(&self) -> Option<Window> {
+        self.window
+    }
+
+    /// Most spans kept of a spanset.
+    pub fn spans_per_spanset(&self) -> usize {
+        self.spans_per_spanset
+    }
+
+    /// What ends the scan early.
+    pub fn bound(&self) -> &Arc<NewestBound> {
+        &self.bound
+    }
+}
+
+/// What the stream of one partition needs.
+struct Scan {
+    sources: Arc<SourceSet>,
+    pipeline: SpansetPipeline,
+    window: Option<Window>,
+    spans_per_spanset: usize,
+    bound: Arc<NewestBound>,
+    joined: HashSet<u128>,
+}
+
+impl Scan {
+    async fn units(&self, partition: usize, partitions: usize) -> crate::error::Result<Vec<ScanUnit>> {
+        let units = scan_units(self.sources.sources().await?, self.window, &self.sources.metrics);
+        Ok(units.into_iter().skip(partition).step_by(partitions).collect())
+    }
+
+    async fn run(&self, unit: ScanUnit) -> crate::error::Result<Vec<MatchedTrace>> {
+        let metrics = &self.sources.metrics;
+        if unit.newest < self.bound.get() {
+            metrics.skipped(1);
+            return Ok(Vec::new());
+        }
+        let source: SourceRef = self.sources.sources().await?[unit.source].clone();
+        let mut frame = Frame::new(source, unit.group, None);
+        let nothing = HashSet::new();
+        let excluded = if self.is_joined(unit.source) { &nothing } else { &self.joined };
+        let active = active_rows(&mut frame, unit.group, self.window, excluded, metrics).await?;
+        metrics.row_group(frame.len() as u64);
+        let found = self.pipeline.run(&mut frame, unit.group, &active, metrics).await?;
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        metrics.traces(found.len() as u64);
+        let needs = ColumnNeeds { columns: vec![Column::TraceStart, Column::TraceIdHigh, Column::TraceIdLow], events: Vec::new() };
+        frame.load(&needs, metrics).await?;
+        let bound = self.bound.get();
+        let mut traces = Vec::with_capacity(found.len());
+        for found in found {
+            let trace = self.describe(&frame, unit, found)?;
+            if trace.start_unix_nano >= bound {
+                traces.push(trace);
+            }
+        }
+        Ok(traces)
+    }
+
+    fn is_joined(&self, source: usize) -> bool {
+        matches!(self.sources.names()[source], crate::exec::sources::SourceName::Joined { .. })
+    }
+
+    fn describe(&self, frame: &Frame, unit: ScanUnit, found: TraceMatch) -> crate::error::Result<MatchedTrace> {
+        let first = found.rows.start as usize;
+        let (high, low) = (frame.ints(Column::TraceIdHigh)?.value(first), frame.ints(Column::TraceIdLow)?.value(first));
+        let spanset = |spanset: Spanset| MatchedSpanset {
+            matched: spanset.rows.len() as u32,
+            span_rows: spanset.rows.into_iter().take(self.spans_per_spanset).collect(),
+            attributes: spanset.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
+        };
+        Ok(MatchedTrace {
+            start_unix_nano: frame.ints(Column::TraceStart)?.value(first) as u64,
+            id: TraceId::from_halves(high, low),
+            source: unit.source as u32,
+            group: unit.group as u32,
+            first_row: found.rows.start,
+            rows: found.rows.len() as u32,
+            spansets: found.spansets.into_iter().map(spanset).collect(),
+        })
+    }
+}
+
+impl DisplayAs for SpansetScanExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SpansetScanExec: query=[{}], sources={}, partitions={}", self.pipeline, self.sources.names().len(), self.partitions)
+    }
+}
+
+impl ExecutionPlan for SpansetScanExec {
+    fn name(&self) -> &str {
+        "SpansetScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let scan = Arc::new(Scan {
+            sources: self.sources.clone(),
+            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            window: self.window,
+            spans_per_spanset: self.spans_per_spanset,
+            bound: self.bound.clone(),
+            joined: self.sources.joined_traces(),
+        });
+        let partitions = self.partitions;
+        let units = {
+            let scan = scan.clone();
+            stream::once(async move { scan.units(partition, partitions).await }).map_ok(|units| stream::iter(units.into_iter().map(Ok))).try_flatten()
+        };
+        let batches = units
+            .and_then(move |unit| {
+                let scan = scan.clone();
+                async move { matches::to_batch(&scan.run(unit).await?) }
+            })
+            .map_err(Into::into);
+        let schema: SchemaRef = matches::schema();
+        let batches = batches.filter(|batch| futures::future::ready(!matches!(batch, Ok(batch) if batch.num_rows() == 0)));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
+    }
+}
+

@@ -1,0 +1,278 @@
+//! `TraceDetailsExec`: what a search shows of the traces that won.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, LazyLock},
+};
+
+use arrow::{
+    array::{ArrayRef, BinaryArray, FixedSizeBinaryBuilder, Int64Array, StringArray, UInt64Array},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use datafusion::{
+    common::{Result as DataFusionResult, tree_node::TreeNodeRecursion},
+    execution::TaskContext,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{StreamExt, stream};
+use prost::Message;
+use skein_proto::tempo;
+
+use super::{
+    matches::{self, MatchedTrace, key_value},
+    properties,
+};
+use crate::{
+    error::{Error, Result},
+    exec::{
+        eval::{ColumnNeeds, Frame},
+        shown::{ShownField, shown_fields},
+        sources::SourceSet,
+    },
+    spans::{SpanId, schema::Column},
+    traceql::{FieldRef, Intrinsic, Pipeline},
+};
+
+/// Shown as root service where no root span is known.
+const NO_ROOT: &str = "<root span not yet received>";
+
+static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("trace_id", DataType::FixedSizeBinary(16), false),
+        Field::new("root_service_name", DataType::Utf8, false),
+        Field::new("root_name", DataType::Utf8, false),
+        Field::new("trace_start_unix_nano", DataType::UInt64, false),
+        Field::new("trace_duration_nanos", DataType::Int64, false),
+        Field::new("metadata", DataType::Binary, false),
+    ]))
+});
+
+/// Fetches root names, times, service counts, and the spans and attributes of spansets, only for the traces of its input.
+///
+/// **Shape**: a row for each trace, in input order; `metadata` is a `tempopb.TraceSearchMetadata` message. **Cost**: one request for each row
+/// group with a winner.
+#[derive(Debug)]
+pub struct TraceDetailsExec {
+    input: Arc<dyn ExecutionPlan>,
+    sources: Arc<SourceSet>,
+    pipeline: Pipeline,
+    properties: Arc<PlanProperties>,
+}
+
+impl TraceDetailsExec {
+    /// Details of the traces of `input`, which come from `sources`, for a search with `pipeline`.
+    pub fn new(input: Arc<dyn ExecutionPlan>, sources: Arc<SourceSet>, pipeline: Pipeline) -> Self {
+        Self { input, sources, pipeline, properties: properties(SCHEMA.clone(), 1, EmissionType::Final) }
+    }
+
+    /// The sources.
+    pub fn sources(&self) -> &Arc<SourceSet> {
+        &self.sources
+    }
+
+    /// The pipeline.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+}
+
+/// The rows of a result batch as search results. Errors: `Internal` when it is not one.
+pub fn search_results(batch: &RecordBatch) -> Result<Vec<tempo::TraceSearchMetadata>> {
+    let column = batch.column_by_name("metadata").ok_or_else(|| Error::internal("a batch has no search results"))?;
+    let messages: &BinaryArray = arrow::array::AsArray::as_binary_opt(column).ok_or_else(|| Error::internal("search results are not messages"))?;
+    let decode = |message| tempo::TraceSearchMetadata::decode(message).map_err(|e| Error::internal("reading search results").with_source(e));
+    messages.iter().flatten().map(decode).collect()
+}
+
+async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipeline) -> Result<RecordBatch> {
+    let shown = shown_fields(pipeline);
+    let mut by_group: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
+    for (at, trace) in traces.iter().enumerate() {
+        by_group.entry((trace.source, trace.group)).or_default().push(at);
+    }
+    let mut rows: Vec<Option<TraceRow>> = (0..traces.len()).map(|_| None).collect();
+    for ((source, group), mut members) in by_group {
+        members.sort_by_key(|&at| traces[at].first_row);
+        let ranges = members.iter().map(|&at| traces[at].first_row as usize..(traces[at].first_row + traces[at].rows) as usize).collect();
+        let source = sources.sources().await?[source as usize].clone();
+        let mut frame = Frame::new(source, group as usize, Some(ranges));
+        let mut needs = ColumnNeeds::default();
+        for column in [
+            Column::TraceDuration,
+            Column::RootService,
+            Column::RootName,
+            Column::SpanId,
+            Column::TraceStart,
+            Column::StartOffset,
+            Column::Duration,
+            Column::Service,
+            Column::StatusCode,
+        ] {
+            needs.add(column);
+        }
+        shown.iter().for_each(|shown| needs.add_field(&shown.field, frame.source()));
+        frame.load(&needs, &sources.metrics).await?;
+        let mut base = 0;
+        for at in members {
+            rows[at] = Some(describe(&frame, base, &traces[at], &shown)?);
+            base += traces[at].rows;
+        }
+    }
+    to_batch(traces.iter().zip(rows.into_iter().flatten()))
+}
+
+struct TraceRow {
+    duration_nanos: i64,
+    metadata: tempo::TraceSearchMetadata,
+}
+
+/// Describes a trace whose first row stands at `base` in the frame.
+fn describe(frame: &Frame, base: u32, trace: &MatchedTrace, shown: &[ShownField]) -> Result<TraceRow> {
+    let first = base as usize;
+    let duration_nanos = frame.ints(Column::TraceDuration)?.value(first);
+    let root_name = frame.texts(Column::RootName)?;
+    let has_root = root_name.get(first).is_some();
+    let root_service = frame.texts(Column::RootService)?.get(first).unwrap_or_default().to_owned();
+    let mut span_sets = Vec::with_capacity(trace.spansets.len());
+    for spanset in &trace.spansets {
+        let rows: Vec<u32> = spanset.span_rows.iter().map(|row| row - trace.first_row + base).collect();
+        span_sets.push(tempo::SpanSet {
+            spans: spans(frame, &rows, shown)?,
+            matched: spanset.matched,
+            attributes: spanset.attributes.clone(),
+        });
+    }
+    let metadata = tempo::TraceSearchMetadata {
+        trace_id: trace.id.to_short_hex(),
+        root_service_name: if has_root { root_service } else { NO_ROOT.to_owned() },
+        root_trace_name: root_name.get(first).unwrap_or_default().to_owned(),
+        start_time_unix_nano: trace.start_unix_nano,
+        duration_ms: u32::try_from(duration_nanos / 1_000_000).unwrap_or(u32::MAX),
+        span_set: span_sets.first().cloned(),
+        span_sets,
+        service_stats: service_stats(frame, first..first + trace.rows as usize)?,
+    };
+    Ok(TraceRow { duration_nanos, metadata })
+}
+
+fn spans(frame: &Frame, rows: &[u32], shown: &[ShownField]) -> Result<Vec<tempo::Span>> {
+    let (ids, durations) = (frame.ints(Column::SpanId)?, frame.ints(Column::Duration)?);
+    let (starts, offsets) = (frame.ints(Column::TraceStart)?, frame.ints(Column::StartOffset)?);
+    let span = |&row: &u32| {
+        let row = row as usize;
+        tempo::Span {
+            span_id: SpanId::from_i64(ids.value(row)).to_string(),
+            start_time_unix_nano: starts.value(row).wrapping_add(offsets.value(row)) as u64,
+            duration_nanos: durations.value(row) as u64,
+            ..Default::default()
+        }
+    };
+    let mut spans: Vec<tempo::Span> = rows.iter().map(span).collect();
+    for shown in shown {
+        for (span, value) in spans.iter_mut().zip(shown.values(frame, rows)?) {
+            match value {
+                Some(value) if shown.field == FieldRef::Intrinsic(Intrinsic::Name) => span.name = value.to_string(),
+                Some(value) => span.attributes.push(key_value(&shown.field.attribute_key(), &value)),
+                None => {}
+            }
+        }
+    }
+    Ok(spans)
+}
+
+fn service_stats(frame: &Frame, rows: std::ops::Range<usize>) -> Result<BTreeMap<String, tempo::ServiceStats>> {
+    const ERROR: i32 = 2;
+    let (services, status) = (frame.texts(Column::Service)?, frame.small_ints(Column::StatusCode)?);
+    let mut stats: BTreeMap<String, tempo::ServiceStats> = BTreeMap::new();
+    for row in rows {
+        let service = services.get(row).unwrap_or_default();
+        let entry = match stats.get_mut(service) {
+            Some(entry) => entry,
+            None => stats.entry(service.to_owned()).or_default(),
+        };
+        entry.span_count += 1;
+        entry.error_count += u32::from(status.value(row) == ERROR);
+    }
+    Ok(stats)
+}
+
+fn to_batch<'a>(rows: impl Iterator<Item = (&'a MatchedTrace, TraceRow)>) -> Result<RecordBatch> {
+    let mut ids = FixedSizeBinaryBuilder::new(16);
+    let (mut services, mut names, mut starts, mut durations, mut messages) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (trace, row) in rows {
+        ids.append_value(trace.id.0)?;
+        messages.push(row.metadata.encode_to_vec());
+        services.push(row.metadata.root_service_name);
+        names.push(row.metadata.root_trace_name);
+        starts.push(trace.start_unix_nano);
+        durations.push(row.duration_nanos);
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(ids.finish()),
+        Arc::new(StringArray::from(services)),
+        Arc::new(StringArray::from(names)),
+        Arc::new(UInt64Array::from(starts)),
+        Arc::new(Int64Array::from(durations)),
+        Arc::new(BinaryArray::from_iter_values(messages)),
+    ];
+    Ok(RecordBatch::try_new(SCHEMA.clone(), columns)?)
+}
+
+impl DisplayAs for TraceDetailsExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: Vec<String> = shown_fields(&self.pipeline).iter().map(|shown| shown.field.to_string()).collect();
+        write!(f, "TraceDetailsExec: shown=[{}]", shown.join(", "))
+    }
+}
+
+impl ExecutionPlan for TraceDetailsExec {
+    fn name(&self) -> &str {
+        "TraceDetailsExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> DataFusionResult<TreeNodeRecursion>,
+    ) -> DataFusionResult<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(Self::new(children.swap_remove(0), self.sources.clone(), self.pipeline.clone())))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
+        let mut input = self.input.execute(0, context)?;
+        let (sources, pipeline) = (self.sources.clone(), self.pipeline.clone());
+        let result = async move {
+            let mut traces = Vec::new();
+            while let Some(batch) = input.next().await {
+                traces.extend(matches::from_batch(&batch?)?);
+            }
+            Ok(details(traces, &sources, &pipeline).await?)
+        };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), stream::once(result))))
+    }
+}

@@ -1,0 +1,134 @@
+//! What can be asked of the stored and live spans of a tenant: the contract between the engine and the API in front of it.
+
+use async_trait::async_trait;
+use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
+
+use crate::{error::Result, spans::TraceId, tenant::TenantId};
+
+/// A search or tag window in Unix seconds. A trace is in when it overlaps the window, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// First second.
+    pub start_seconds: u32,
+    /// Last second.
+    pub end_seconds: u32,
+}
+
+/// What a query read; the figures that the API shows as `metrics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScanStats {
+    /// Traces looked at.
+    pub traces: u64,
+    /// Spans looked at (rows of the row groups that were read).
+    pub spans: u64,
+    /// Compressed bytes read from blocks.
+    pub bytes: u64,
+    /// Requests to the object store.
+    pub reads: u64,
+    /// Blocks in the window.
+    pub blocks: u64,
+    /// Bytes of these blocks.
+    pub block_bytes: u64,
+    /// Row groups read.
+    pub row_groups: u64,
+    /// Row groups skipped by statistics, filters or the limit.
+    pub row_groups_skipped: u64,
+}
+
+/// A TraceQL search.
+#[derive(Debug, Clone)]
+pub struct SearchRequest {
+    /// The query text.
+    pub query: String,
+    /// Most traces to return.
+    pub limit: usize,
+    /// Most spans to return in each spanset.
+    pub spans_per_spanset: usize,
+    /// None searches everything.
+    pub window: Option<Window>,
+}
+
+/// The answer to a search: the newest matching traces, newest first, ties by trace id.
+#[derive(Debug, Default)]
+pub struct SearchResult {
+    /// At most `limit` traces.
+    pub traces: Vec<tempo::TraceSearchMetadata>,
+    /// What it cost.
+    pub stats: ScanStats,
+}
+
+/// Everything known of one trace.
+#[derive(Debug, Default)]
+pub struct TraceResult {
+    /// Spans by resource and scope, ordered by start; empty when the trace is unknown.
+    pub resource_spans: Vec<ResourceSpans>,
+    /// What it cost.
+    pub stats: ScanStats,
+}
+
+/// Where an attribute lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum TagScope {
+    Resource,
+    Span,
+    Event,
+    Link,
+    Instrumentation,
+}
+
+/// A request for attribute names.
+#[derive(Debug, Clone, Default)]
+pub struct TagNamesRequest {
+    /// None lists all scopes.
+    pub scope: Option<TagScope>,
+    /// A lenient TraceQL filter; what cannot be used of it is ignored.
+    pub filter: Option<String>,
+    /// None looks at everything.
+    pub window: Option<Window>,
+}
+
+/// Attribute names by scope, sorted.
+#[derive(Debug, Default)]
+pub struct TagNames {
+    /// Scopes without names are left out.
+    pub scopes: Vec<(TagScope, Vec<String>)>,
+    /// What it cost.
+    pub stats: ScanStats,
+}
+
+/// A request for the values of one attribute or intrinsic.
+#[derive(Debug, Clone)]
+pub struct TagValuesRequest {
+    /// A TraceQL identifier such as `resource.service.name`, `.foo` or `name`.
+    pub tag: String,
+    /// A lenient TraceQL filter; what cannot be used of it is ignored.
+    pub filter: Option<String>,
+    /// None looks at everything.
+    pub window: Option<Window>,
+}
+
+/// The distinct values of one attribute, sorted by type and value.
+#[derive(Debug, Default)]
+pub struct TagValues {
+    /// `type` is `string`, `int`, `float`, `bool`, `duration` or `keyword`.
+    pub values: Vec<tempo::TagValue>,
+    /// What it cost.
+    pub stats: ScanStats,
+}
+
+/// The questions that the query API asks. Dropping a returned future stops the work.
+#[async_trait]
+pub trait QueryService: Send + Sync + 'static {
+    /// Finds one trace. An unknown id is an empty result, not an error. `window` only limits which blocks are looked at.
+    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult>;
+
+    /// Runs a TraceQL search. Errors: `Invalid` for a query that does not parse or validate; its message begins as Tempo's does.
+    async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult>;
+
+    /// Lists attribute names. Intrinsics are not included: they are the same for every tenant.
+    async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames>;
+
+    /// Lists the values of one attribute. Errors: `Invalid` when `tag` is not a TraceQL identifier.
+    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues>;
+}

@@ -1,0 +1,3 @@
+//! Arrow on the network, and how the engine's errors travel over gRPC.
+
+pub mod status;

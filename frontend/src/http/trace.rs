@@ -1,0 +1,124 @@
+//! `/api/traces/{traceID}` and `/api/v2/traces/{traceID}`: query-api 3.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use prost::Message;
+use skein_engine::{
+    error::{Error, ErrorKind, Result},
+    query::Window,
+    spans::{BlockId, TraceId},
+    traceql,
+};
+use skein_proto::tempo::{PartialStatus, Trace, TraceByIdResponse};
+
+use super::{
+    HttpError,
+    format::{self, Format},
+    params::Params,
+};
+use crate::{Frontend, jsonpb, llm, merge, tenancy::Tenants};
+
+pub(super) async fn v1(
+    State(frontend): State<Arc<Frontend>>,
+    Extension(tenants): Extension<Tenants>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, HttpError> {
+    let id = TraceId::parse_hex(&id)?;
+    let found = frontend.trace(&tenants, id, window(&params)?).await?;
+    if found.resource_spans.is_empty() {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    }
+    let bytes_max = frontend.strictest(&tenants, |limits| limits.max_bytes_per_trace);
+    if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
+        return Err(HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, format!("trace exceeds max size (max bytes: {bytes_max})")));
+    }
+    let trace = Trace { resource_spans: found.resource_spans };
+    let json = |trace| jsonpb::to_json(trace).replacen("resourceSpans", "batches", 1);
+    Ok(match Format::of(&headers) {
+        Format::Protobuf => format::body(format::PROTOBUF, trace.encode_to_vec()),
+        Format::Json => format::body(format::JSON, json(&trace)),
+        Format::Llm => format::body(format::LLM, json(&trace)),
+    })
+}
+
+pub(super) async fn v2(
+    State(frontend): State<Arc<Frontend>>,
+    Extension(tenants): Extension<Tenants>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, HttpError> {
+    let id = TraceId::parse_hex(&id)?;
+    let window = window(&params)?;
+    check_filter(&params)?;
+    let mut found = frontend.trace(&tenants, id, window).await?;
+    let bytes_max = frontend.strictest(&tenants, |limits| limits.max_bytes_per_trace);
+    let (mut status, mut message) = (PartialStatus::Complete, String::new());
+    if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
+        merge::trace::cut(&mut found.resource_spans, bytes_max);
+        status = PartialStatus::Partial;
+        message = format!("Trace exceeds maximum size of {bytes_max} bytes, a partial trace is returned");
+    }
+    Ok(match Format::of(&headers) {
+        Format::Llm => format::body(format::LLM, llm::trace(id, &found.resource_spans, &found.stats, status, &message)),
+        format => format.write(&TraceByIdResponse {
+            trace: Some(Trace { resource_spans: found.resource_spans }),
+            metrics: Some(merge::stats::trace_metrics(&found.stats)),
+            status: status.into(),
+            message,
+        }),
+    })
+}
+
+/// Checks the parameters of 3.2. The window only says which blocks are looked at; a bound that is missing is open.
+fn window(params: &Params) -> Result<Option<Window>> {
+    match params.get("mode") {
+        None | Some("all" | "blocks") => {}
+        Some("ingesters") => return Ok(None),
+        Some(mode) => return Err(Error::invalid(format!("invalid value for mode {mode}"))),
+    }
+    for (param, shown) in [("blockStart", "blockstart"), ("blockEnd", "blockEnd")] {
+        params.get(param).map(BlockId::parse).transpose().map_err(|e| e.context(format!("invalid value for {shown}")))?;
+    }
+    let bound = |name| Ok::<_, Error>(params.signed(name)?.filter(|seconds| *seconds != 0));
+    let (start, end) = (bound("start")?, bound("end")?);
+    if let (Some(start), Some(end)) = (start, end)
+        && end <= start
+    {
+        return Err(Error::invalid(format!("http parameter start must be before end. received start={start} end={end}")));
+    }
+    if start.is_none() && end.is_none() {
+        return Ok(None);
+    }
+    let seconds = |bound: i64| u32::try_from(bound.max(0)).unwrap_or(u32::MAX);
+    Ok(Some(Window { start_seconds: start.map_or(0, seconds), end_seconds: end.map_or(u32::MAX, seconds) }))
+}
+
+/// Checks the span filter `q` and its parameters, which count only together with it; a good one is refused as not supported.
+fn check_filter(params: &Params) -> Result<()> {
+    let Some(filter) = params.get("q").map(str::trim).filter(|filter| !filter.is_empty()) else { return Ok(()) };
+    traceql::parse(filter).map_err(|e| if e.kind() == ErrorKind::Invalid { e.context("invalid TraceQL filter") } else { e })?;
+    let depth = |name: &str| match params.get(name) {
+        None => Ok(()),
+        Some(text) => match text.parse::<i64>() {
+            Ok(-1..) => Ok(()),
+            Ok(_) => Err(Error::invalid(format!("invalid value for {name}: must be >= -1"))),
+            Err(e) => Err(Error::invalid(format!("invalid value for {name}: {e}"))),
+        },
+    };
+    depth("match_depth")?;
+    match params.get("keep_hierarchy") {
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => depth("ancestor_depth")?,
+        None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => {}
+        Some(text) => return Err(Error::invalid(format!("invalid value for keep_hierarchy: {text:?} is not a boolean"))),
+    }
+    Err(Error::invalid("q: filtering the spans of a trace is not supported yet"))
+}

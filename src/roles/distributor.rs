@@ -1,0 +1,26 @@
+//! The distributor: receivers, limits, and the way to the ingester.
+
+use std::sync::Arc;
+
+use skein_engine::error::Result;
+use skein_ingest::{
+    distributor::{Distributor, DistributorSettings, monotonic_clock},
+    metrics::Metrics,
+    receivers::server::{OtlpServer, OtlpSettings},
+    sink::TraceSink,
+};
+
+use super::Shared;
+
+/// Binds the receivers in front of `sink`. Nothing is taken before they are served.
+pub async fn open(shared: &Shared, mut otlp: OtlpSettings, sink: Arc<dyn TraceSink>, metrics: Arc<Metrics>) -> Result<OtlpServer> {
+    let settings = &shared.settings;
+    otlp.stop_timeout = settings.server.graceful_shutdown_timeout;
+    let limits = Arc::new(settings.overrides.defaults.ingestion_limits());
+    let behaviour = DistributorSettings {
+        retry_after_on_resource_exhausted: settings.distributor.retry_after_on_resource_exhausted,
+        ..DistributorSettings::default()
+    };
+    let distributor = Arc::new(Distributor::new(sink, limits, metrics, behaviour, monotonic_clock()));
+    OtlpServer::bind(otlp, distributor).await
+}

@@ -1,0 +1,158 @@
+//! The ingester and the engine over it: the log, live traces, flushing, and the queries that see live spans and blocks as one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use skein_engine::{
+    compact::{BlockMerger, Merger},
+    error::{Error, Result},
+    exec::engine::{Engine, EngineSettings},
+    query::{QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window},
+    spans::TraceId,
+    tenant::TenantId,
+};
+use skein_ingest::{
+    ingester::{Ingester as SpanIngester, IngesterHandle, IngesterSettings},
+    ingester_metrics::IngesterMetrics,
+    metrics::Metrics,
+    sink::TraceSink,
+    wal::{SegmentId, Wal, WalSettings},
+};
+use tokio::{runtime::Handle, task::JoinSet};
+
+use super::{Shared, Task, storage::Storage};
+
+/// What the process needs of the ingester besides spans going in.
+#[async_trait]
+pub trait Lifecycle: Send + Sync + 'static {
+    /// Cuts and writes what is live, of one tenant or of all; returns when the blocks are durable and queryable.
+    /// Errors: `NotFound` for a tenant that nothing is known of.
+    async fn flush(&self, tenant: Option<TenantId>) -> Result<()>;
+
+    /// Takes no spans any more and ends. With `flush_all` everything live is written to blocks first, else it stays in the log.
+    async fn stop(&self, flush_all: bool) -> Result<()>;
+}
+
+/// The parts that the other roles are joined to.
+pub struct Ingester {
+    /// Takes requests.
+    pub sink: Arc<dyn TraceSink>,
+    /// Answers questions over live spans and blocks.
+    pub queries: Arc<dyn QueryService>,
+    /// Merges blocks.
+    pub merger: Arc<dyn Merger>,
+    /// Flushes and ends.
+    pub lifecycle: Arc<dyn Lifecycle>,
+    /// Cuts by age.
+    pub cutting: Task,
+}
+
+/// Opens the log, brings back what no block holds, and puts the engine over both.
+/// Errors: `Unavailable` when the log's folder cannot be used.
+pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> Result<Ingester> {
+    let (wal, segments) = open_log(shared, &metrics).await?;
+    let ingester = Arc::new(SpanIngester::new(
+        Arc::new(wal),
+        storage.store.clone(),
+        storage.catalog.clone(),
+        shared.clock.clone(),
+        ingester_settings(shared),
+        IngesterMetrics::new(&shared.registry)?,
+    ));
+    let replayed = ingester.replay(segments).await?;
+    tracing::info!(?replayed, "log replayed");
+    let handle = IngesterHandle(ingester.clone());
+    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), EngineSettings::default());
+    let cutting = Task::spawn_watching("cutting", &Handle::current(), {
+        let ingester = ingester.clone();
+        |stop| async move {
+            ingester.run(stop).await;
+            Ok(())
+        }
+    });
+    Ok(Ingester {
+        sink: Arc::new(handle.clone()),
+        queries: Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone() }),
+        merger: Arc::new(BlockMerger::new(storage.store.clone())),
+        lifecycle: Arc::new(IngesterLifecycle { ingester, storage_tenants: storage.catalog.clone() }),
+        cutting,
+    })
+}
+
+async fn open_log(shared: &Shared, metrics: &Metrics) -> Result<(Wal, Vec<SegmentId>)> {
+    let section = &shared.settings.storage.trace.wal;
+    let settings = WalSettings { sync: section.sync, ..WalSettings::new(&section.path) };
+    let metrics = metrics.wal.clone();
+    tokio::task::spawn_blocking(move || Wal::open(settings, metrics)).await.map_err(|e| Error::internal("opening the log").with_source(e))?
+}
+
+fn ingester_settings(shared: &Shared) -> IngesterSettings {
+    let section = &shared.settings.ingester;
+    IngesterSettings {
+        max_block_duration: section.max_block_duration,
+        max_block_bytes: section.max_block_bytes,
+        flush_check_period: section.flush_check_period,
+        ..IngesterSettings::default()
+    }
+}
+
+/// Runs queries on the query threads, so that they never hold up the network's. Dropping an answer's future stops the work.
+struct OnQueryThreads {
+    engine: Arc<Engine>,
+    threads: Handle,
+}
+
+impl OnQueryThreads {
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let mut task = JoinSet::new();
+        task.spawn_on(work, &self.threads);
+        match task.join_next().await {
+            Some(Ok(result)) => result,
+            Some(Err(error)) => Err(Error::internal("running a query").with_source(error)),
+            None => Err(Error::internal("a query vanished")),
+        }
+    }
+}
+
+#[async_trait]
+impl QueryService for OnQueryThreads {
+    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.trace_by_id(&tenant, id, window).await }).await
+    }
+
+    async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.search(&tenant, request).await }).await
+    }
+
+    async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.tag_names(&tenant, request).await }).await
+    }
+
+    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.tag_values(&tenant, request).await }).await
+    }
+}
+
+struct IngesterLifecycle {
+    ingester: Arc<SpanIngester>,
+    storage_tenants: Arc<skein_engine::catalog::Catalog>,
+}
+
+#[async_trait]
+impl Lifecycle for IngesterLifecycle {
+    async fn flush(&self, tenant: Option<TenantId>) -> Result<()> {
+        match &tenant {
+            // Nothing of it is live, but it is no stranger.
+            Some(tenant) if !self.ingester.knows(tenant) && self.storage_tenants.tenants().contains(tenant) => Ok(()),
+            tenant => self.ingester.flush(tenant.as_ref()).await,
+        }
+    }
+
+    async fn stop(&self, flush_all: bool) -> Result<()> {
+        self.ingester.stop(flush_all).await
+    }
+}

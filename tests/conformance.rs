@@ -1,0 +1,294 @@
+//! The answers of `golden/conformance/tempo.json.zst`, recorded from Grafana Tempo: asked over live data, over blocks, and after a restart.
+//!
+//! An entry is `{id, dataset, kind, params, expect}` with `q`, `tag` or `trace`. Answers are compared in a normal form: lists without an order of
+//! their own are sorted, beyond 20 traces only ids and matched counts are kept, numbers agree within one part in 10^9. For refused queries only the
+//! status counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Findings, Server, Transport, nothing_is_cut, tests_dir, wait};
+
+/// Traces of a search kept with all their spans.
+const WHOLE_TRACES: usize = 20;
+
+/// Kinds that are not asked, with the reason that is printed.
+const SKIPPED: [(&str, &str); 2] =
+    [("range", "the TraceQL metrics endpoints do not exist yet"), ("instant", "the TraceQL metrics endpoints do not exist yet")];
+
+#[test]
+fn recorded_answers_agree_live_flushed_and_restarted() {
+    let entries = entries();
+    let datasets: BTreeSet<&str> = entries.iter().map(|entry| string(entry, "dataset")).collect();
+    assert_eq!(datasets, BTreeSet::from(["deathstar", "genai", "nodedb", "shellci"]));
+    for (kind, reason) in SKIPPED {
+        let count = entries.iter().filter(|entry| entry["kind"] == kind).count();
+        println!("skipped: {count} entries of kind {kind}: {reason}");
+    }
+    let mut server = Server::start(nothing_is_cut());
+    for dataset in datasets {
+        server.client().load(Transport::HttpProtobuf, dataset);
+    }
+    let mut findings = Findings::new();
+    check(&mut findings, "live", server.client(), &entries);
+    server.client().flush();
+    check(&mut findings, "flushed", server.client(), &entries);
+    server.stop();
+    server.restart();
+    check(&mut findings, "restarted", server.client(), &entries);
+    findings.finish();
+}
+
+fn entries() -> Vec<Value> {
+    let packed = std::fs::read(tests_dir().join("golden/conformance/tempo.json.zst")).unwrap();
+    serde_json::from_slice(&zstd::decode_all(packed.as_slice()).unwrap()).unwrap()
+}
+
+fn check(findings: &mut Findings, phase: &str, client: &Client, entries: &[Value]) {
+    let asked = entries.iter().filter(|entry| SKIPPED.iter().all(|(kind, _)| entry["kind"] != *kind));
+    let answers = futures::stream::iter(asked.map(|entry| async move { (entry, ask(client, entry).await) }));
+    let mut agreed = BTreeMap::<&str, (usize, usize)>::new();
+    for (entry, found) in wait(answers.buffered(3).collect::<Vec<_>>()) {
+        let (kind, expected) = (string(entry, "kind"), &entry["expect"]);
+        let same = if expected["status"] == 200 {
+            let sorted = sorted_answer(kind, expected["answer"].clone());
+            first_difference(&sorted, &found["answer"], "")
+        } else {
+            (expected["status"] != found["status"]).then(|| format!("expected status {}, found {found}", expected["status"]))
+        };
+        let (same, detail) = (same.is_none(), same.unwrap_or_default());
+        let counts = agreed.entry(kind).or_default();
+        counts.0 += usize::from(same);
+        counts.1 += 1;
+        findings.within(phase);
+        let label = ["q", "tag", "trace"].iter().find_map(|key| entry[key].as_str()).unwrap_or("");
+        findings.holds(&format!("{} {label}", string(entry, "id")), same, || {
+            format!("{detail}{}", if found["status"] == 200 { String::new() } else { format!(" (answered {found})") })
+        });
+    }
+    println!("{phase}: agreed of asked {agreed:?}");
+}
+
+async fn ask(client: &Client, entry: &Value) -> Value {
+    let mut params = BTreeMap::<String, String>::new();
+    for (key, value) in entry["params"].as_object().unwrap() {
+        params.insert(key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    }
+    if let Some(q) = entry["q"].as_str() {
+        params.insert("q".to_owned(), q.to_owned());
+    }
+    let kind = string(entry, "kind");
+    let path = match kind {
+        "search" => {
+            params.entry("limit".to_owned()).or_insert("20000".to_owned());
+            params.entry("spss".to_owned()).or_insert("100000".to_owned());
+            "/api/search".to_owned()
+        }
+        "trace" => format!("/api/v2/traces/{}", string(entry, "trace")),
+        "tags" => "/api/v2/search/tags".to_owned(),
+        "values" => format!("/api/v2/search/tag/{}/values", string(entry, "tag")),
+        "error" => entry["path"].as_str().unwrap_or("/api/search").to_owned(),
+        other => panic!("unknown kind {other}"),
+    };
+    let params: Vec<(&str, &str)> = params.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let reply = client.get(string(entry, "dataset"), &path, &params).await;
+    if reply.status != 200 || kind == "error" {
+        return json!({ "status": reply.status, "body": reply.text() });
+    }
+    let answer = reply.json();
+    let normal = match kind {
+        "search" => normal_search(&answer),
+        "trace" => normal_trace(&answer),
+        "tags" => list(&answer, "scopes").iter().map(|scope| (string(scope, "name").to_owned(), scope["tags"].clone())).collect(),
+        _ => list(&answer, "tagValues").iter().map(|value| json!([value["type"], value["value"]])).collect(),
+    };
+    json!({ "status": 200, "answer": sorted_answer(kind, normal) })
+}
+
+fn normal_search(answer: &Value) -> Value {
+    let mut traces: Vec<Value> = list(answer, "traces").iter().map(normal_search_trace).collect();
+    traces.sort_by(|a, b| string(a, "traceID").cmp(string(b, "traceID")));
+    let matched = |trace: &Value| list(trace, "spanSets").iter().map(|set| set["matched"].as_u64().unwrap_or(0)).sum::<u64>();
+    let rest: Vec<_> = traces.iter().skip(WHOLE_TRACES).map(|trace| json!([trace["traceID"], matched(trace)])).collect();
+    let (count, all_matched) = (traces.len(), traces.iter().map(matched).sum::<u64>());
+    traces.truncate(WHOLE_TRACES);
+    json!({ "count": count, "matched": all_matched, "traces": traces, "rest": rest })
+}
+
+fn normal_search_trace(trace: &Value) -> Value {
+    let sets = match list(trace, "spanSets") {
+        [] => trace.get("spanSet").map(std::slice::from_ref).unwrap_or_default(),
+        sets => sets,
+    };
+    let sets: Vec<Value> = sets.iter().map(normal_spanset).collect();
+    json!({
+        "traceID": trace["traceID"],
+        "rootServiceName": or(trace, "rootServiceName", ""),
+        "rootTraceName": or(trace, "rootTraceName", ""),
+        "startTimeUnixNano": or(trace, "startTimeUnixNano", "0"),
+        "durationMs": or(trace, "durationMs", 0),
+        "spanSets": sets,
+    })
+}
+
+fn normal_spanset(set: &Value) -> Value {
+    let spans: Vec<Value> = list(set, "spans")
+        .iter()
+        .map(|span| {
+            json!({
+                "spanID": span["spanID"],
+                "start": or(span, "startTimeUnixNano", "0"),
+                "dur": or(span, "durationNanos", "0"),
+                "name": or(span, "name", ""),
+                "attributes": pairs(span, "attributes"),
+            })
+        })
+        .collect();
+    let mut normal = json!({ "matched": or(set, "matched", 0), "spans": spans });
+    if !list(set, "attributes").is_empty() {
+        normal["attributes"] = pairs(set, "attributes");
+    }
+    normal
+}
+
+fn normal_trace(answer: &Value) -> Value {
+    let mut spans = Vec::new();
+    for of_resource in list(&answer["trace"], "resourceSpans") {
+        for of_scope in list(of_resource, "scopeSpans") {
+            for span in list(of_scope, "spans") {
+                let mut normal = span.clone();
+                let with_pairs = |items: &[Value]| -> Vec<Value> {
+                    let replaced = items.iter().cloned().map(|mut item| {
+                        item["attributes"] = pairs(&item, "attributes");
+                        item
+                    });
+                    replaced.collect()
+                };
+                normal["attributes"] = pairs(span, "attributes");
+                normal["resource"] = pairs(&of_resource["resource"], "attributes");
+                normal["scope"] = json!([or(&of_scope["scope"], "name", ""), or(&of_scope["scope"], "version", "")]);
+                normal["events"] = with_pairs(list(span, "events")).into();
+                normal["links"] = with_pairs(list(span, "links")).into();
+                normal["status"] = or(span, "status", json!({}));
+                spans.push(normal);
+            }
+        }
+    }
+    spans.into()
+}
+
+/// `[key, value]` of every attribute.
+fn pairs(of: &Value, key: &str) -> Value {
+    list(of, key).iter().map(|attribute| json!([attribute["key"], or(attribute, "value", json!({}))])).collect()
+}
+
+fn list<'a>(of: &'a Value, key: &str) -> &'a [Value] {
+    of[key].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn string<'a>(of: &'a Value, key: &str) -> &'a str {
+    of[key].as_str().unwrap_or_else(|| panic!("no text `{key}` in {of}"))
+}
+
+fn or(of: &Value, key: &str, default: impl Into<Value>) -> Value {
+    of.get(key).cloned().unwrap_or_else(|| default.into())
+}
+
+/// Sorts the lists that have no order of their own; applied to both sides, so that only one order has to exist.
+fn sorted_answer(kind: &str, mut answer: Value) -> Value {
+    fn sort_inside(value: &mut Value) {
+        match value {
+            Value::Array(items) => items.iter_mut().for_each(sort_inside),
+            Value::Object(members) => {
+                for (key, member) in members.iter_mut() {
+                    sort_inside(member);
+                    if matches!(key.as_str(), "attributes" | "resource" | "spanSets" | "spans") {
+                        sort(member);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    sort_inside(&mut answer);
+    match kind {
+        "values" | "trace" => sort(&mut answer),
+        "tags" => answer.as_object_mut().unwrap().values_mut().for_each(sort),
+        _ => {}
+    }
+    answer
+}
+
+fn sort(value: &mut Value) {
+    if let Value::Array(items) = value {
+        items.sort_by_cached_key(|item| (item.get("spanID").or(item.get("spanId")).map(Value::to_string), in_order(item)));
+    }
+}
+
+/// The value as text with the members of objects in order of their keys.
+fn in_order(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(in_order).collect::<Vec<_>>().join(",")),
+        Value::Object(members) => {
+            let sorted: BTreeMap<_, _> = members.iter().map(|(key, member)| (key, in_order(member))).collect();
+            format!("{sorted:?}")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn close(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            a == b || (a - b).abs() <= 1e-9 * a.abs().max(b.abs())
+        }
+        (a, b) => a == b,
+    }
+}
+
+/// The path of the first value that differs, and both values; `None` when they agree.
+fn first_difference(expected: &Value, found: &Value, path: &str) -> Option<String> {
+    match (expected, found) {
+        (Value::Array(expected), Value::Array(found)) => {
+            let inside =
+                expected.iter().zip(found).enumerate().find_map(|(i, (expected, found))| first_difference(expected, found, &format!("{path}[{i}]")));
+            let length = (expected.len() != found.len()).then(|| format!("{path}: expected {} items, found {}", expected.len(), found.len()));
+            inside.or(length)
+        }
+        (Value::Object(expected), Value::Object(found)) => {
+            let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
+            keys.into_iter().find_map(|key| {
+                let of = |members: &serde_json::Map<String, Value>| members.get(key).cloned().unwrap_or(json!("(absent)"));
+                first_difference(&of(expected), &of(found), &format!("{path}.{key}"))
+            })
+        }
+        (expected, found) => (!close(expected, found)).then(|| {
+            let short = |value: &Value| value.to_string().chars().take(200).collect::<String>();
+            format!("{path}: expected {}, found {}", short(expected), short(found))
+        }),
+    }
+}
+
+#[test]
+fn the_comparison_sees_differences_and_ignores_order() {
+    let search = json!({ "traces": [
+        { "traceID": "b", "spanSets": [{ "matched": 2, "spans": [
+            { "spanID": "02" },
+            { "spanID": "01", "attributes": [{ "key": "k", "value": { "intValue": "1" } }] },
+        ] }] },
+        { "traceID": "a", "spanSet": { "matched": 1, "spans": [] } },
+    ] });
+    let normal = sorted_answer("search", normal_search(&search));
+    assert_eq!((&normal["count"], &normal["matched"]), (&json!(2), &json!(3)));
+    assert_eq!(normal["traces"][1]["spanSets"][0]["spans"][0]["attributes"], json!([["k", { "intValue": "1" }]]));
+    assert_eq!(first_difference(&normal, &normal, ""), None);
+    let mut other = normal.clone();
+    other["traces"][1]["spanSets"][0]["spans"][0]["spanID"] = json!("03");
+    assert_eq!(first_difference(&normal, &other, "").unwrap(), r#".traces[1].spanSets[0].spans[0].spanID: expected "01", found "03""#);
+    assert_eq!(first_difference(&json!([1.0, 2.0]), &json!([1.0, 2.000_000_000_1]), ""), None);
+    assert!(first_difference(&json!([1.0, 2.0]), &json!([1.0, 2.000_001]), "").is_some());
+    assert!(first_difference(&json!([1]), &json!([1, 2]), "").is_some());
+}
