@@ -1,6 +1,8 @@
 //! Time: the wall clock as a component, a stopwatch, and time as text (RFC 3339 and Go's durations, as Tempo's configuration has them).
 //! The only module that asks the operating system for the time.
 
+#![allow(clippy::disallowed_methods, reason = "this is the module that the ban points to")]
+
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},

@@ -146,8 +146,9 @@ impl Ingester {
             for (tenant, live) in self.tenants() {
                 let size = live.head_size();
                 self.metrics.live(&tenant, size.traces as u64, size.wire_bytes);
-                if size.spans > 0 && now.saturating_sub(size.since_unix_nano) >= age_max {
-                    self.clone().spawn_cut(tenant, live);
+                let is_old = move |size: &HeadSize| size.spans > 0 && now.saturating_sub(size.since_unix_nano) >= age_max;
+                if is_old(&size) {
+                    self.clone().spawn_cut(tenant, live, is_old);
                 }
             }
         }
@@ -162,12 +163,13 @@ impl Ingester {
             None => self.tenants(),
         };
         for (tenant, live) in &all {
-            if let Some(sealed) = self.seal(tenant, live).await? {
+            if let Some(sealed) = self.seal(tenant, live, |_| true).await? {
                 self.clone().spawn_flush(tenant.clone(), live.clone(), sealed);
             }
         }
         for (_, live) in all {
-            self.wait_until(|| live.sealed_len() == 0).await;
+            let waiting = live.sealed_blocks();
+            self.wait_until(|| live.sealed_blocks().iter().all(|block| !waiting.contains(block))).await;
         }
         Ok(())
     }
@@ -195,10 +197,12 @@ impl Ingester {
         flushed
     }
 
-    /// Ends the head of a tenant. Pushes of this tenant wait for the log to begin a new segment.
-    pub(crate) async fn seal(&self, tenant: &TenantId, live: &TenantLive) -> Result<Option<Arc<SealedGeneration>>> {
+    /// Ends the head of a tenant if it has spans and `wanted` says so once no push is under way. Pushes of this tenant wait for the log
+    /// to begin a new segment.
+    pub(crate) async fn seal(&self, tenant: &TenantId, live: &TenantLive, wanted: impl Fn(&HeadSize) -> bool) -> Result<Option<Arc<SealedGeneration>>> {
         let _gate = live.gate.write().await;
-        if live.head_size().spans == 0 {
+        let size = live.head_size();
+        if size.spans == 0 || !wanted(&size) {
             return Ok(None);
         }
         let wal = self.wal.clone();
@@ -209,10 +213,10 @@ impl Ingester {
         Ok(sealed)
     }
 
-    /// Cuts a full head and writes its block, in the background.
-    pub(crate) fn spawn_cut(self: Arc<Self>, tenant: TenantId, live: Arc<TenantLive>) {
+    /// Cuts a head that is `wanted` still when its turn comes, and writes its block, in the background.
+    fn spawn_cut(self: Arc<Self>, tenant: TenantId, live: Arc<TenantLive>, wanted: impl Fn(&HeadSize) -> bool + Send + Sync + 'static) {
         tokio::spawn(async move {
-            match self.seal(&tenant, &live).await {
+            match self.seal(&tenant, &live, wanted).await {
                 Ok(Some(sealed)) => self.spawn_flush(tenant, live, sealed),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%tenant, %error, "live spans could not be cut; they stay live"),
@@ -233,8 +237,8 @@ impl Ingester {
     async fn keep(self: Arc<Self>, tenant: TenantId, request: Bytes) -> Result<PushSummary> {
         let summary = check(&request).map_err(|e| self.refuse(&tenant, &e))?;
         let live = self.tenant(&tenant);
-        if live.sealed_len() > self.settings.sealed_max {
-            let room = self.wait_until(|| live.sealed_len() <= self.settings.sealed_max);
+        if live.sealed_blocks().len() > self.settings.sealed_max {
+            let room = self.wait_until(|| live.sealed_blocks().len() <= self.settings.sealed_max);
             if tokio::time::timeout(self.settings.sealed_wait, room).await.is_err() {
                 return Err(Error::unavailable("blocks cannot be written as fast as spans arrive; retry later"));
             }
@@ -249,7 +253,8 @@ impl Ingester {
         };
         self.metrics.received(&tenant, request.len() as u64, summary.trace_runs);
         if self.is_full(&size) {
-            self.spawn_cut(tenant, live);
+            let this = self.clone();
+            self.spawn_cut(tenant, live, move |size| this.is_full(size));
         }
         Ok(PushSummary { spans: summary.spans, traces: summary.trace_runs })
     }

@@ -7,7 +7,7 @@
 //! | [`sink`] | the contract between the two: [`sink::TraceSink`] |
 //! | [`decode`] | OTLP protobuf to columns |
 //! | [`ingester`], [`live`] | requests into the log and into live spans |
-//! | [`flush`], [`replay`], [`segments`] | live spans into blocks; the log back into live spans; which log segments are still needed |
+//! | [`flush`], [`replay`], [`segments`], [`identity`] | live spans into blocks; the log back into live spans; which log segments are still needed |
 //! | [`wal`] | the write-ahead log: durable before acknowledged |
 //! | [`limits`] | what a tenant may send |
 //! | [`metrics`] | this role's own metrics, under Tempo's names |
@@ -18,6 +18,7 @@ pub mod decode;
 pub mod distributor;
 pub mod error;
 pub mod flush;
+pub mod identity;
 pub mod ingester;
 pub mod ingester_metrics;
 pub mod limits;

@@ -123,9 +123,9 @@ impl TenantLive {
         self.state.lock().sealed.retain(|generation| generation.block != block);
     }
 
-    /// Generations that are sealed and not yet blocks.
-    pub fn sealed_len(&self) -> usize {
-        self.state.lock().sealed.len()
+    /// The blocks to be of the generations that are sealed.
+    pub fn sealed_blocks(&self) -> Vec<BlockId> {
+        self.state.lock().sealed.iter().map(|generation| generation.block).collect()
     }
 
     /// Everything live.

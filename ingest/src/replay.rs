@@ -76,7 +76,7 @@ impl Ingester {
     async fn cut_full_heads(self: &Arc<Self>) -> Result<()> {
         for (tenant, live) in self.tenants() {
             if self.is_full(&live.head_size())
-                && let Some(sealed) = self.seal(&tenant, &live).await?
+                && let Some(sealed) = self.seal(&tenant, &live, |_| true).await?
             {
                 self.clone().spawn_flush(tenant, live, sealed);
             }

@@ -39,6 +39,7 @@ pub const NO_TLS: &str = "TLS is not served by this version; end it in a proxy i
 const COMPACTION: Node = Section(&[
     ("compaction_window", Key(Duration)),
     ("max_compaction_objects", Key(Integer)),
+    ("max_compaction_spans", Key(Integer)),
     ("max_block_bytes", Key(Integer)),
     ("block_retention", Key(Duration)),
     ("compacted_block_retention", Key(Duration)),

@@ -12,6 +12,7 @@ use skein_engine::{
     tenant::TenantId,
 };
 use skein_ingest::{
+    identity::log_id,
     ingester::{Ingester as SpanIngester, IngesterHandle, IngesterSettings},
     ingester_metrics::IngesterMetrics,
     metrics::Metrics,
@@ -50,13 +51,13 @@ pub struct Ingester {
 /// Opens the log, brings back what no block holds, and puts the engine over both.
 /// Errors: `Unavailable` when the log's folder cannot be used.
 pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> Result<Ingester> {
-    let (wal, segments) = open_log(shared, &metrics).await?;
+    let (wal, segments, id) = open_log(shared, &metrics).await?;
     let ingester = Arc::new(SpanIngester::new(
         Arc::new(wal),
         storage.store.clone(),
         storage.catalog.clone(),
         shared.clock.clone(),
-        ingester_settings(shared),
+        ingester_settings(shared, id),
         IngesterMetrics::new(&shared.registry)?,
     ));
     let replayed = ingester.replay(segments).await?;
@@ -79,16 +80,21 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     })
 }
 
-async fn open_log(shared: &Shared, metrics: &Metrics) -> Result<(Wal, Vec<SegmentId>)> {
+async fn open_log(shared: &Shared, metrics: &Metrics) -> Result<(Wal, Vec<SegmentId>, String)> {
     let section = &shared.settings.storage.trace.wal;
     let settings = WalSettings { sync: section.sync, ..WalSettings::new(&section.path) };
     let metrics = metrics.wal.clone();
-    tokio::task::spawn_blocking(move || Wal::open(settings, metrics)).await.map_err(|e| Error::internal("opening the log").with_source(e))?
+    let open = move || {
+        let id = log_id(&settings.dir)?;
+        Wal::open(settings, metrics).map(|(wal, segments)| (wal, segments, id))
+    };
+    tokio::task::spawn_blocking(open).await.map_err(|e| Error::internal("opening the log").with_source(e))?
 }
 
-fn ingester_settings(shared: &Shared) -> IngesterSettings {
+fn ingester_settings(shared: &Shared, id: String) -> IngesterSettings {
     let section = &shared.settings.ingester;
     IngesterSettings {
+        id,
         max_block_duration: section.max_block_duration,
         max_block_bytes: section.max_block_bytes,
         flush_check_period: section.flush_check_period,

@@ -39,6 +39,9 @@ pub struct CompactionSettings {
     pub compaction_window: Duration,
     /// Most traces of an output.
     pub max_compaction_objects: u64,
+    /// Most spans of an output. A merge holds all of them in memory, some 150 to 400 bytes each; a block of more than half as many is large
+    /// enough and stays as it is. Not a key of Tempo's.
+    pub max_compaction_spans: u64,
     /// Most bytes of an output.
     pub max_block_bytes: u64,
     /// Age, from when its spans were first written to a block, at which a block is marked for deletion. 0 keeps blocks for ever.
@@ -68,6 +71,7 @@ impl Default for CompactionSettings {
         Self {
             compaction_window: Duration::from_secs(3_600),
             max_compaction_objects: 6_000_000,
+            max_compaction_spans: 1_000_000,
             max_block_bytes: 107_374_182_400,
             block_retention: Duration::from_secs(14 * 24 * 3_600),
             compacted_block_retention: Duration::from_secs(3_600),

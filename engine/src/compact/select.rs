@@ -44,7 +44,8 @@ pub fn select(blocks: &[Arc<BlockMeta>], now_unix_nano: u64, settings: &Compacti
     for block in blocks {
         let (block_window, level) = (window(block.max_end_unix_nano), block.compaction_level);
         let finished = settings.max_compaction_level > 0 && level >= settings.max_compaction_level;
-        if finished || block_window == border {
+        let is_large = block.total_spans.saturating_mul(2) > settings.max_compaction_spans;
+        if finished || is_large || block_window == border {
             continue;
         }
         let is_old = block_window < border;
@@ -78,12 +79,16 @@ fn jobs_of_group(group: &Group, mut blocks: Vec<&Arc<BlockMeta>>, settings: &Com
 
 /// How many of the first blocks go into one merge. `blocks` are in ascending order of size.
 fn run_length(group: &Group, blocks: &[&Arc<BlockMeta>], settings: &CompactionSettings) -> usize {
-    let (mut traces, mut bytes) = (0u64, 0u64);
+    let (mut traces, mut spans, mut bytes) = (0u64, 0u64, 0u64);
     for (count, block) in blocks.iter().enumerate() {
         let too_large = group.is_old && count > 0 && block.data_bytes > bytes.saturating_mul(SIZE_RATIO_MAX);
         traces = traces.saturating_add(block.total_traces);
+        spans = spans.saturating_add(block.total_spans);
         bytes = bytes.saturating_add(block.data_bytes);
-        let over = count == settings.max_input_blocks || traces > settings.max_compaction_objects || bytes > settings.max_block_bytes;
+        let over = count == settings.max_input_blocks
+            || traces > settings.max_compaction_objects
+            || spans > settings.max_compaction_spans
+            || bytes > settings.max_block_bytes;
         if too_large || over {
             return count;
         }

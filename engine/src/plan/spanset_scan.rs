@@ -95,6 +95,11 @@ impl SpansetScanExec {
         self.spans_per_spanset
     }
 
+    /// Partitions.
+    pub fn partitions(&self) -> usize {
+        self.partitions
+    }
+
     /// What ends the scan early.
     pub fn bound(&self) -> &Arc<NewestBound> {
         &self.bound

@@ -6,3 +6,6 @@
 mod walk;
 
 pub use walk::{DecodeError, RequestSummary, check, decode};
+
+#[cfg(test)]
+mod tests;

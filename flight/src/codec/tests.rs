@@ -1,0 +1,139 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use datafusion::{physical_plan::displayable, prelude::SessionContext};
+use datafusion_proto::{physical_plan::AsExecutionPlan, protobuf::PhysicalPlanNode};
+use object_store::{ObjectStore, memory::InMemory};
+use prometheus::Registry;
+use prost::Message;
+use skein_engine::{
+    block::{put::put_block, writer::write_block},
+    catalog::{Catalog, CatalogMetrics},
+    exec::{
+        engine::{Engine, EngineSettings},
+        live::{LiveGeneration, LiveSpans},
+    },
+    plan::trace_details::search_results,
+    query::SearchRequest,
+    spans::{
+        BlockId,
+        builder::{SpanBuilder, SpanFields},
+        gather::OrderedSpans,
+        schema::{ColumnPolicy, SpanSchema},
+        set::SpanSet,
+        tree::order_spans,
+    },
+    tenant::TenantId,
+};
+
+use super::*;
+
+/// Traces 1 to 40, a root and two children each; every fourth trace has its last child in the other set.
+fn spans(even: bool) -> SpanSet {
+    let mut builder = SpanBuilder::default();
+    let resource = builder.resource(None, b"");
+    let scope = builder.scope(None, b"");
+    for trace in 1..=40u64 {
+        for span in 1..=3u64 {
+            let here = if trace % 4 == 0 && span == 3 { trace % 2 == 1 } else { trace % 2 == 0 };
+            if here != even {
+                continue;
+            }
+            let parent = if span == 1 { 0 } else { 1 };
+            builder.begin_span();
+            builder.finish_span(
+                resource,
+                scope,
+                &SpanFields {
+                    trace_id: u128::from(trace).to_be_bytes(),
+                    span_id: span.to_be_bytes(),
+                    parent_span_id: u64::to_be_bytes(parent),
+                    start_unix_nano: trace * 1_000_000_000 + span,
+                    end_unix_nano: trace * 1_000_000_000 + span * 1000,
+                    name: if span == 3 { b"leaf" } else { b"other" },
+                    ..SpanFields::default()
+                },
+            );
+        }
+    }
+    builder.snapshot()
+}
+
+#[derive(Debug)]
+struct Live(BlockId, SpanSet);
+
+impl LiveSpans for Live {
+    fn live(&self, _: &TenantId) -> Vec<LiveGeneration> {
+        vec![LiveGeneration { block: self.0, set: self.1.clone() }]
+    }
+
+    fn tenants(&self) -> Vec<TenantId> {
+        vec![TenantId::single()]
+    }
+}
+
+async fn engine() -> Engine {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let catalog = Arc::new(Catalog::new(CatalogMetrics::new(&Registry::new()).unwrap()));
+    let set = spans(true);
+    let order = order_spans(&set);
+    let schema = SpanSchema::of(&set, ColumnPolicy::BLOCK);
+    let objects = write_block(&OrderedSpans::new(set, order, schema)).unwrap();
+    catalog.add_block(put_block(&*store, &TenantId::single(), BlockId::random(), objects).await.unwrap());
+    Engine::new(store, catalog, Arc::new(Live(BlockId::random(), spans(false))), EngineSettings { partitions: 2, ..EngineSettings::default() })
+}
+
+async fn results(engine: &Engine, plan: &Arc<dyn ExecutionPlan>) -> Vec<skein_proto::tempo::TraceSearchMetadata> {
+    let batches = engine.execute(plan).await.unwrap();
+    batches.iter().flat_map(|batch| search_results(batch).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_plan_answers_the_same_after_the_wire() {
+    let engine = engine().await;
+    for (query, traces) in [
+        ("{ }", 40),
+        ("{ name = `leaf` }", 40),
+        ("{ name = `other` } > { name = `leaf` } | count() = 1", 40),
+        ("{ nestedSetParent < 0 } && { name = `nothing` }", 0),
+        ("{ } | by(name) | count() > 1 | select(span:parentID)", 40),
+    ] {
+        let request = SearchRequest { query: query.into(), limit: 100, spans_per_spanset: 3, window: None };
+        let plan = engine.plan_search(&TenantId::single(), &request).await.unwrap().plan;
+        let codec = PlanCodec::new(engine.resolver());
+        let bytes = PhysicalPlanNode::try_from_physical_plan(plan.clone(), &codec).unwrap().encode_to_vec();
+        let context = SessionContext::new().task_ctx();
+        let decoded = PhysicalPlanNode::decode(&*bytes).unwrap().try_into_physical_plan(&context, &codec).unwrap();
+        let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+        assert_eq!(text(&decoded), text(&plan));
+        let (here, there) = (results(&engine, &plan).await, results(&engine, &decoded).await);
+        assert_eq!(here, there, "{query}");
+        assert_eq!(here.len(), traces, "{query}");
+        assert!(here.is_sorted_by_key(|trace| std::cmp::Reverse(trace.start_time_unix_nano)), "{query}");
+    }
+}
+
+#[test]
+fn damaged_nodes_are_errors() {
+    #[derive(Debug)]
+    struct Nothing;
+    #[async_trait::async_trait]
+    impl SourceResolver for Nothing {
+        async fn resolve(&self, _: &TenantId, _: &[SourceName]) -> skein_engine::error::Result<Vec<skein_engine::exec::source::SourceRef>> {
+            Ok(Vec::new())
+        }
+    }
+    let codec = PlanCodec::new(Arc::new(Nothing));
+    let context = SessionContext::new().task_ctx();
+    let converter = datafusion_proto::physical_plan::DefaultPhysicalProtoConverter {};
+    for bytes in [
+        &b""[..],
+        b"{}",
+        br#"{"newest_traces":{"limit":1}}"#,
+        br#"{"trace_details":{"tenant":"..","sources":[],"query":"{ }"}}"#,
+        br#"{"spanset_scan":{"tenant":"t","sources":[],"query":"{","window":null,"spans_per_spanset":1,"partitions":1}}"#,
+    ] {
+        assert!(codec.try_decode(bytes, &[], &context, &converter).is_err(), "{}", String::from_utf8_lossy(bytes));
+    }
+}
