@@ -145,7 +145,12 @@ pub async fn values_of(
     let mut visit = |frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
         let vector = frame.vector(field)?;
         match level_of(field) {
-            FieldLevel::Span => note_distinct(&mut found, &vector, rows),
+            FieldLevel::Span => {
+                note_distinct(&mut found, &vector, rows);
+                if matches!(field, FieldRef::Intrinsic(Intrinsic::RootName | Intrinsic::RootService)) && has_null(&vector, rows) {
+                    note_value(&mut found, &Value::from(""));
+                }
+            }
             level => {
                 let bindings = frame.bindings(rows, level == FieldLevel::Event, level == FieldLevel::Link)?;
                 let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
@@ -199,6 +204,14 @@ fn note_value(found: &mut BTreeSet<(&'static str, String)>, value: &Value) {
         Value::Nil => {}
         Value::Array(values) => values.iter().for_each(|value| note_value(found, value)),
         value => drop(found.insert((value.type_name(), value.to_string()))),
+    }
+}
+
+/// Whether a row has no text of its own: the trace has no root.
+fn has_null(vector: &Vector, rows: &BooleanBuffer) -> bool {
+    match vector {
+        Vector::Text(texts, _) => rows.set_indices().any(|row| texts.get(row).is_none()),
+        _ => false,
     }
 }
 
