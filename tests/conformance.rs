@@ -89,12 +89,15 @@ fn without_known_differences(entry: &Value, mut wanted: Value, mut found: Value)
     match string(entry, "kind") {
         "trace" => {
             for span in found.as_array_mut().into_iter().flatten() {
+                for link in span["links"].as_array_mut().into_iter().flatten() {
+                    link.as_object_mut().and_then(|link| link.remove("flags"));
+                }
                 span.as_object_mut().and_then(|span| span.remove("flags"));
             }
         }
         "tags" => {
             let recorded: Vec<Value> = wanted["span"].as_array().cloned().unwrap_or_default();
-            if let Some(names) = found["span"].as_array_mut() {
+            if let Some(names) = found.get_mut("span").and_then(Value::as_array_mut) {
                 names.retain(|name| recorded.contains(name) || !UNLISTED.iter().any(|unlisted| name == unlisted));
             }
         }
@@ -142,7 +145,7 @@ async fn ask(client: &Client, entry: &Value) -> Value {
         "search" => normal_search(&answer),
         "trace" => normal_trace(&answer),
         "tags" => list(&answer, "scopes").iter().map(|scope| (string(scope, "name").to_owned(), scope["tags"].clone())).collect(),
-        _ => list(&answer, "tagValues").iter().map(|value| json!([value["type"], value["value"]])).collect(),
+        _ => list(&answer, "tagValues").iter().map(|value| json!([value["type"], or(value, "value", "")])).collect(),
     };
     json!({ "status": 200, "answer": sorted_answer(kind, normal) })
 }

@@ -11,7 +11,7 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use serde::{Deserialize, Serialize};
 use skein_engine::{
     exec::sources::{SourceName, SourceResolver, SourceSet},
-    plan::{newest_traces::NewestTracesExec, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec},
+    plan::{newest_traces::NewestTracesExec, spanset_scan::{ScanLimits, SpansetScanExec}, trace_details::TraceDetailsExec},
     query::Window,
     tenant::TenantId,
     traceql::{self, Pipeline, QueryBody},
@@ -26,6 +26,7 @@ enum Node {
         sources: Vec<SourceName>,
         query: String,
         window: Option<(u32, u32)>,
+        traces: usize,
         spans_per_spanset: usize,
         partitions: usize,
     },
@@ -86,10 +87,11 @@ impl PhysicalExtensionCodec for PlanCodec {
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(match serde_json::from_slice(buf).map_err(json_error)? {
-            Node::SpansetScan { tenant, sources, query, window, spans_per_spanset, partitions } => {
+            Node::SpansetScan { tenant, sources, query, window, traces, spans_per_spanset, partitions } => {
                 let window = window.map(|(start_seconds, end_seconds)| Window { start_seconds, end_seconds });
                 let sources = self.sources(&tenant, sources)?;
-                Arc::new(SpansetScanExec::new(sources, pipeline(&query)?, window, spans_per_spanset, partitions))
+                let limits = ScanLimits { window, traces, spans_per_spanset };
+                Arc::new(SpansetScanExec::new(sources, pipeline(&query)?, limits, partitions))
             }
             Node::NewestTraces { limit } => Arc::new(NewestTracesExec::new(only_input(inputs)?, limit)),
             Node::TraceDetails { tenant, sources, query } => {
@@ -104,8 +106,9 @@ impl PhysicalExtensionCodec for PlanCodec {
                 tenant: scan.sources().tenant().to_string(),
                 sources: scan.sources().names().to_vec(),
                 query: scan.pipeline().to_string(),
-                window: scan.window().map(|window| (window.start_seconds, window.end_seconds)),
-                spans_per_spanset: scan.spans_per_spanset(),
+                window: scan.limits().window.map(|window| (window.start_seconds, window.end_seconds)),
+                traces: scan.limits().traces,
+                spans_per_spanset: scan.limits().spans_per_spanset,
                 partitions: scan.partitions(),
             }
         } else if let Some(newest) = node.downcast_ref::<NewestTracesExec>() {

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::{
     decode::{DecodeError, check},
     ingester_metrics::IngesterMetrics,
+    metrics::Metrics,
     live::{HeadSize, SealedGeneration, TenantLive},
     segments::SegmentUse,
     sink::{PushSummary, TraceSink},
@@ -60,7 +61,7 @@ impl Default for IngesterSettings {
             id: "ingester".to_owned(),
             max_block_duration: Duration::from_secs(30 * 60),
             max_block_bytes: 500 << 20,
-            max_block_spans: 4 * skein_engine::block::writer::ROW_GROUP_ROWS,
+            max_block_spans: 8 * skein_engine::block::writer::ROW_GROUP_ROWS,
             flush_check_period: Duration::from_secs(10),
             sealed_max: 1,
             sealed_wait: Duration::from_secs(20),
@@ -77,6 +78,7 @@ pub struct Ingester {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: IngesterSettings,
     pub(crate) metrics: IngesterMetrics,
+    discards: Arc<Metrics>,
     pub(crate) segments: SegmentUse,
     pub(crate) flushes: Semaphore,
     /// Woken when a generation has become a block.
@@ -100,6 +102,7 @@ impl Ingester {
         clock: Arc<dyn Clock>,
         settings: IngesterSettings,
         metrics: IngesterMetrics,
+        discards: Arc<Metrics>,
     ) -> Self {
         let flushes = Semaphore::new(settings.concurrent_flushes.max(1));
         Self {
@@ -109,6 +112,7 @@ impl Ingester {
             clock,
             settings,
             metrics,
+            discards,
             segments: SegmentUse::default(),
             flushes,
             flushed: Notify::new(),
@@ -235,7 +239,7 @@ impl Ingester {
     }
 
     async fn keep(self: Arc<Self>, tenant: TenantId, request: Bytes) -> Result<PushSummary> {
-        let summary = check(&request).map_err(|e| self.refuse(&tenant, &e))?;
+        let summary = check(&request).map_err(|e| self.refuse(&tenant, &request, &e))?;
         let live = self.tenant(&tenant);
         if live.sealed_blocks().len() > self.settings.sealed_max {
             let room = self.wait_until(|| live.sealed_blocks().len() <= self.settings.sealed_max);
@@ -251,6 +255,7 @@ impl Ingester {
             drop(under_way);
             live.add(&request, segment, self.clock.now_unix_nano())?
         };
+        self.metrics.live(&tenant, size.traces as u64, size.wire_bytes);
         self.metrics.received(&tenant, request.len() as u64, summary.trace_runs);
         if self.is_full(&size) {
             let this = self.clone();
@@ -259,13 +264,14 @@ impl Ingester {
         Ok(PushSummary { spans: summary.spans, traces: summary.trace_runs })
     }
 
-    fn refuse(&self, tenant: &TenantId, error: &DecodeError) -> Error {
+    fn refuse(&self, tenant: &TenantId, request: &[u8], error: &DecodeError) -> Error {
         let reason = match error {
             DecodeError::Wire(_) => "undecodable",
             DecodeError::TraceId { .. } => "invalid_trace_id",
             DecodeError::SpanId { .. } => "invalid_span_id",
         };
-        self.metrics.refused(tenant, reason);
+        let spans = crate::receivers::count::spans(request).unwrap_or(0);
+        self.discards.discarded_spans(reason, tenant).inc_by(spans);
         Error::new(ErrorKind::Invalid, error.to_string())
     }
 }

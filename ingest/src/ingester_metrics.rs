@@ -18,7 +18,6 @@ pub struct IngesterMetrics {
     live_trace_bytes: IntGaugeVec,
     traces_created: IntCounterVec,
     bytes_received: IntCounterVec,
-    refused_requests: IntCounterVec,
     blocks_flushed: IntCounter,
     failed_flushes: IntCounter,
     flush_duration_seconds: Histogram,
@@ -52,10 +51,6 @@ impl IngesterMetrics {
                 registry,
                 IntCounterVec::new(Opts::new("tempo_ingester_bytes_received_total", "Bytes of requests kept"), &["tenant", "data_type"]),
             )?,
-            refused_requests: register(
-                registry,
-                IntCounterVec::new(Opts::new("skein_ingester_refused_requests_total", "Requests refused as a whole"), &["tenant", "reason"]),
-            )?,
             blocks_flushed: counter("tempo_ingester_blocks_flushed_total", "Blocks written")?,
             failed_flushes: counter("tempo_ingester_failed_flushes_total", "Tries to write a block that failed")?,
             flush_duration_seconds: histogram("tempo_ingester_flush_duration_seconds", "Time to write a block", 1.0, 2.0)?,
@@ -77,11 +72,6 @@ impl IngesterMetrics {
         let label = self.tenants.label(tenant);
         self.bytes_received.with_label_values(&[label, "trace"]).inc_by(bytes);
         self.traces_created.with_label_values(&[label]).inc_by(traces);
-    }
-
-    /// Counts a request that was refused.
-    pub fn refused(&self, tenant: &TenantId, reason: &str) {
-        self.refused_requests.with_label_values(&[self.tenants.label(tenant), reason]).inc();
     }
 
     /// Counts a block.

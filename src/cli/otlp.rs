@@ -136,7 +136,8 @@ pub fn read_file(path: &Path, read: Arc<AtomicU64>) -> Result<Payloads> {
     let file = Counting { file, read };
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if name.ends_with(".otlp.zst") {
-        return read_stream(file).map_err(|error| error.context(&doing));
+        let payloads = read_stream(file).map_err(|error| error.context(&doing))?;
+        return Ok(Box::new(payloads.map(move |payload| payload.map_err(|error| error.context(&doing)))));
     }
     if !name.ends_with(".json") && !name.ends_with(".jsonl") {
         return Err(Error::invalid(format!("{doing}: expected a name that ends in .otlp.zst, .json or .jsonl")));

@@ -59,6 +59,7 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
         shared.clock.clone(),
         ingester_settings(shared, id),
         IngesterMetrics::new(&shared.registry)?,
+        metrics,
     ));
     let replayed = ingester.replay(segments).await?;
     tracing::info!(?replayed, "log replayed");

@@ -34,8 +34,8 @@ use crate::{
     },
 };
 
-/// Rows of a row group, up to the end of a trace. Larger groups save 1 % of bytes, smaller ones cost 3 % and footers.
-pub const ROW_GROUP_ROWS: usize = 131_072;
+/// Rows of a row group, up to the end of a trace. Twice as many save 1 % of bytes and double what a look-up of one trace unpacks.
+pub const ROW_GROUP_ROWS: usize = 65_536;
 
 /// Bytes of spans on the wire after which a row group ends as well: columns of huge values must fit 32-bit offsets.
 const ROW_GROUP_WIRE_BYTES: u64 = 512 << 20;
@@ -205,7 +205,9 @@ fn without_compression(builder: WriterPropertiesBuilder, name: &str, encoding: E
 }
 
 fn plain_text(builder: WriterPropertiesBuilder, path: ColumnPath) -> WriterPropertiesBuilder {
-    builder.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, Encoding::DELTA_LENGTH_BYTE_ARRAY)
+    builder
+        .set_column_dictionary_enabled(path.clone(), false)
+        .set_column_encoding(path, Encoding::DELTA_LENGTH_BYTE_ARRAY)
 }
 
 fn attribute_properties(

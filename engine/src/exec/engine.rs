@@ -7,12 +7,13 @@ use datafusion::{execution::TaskContext, physical_plan::ExecutionPlan, prelude::
 use futures::{TryStreamExt, future::try_join_all};
 use moka::sync::Cache;
 use object_store::{ObjectStore, ObjectStoreExt};
+use skein_proto::otlp::trace::v1::ResourceSpans;
 
 use super::{
     live::{LiveGeneration, LiveSpans},
-    source::{MemorySource, SourceRef, SpanSource},
+    source::{MemorySource, SourceRef},
     sources::{SourceName, SourceResolver, SourceSet},
-    split::{append_traces, common, join_traces, split_ids},
+    split::{common, join_traces, split_ids},
     stats::ScanMetrics,
     tags,
 };
@@ -29,9 +30,9 @@ use crate::{
     lower::{SearchPlan, lower_search},
     plan::trace_details::search_results,
     query::{
-        QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window,
+        QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window,
     },
-    spans::{BlockId, TraceId, builder::SpanBuilder, otlp::TraceAssembler, set::SpanSet},
+    spans::{BlockId, TraceId, otlp::TraceAssembler, set::SpanSet},
     tenant::TenantId,
     traceql,
 };
@@ -276,6 +277,21 @@ fn live_trace(set: &SpanSet, id: TraceId) -> Option<Arc<MemorySource>> {
     set.only_trace(id).map(|set| Arc::new(MemorySource::new(set)))
 }
 
+/// The spans of a trace that lies in one source. Errors: as the source's.
+async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics) -> Result<Vec<ResourceSpans>> {
+    let mut assembler = TraceAssembler::default();
+    let Some(rows) = source.traces().rows_of(id) else { return Ok(Vec::new()) };
+    let (columns, events) = (source.schema().columns(), source.schema().event_columns());
+    for (group, all) in source.row_groups().iter().enumerate() {
+        let first = all.first_row as usize;
+        if (first..first + all.rows as usize).contains(&rows.start) {
+            let batch = source.read(group, &columns, &events, Some(&[rows.start - first..rows.end - first]), metrics).await?;
+            assembler.add(&batch, 0..batch.num_rows(), source.schema(), source.resources(), source.scopes())?;
+        }
+    }
+    Ok(assembler.finish())
+}
+
 #[async_trait]
 impl SourceResolver for Core {
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>> {
@@ -308,18 +324,12 @@ impl QueryService for Engine {
         let metrics = ScanMetrics::default();
         let number = u128::from_be_bytes(id.0);
         let sources = self.core.sources_of_trace(tenant, id, window, &metrics).await?;
-        let mut builder = SpanBuilder::default();
-        for source in &sources {
-            append_traces([number].into_iter(), source, &mut builder, &metrics).await?;
-        }
-        let mut assembler = TraceAssembler::default();
-        let whole = MemorySource::new(builder.snapshot());
-        let (columns, events) = (whole.schema().columns(), whole.schema().event_columns());
-        for group in 0..whole.row_groups().len() {
-            let batch = whole.read(group, &columns, &events, None, &metrics).await?;
-            assembler.add(&batch, 0..batch.num_rows(), whole.schema(), whole.resources(), whole.scopes())?;
-        }
-        Ok(TraceResult { resource_spans: assembler.finish(), stats: metrics.snapshot() })
+        let whole = match sources.as_slice() {
+            [only] => only.clone(),
+            several => join_traces(&BTreeSet::from([number]), several, &metrics).await?,
+        };
+        let resource_spans = read_trace(&whole, number, &metrics).await?;
+        Ok(TraceResult { resource_spans, stats: metrics.snapshot() })
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -341,6 +351,9 @@ impl QueryService for Engine {
             Some(filter) => tags::names_where(&sources, &filter, request.window, &metrics).await?,
             None => tags::all_names(&sources),
         };
+        if !sources.is_empty() {
+            names.entry(TagScope::Resource).or_default().insert("service.name".to_owned());
+        }
         if let Some(scope) = request.scope {
             names.retain(|&other, _| other == scope);
         }

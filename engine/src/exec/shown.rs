@@ -142,7 +142,7 @@ impl ShownField {
                 }
             }
         }
-        Ok(rows.iter().map(|&row| shown[row as usize].take()).collect())
+        Ok(rows.iter().map(|&row| shown[row as usize].clone()).collect())
     }
 
     fn term_values(&self, term: &FieldExpr, frame: &Frame, wanted: &BooleanBuffer, shown: &mut [Option<Value>]) -> Result<()> {

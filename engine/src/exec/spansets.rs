@@ -239,9 +239,16 @@ impl SpansetPipeline {
         Self { pipeline }
     }
 
-    /// The spansets of the traces in `frame`, restricted to the spans in `active`. Loads what it needs.
+    /// The spansets of the first `limit` traces in `frame` that have any, restricted to the spans in `active`. Loads what it needs.
     /// Errors: `Invalid` for run-time type errors, else as the source's.
-    pub async fn run(&self, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<Vec<TraceMatch>> {
+    pub async fn run(
+        &self,
+        frame: &mut Frame,
+        group: usize,
+        active: &BooleanBuffer,
+        limit: usize,
+        metrics: &ScanMetrics,
+    ) -> Result<Vec<TraceMatch>> {
         let mut parts = Parts::default();
         parts.pipeline(&self.pipeline);
         let mut masks = HashMap::new();
@@ -284,15 +291,24 @@ impl SpansetPipeline {
             descendants: if parts.tree.descendants { frame.small_ints(Column::Descendants)?.values() } else { &[] },
             absent_parents: if parts.tree.parents { Some(frame.ints(Column::ParentSpanId)?) } else { None },
         };
-        self.run_traces(&inputs, &touched, active)
+        self.run_traces(&inputs, &touched, active, limit)
     }
 
-    fn run_traces(&self, inputs: &PipelineInputs<'_>, touched: &BooleanBuffer, active: &BooleanBuffer) -> Result<Vec<TraceMatch>> {
+    fn run_traces(
+        &self,
+        inputs: &PipelineInputs<'_>,
+        touched: &BooleanBuffer,
+        active: &BooleanBuffer,
+        limit: usize,
+    ) -> Result<Vec<TraceMatch>> {
         let mut matches = Vec::new();
         let mut done_to = 0;
         for row in touched.set_indices() {
             if row < done_to {
                 continue;
+            }
+            if matches.len() == limit {
+                break;
             }
             let first = (0..=row).rev().find(|&row| inputs.distance[row] < 0).unwrap_or(0);
             let last = (row + 1..inputs.distance.len()).find(|&row| inputs.distance[row] < 0).unwrap_or(inputs.distance.len());

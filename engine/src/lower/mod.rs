@@ -7,7 +7,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use crate::{
     error::{Error, Result},
     exec::sources::SourceSet,
-    plan::{newest_traces::NewestTracesExec, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec},
+    plan::{newest_traces::NewestTracesExec, spanset_scan::{ScanLimits, SpansetScanExec}, trace_details::TraceDetailsExec},
     query::SearchRequest,
     traceql::{MetricsExpr, Pipeline, Query, QueryBody},
 };
@@ -28,7 +28,8 @@ pub fn lower_search(query: Query, sources: Arc<SourceSet>, request: &SearchReque
         QueryBody::Search(pipeline) => pipeline,
         QueryBody::Metrics(metrics) => spans_of_metrics(metrics)?,
     };
-    let scan = SpansetScanExec::new(sources.clone(), pipeline.clone(), request.window, request.spans_per_spanset, partitions);
+    let limits = ScanLimits { window: request.window, traces: request.limit, spans_per_spanset: request.spans_per_spanset };
+    let scan = SpansetScanExec::new(sources.clone(), pipeline.clone(), limits, partitions);
     let newest = NewestTracesExec::new(Arc::new(scan), request.limit);
     let plan = Arc::new(TraceDetailsExec::new(Arc::new(newest), sources.clone(), pipeline));
     Ok(SearchPlan { plan, sources })

@@ -53,6 +53,17 @@ impl NewestBound {
     }
 }
 
+/// What is wanted of the traces of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanLimits {
+    /// None takes all.
+    pub window: Option<Window>,
+    /// Most traces of a row group; rows lie newest first, so these are its newest.
+    pub traces: usize,
+    /// Most spans kept of a spanset.
+    pub spans_per_spanset: usize,
+}
+
 /// Runs a spanset pipeline over row groups, newest first.
 ///
 /// **Shape**: batches of [`matches::schema`], one for each row group with a match, newest row group first; traces whole. Row groups are
@@ -61,8 +72,7 @@ impl NewestBound {
 pub struct SpansetScanExec {
     sources: Arc<SourceSet>,
     pipeline: Pipeline,
-    window: Option<Window>,
-    spans_per_spanset: usize,
+    limits: ScanLimits,
     partitions: usize,
     bound: Arc<NewestBound>,
     properties: Arc<PlanProperties>,
@@ -70,9 +80,9 @@ pub struct SpansetScanExec {
 
 impl SpansetScanExec {
     /// A scan of `sources` by `partitions` partitions.
-    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, window: Option<Window>, spans_per_spanset: usize, partitions: usize) -> Self {
+    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, limits: ScanLimits, partitions: usize) -> Self {
         let properties = properties(matches::schema(), partitions, EmissionType::Incremental);
-        Self { sources, pipeline, window, spans_per_spanset, partitions, bound: Arc::default(), properties }
+        Self { sources, pipeline, limits, partitions, bound: Arc::default(), properties }
     }
 
     /// The sources.
@@ -85,14 +95,9 @@ impl SpansetScanExec {
         &self.pipeline
     }
 
-    /// The window.
-    pub fn window(&self) -> Option<Window> {
-        self.window
-    }
-
-    /// Most spans kept of a spanset.
-    pub fn spans_per_spanset(&self) -> usize {
-        self.spans_per_spanset
+    /// What is wanted.
+    pub fn limits(&self) -> ScanLimits {
+        self.limits
     }
 
     /// Partitions.
@@ -110,15 +115,14 @@ impl SpansetScanExec {
 struct Scan {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
-    window: Option<Window>,
-    spans_per_spanset: usize,
+    limits: ScanLimits,
     bound: Arc<NewestBound>,
     joined: HashSet<u128>,
 }
 
 impl Scan {
     async fn units(&self, partition: usize, partitions: usize) -> crate::error::Result<Vec<ScanUnit>> {
-        let units = scan_units(self.sources.sources().await?, self.window, &self.sources.metrics);
+        let units = scan_units(self.sources.sources().await?, self.limits.window, &self.sources.metrics);
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
@@ -132,9 +136,9 @@ impl Scan {
         let mut frame = Frame::new(source, unit.group, None);
         let nothing = HashSet::new();
         let excluded = if self.is_joined(unit.source) { &nothing } else { &self.joined };
-        let active = active_rows(&mut frame, unit.group, self.window, excluded, metrics).await?;
+        let active = active_rows(&mut frame, unit.group, self.limits.window, excluded, metrics).await?;
         metrics.row_group(frame.len() as u64);
-        let found = self.pipeline.run(&mut frame, unit.group, &active, metrics).await?;
+        let found = self.pipeline.run(&mut frame, unit.group, &active, self.limits.traces, metrics).await?;
         if found.is_empty() {
             return Ok(Vec::new());
         }
@@ -161,7 +165,7 @@ impl Scan {
         let (high, low) = (frame.ints(Column::TraceIdHigh)?.value(first), frame.ints(Column::TraceIdLow)?.value(first));
         let spanset = |spanset: Spanset| MatchedSpanset {
             matched: spanset.rows.len() as u32,
-            span_rows: spanset.rows.into_iter().take(self.spans_per_spanset).collect(),
+            span_rows: spanset.rows.into_iter().take(self.limits.spans_per_spanset).collect(),
             attributes: spanset.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
         };
         Ok(MatchedTrace {
@@ -211,8 +215,7 @@ impl ExecutionPlan for SpansetScanExec {
         let scan = Arc::new(Scan {
             sources: self.sources.clone(),
             pipeline: SpansetPipeline::new(self.pipeline.clone()),
-            window: self.window,
-            spans_per_spanset: self.spans_per_spanset,
+            limits: self.limits,
             bound: self.bound.clone(),
             joined: self.sources.joined_traces(),
         });

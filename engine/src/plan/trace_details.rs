@@ -108,7 +108,6 @@ async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipe
             Column::RootService,
             Column::RootName,
             Column::SpanId,
-            Column::TraceStart,
             Column::StartOffset,
             Column::Duration,
             Column::Service,
@@ -118,10 +117,17 @@ async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipe
         }
         shown.iter().for_each(|shown| needs.add_field(&shown.field, frame.source()));
         frame.load(&needs, &sources.metrics).await?;
-        let mut base = 0;
-        for at in members {
-            rows[at] = Some(describe(&frame, base, &traces[at], &shown)?);
-            base += traces[at].rows;
+        let bases: Vec<u32> = members
+            .iter()
+            .scan(0, |next, &at| {
+                *next += traces[at].rows;
+                Some(*next - traces[at].rows)
+            })
+            .collect();
+        let placed = || members.iter().zip(&bases).map(|(&at, &base)| (&traces[at], base));
+        let mut spans = all_spans(&frame, placed().flat_map(|(trace, base)| span_rows(trace, base)).collect(), &shown)?.into_iter();
+        for (&at, &base) in members.iter().zip(&bases) {
+            rows[at] = Some(describe(&frame, base, &traces[at], &mut spans)?);
         }
     }
     to_batch(traces.iter().zip(rows.into_iter().flatten()))
@@ -132,8 +138,13 @@ struct TraceRow {
     metadata: tempo::TraceSearchMetadata,
 }
 
-/// Describes a trace whose first row stands at `base` in the frame.
-fn describe(frame: &Frame, base: u32, trace: &MatchedTrace, shown: &[ShownField]) -> Result<TraceRow> {
+/// The rows of the spans shown of a trace whose first row stands at `base` in the frame, spanset by spanset, and the trace's start.
+fn span_rows(trace: &MatchedTrace, base: u32) -> impl Iterator<Item = (u32, u64)> + '_ {
+    trace.spansets.iter().flat_map(move |spanset| spanset.span_rows.iter().map(move |row| (row - trace.first_row + base, trace.start_unix_nano)))
+}
+
+/// Describes a trace whose first row stands at `base` in the frame; its shown spans are the next of `spans`.
+fn describe(frame: &Frame, base: u32, trace: &MatchedTrace, spans: &mut impl Iterator<Item = tempo::Span>) -> Result<TraceRow> {
     let first = base as usize;
     let duration_nanos = frame.ints(Column::TraceDuration)?.value(first);
     let root_name = frame.texts(Column::RootName)?;
@@ -141,9 +152,8 @@ fn describe(frame: &Frame, base: u32, trace: &MatchedTrace, shown: &[ShownField]
     let root_service = frame.texts(Column::RootService)?.get(first).unwrap_or_default().to_owned();
     let mut span_sets = Vec::with_capacity(trace.spansets.len());
     for spanset in &trace.spansets {
-        let rows: Vec<u32> = spanset.span_rows.iter().map(|row| row - trace.first_row + base).collect();
         span_sets.push(tempo::SpanSet {
-            spans: spans(frame, &rows, shown)?,
+            spans: spans.take(spanset.span_rows.len()).collect(),
             matched: spanset.matched,
             attributes: spanset.attributes.clone(),
         });
@@ -161,21 +171,23 @@ fn describe(frame: &Frame, base: u32, trace: &MatchedTrace, shown: &[ShownField]
     Ok(TraceRow { duration_nanos, metadata })
 }
 
-fn spans(frame: &Frame, rows: &[u32], shown: &[ShownField]) -> Result<Vec<tempo::Span>> {
+/// The spans in `rows`, each with the start of its trace, with what is shown of them: each field is evaluated once for all of them.
+fn all_spans(frame: &Frame, rows: Vec<(u32, u64)>, shown: &[ShownField]) -> Result<Vec<tempo::Span>> {
     let (ids, durations) = (frame.ints(Column::SpanId)?, frame.ints(Column::Duration)?);
-    let (starts, offsets) = (frame.ints(Column::TraceStart)?, frame.ints(Column::StartOffset)?);
-    let span = |&row: &u32| {
+    let offsets = frame.ints(Column::StartOffset)?;
+    let span = |&(row, trace_start): &(u32, u64)| {
         let row = row as usize;
         tempo::Span {
             span_id: SpanId::from_i64(ids.value(row)).to_string(),
-            start_time_unix_nano: starts.value(row).wrapping_add(offsets.value(row)) as u64,
+            start_time_unix_nano: trace_start.wrapping_add(offsets.value(row) as u64),
             duration_nanos: durations.value(row) as u64,
             ..Default::default()
         }
     };
     let mut spans: Vec<tempo::Span> = rows.iter().map(span).collect();
+    let rows: Vec<u32> = rows.into_iter().map(|(row, _)| row).collect();
     for shown in shown {
-        for (span, value) in spans.iter_mut().zip(shown.values(frame, rows)?) {
+        for (span, value) in spans.iter_mut().zip(shown.values(frame, &rows)?) {
             match value {
                 Some(value) if shown.field == FieldRef::Intrinsic(Intrinsic::Name) => span.name = value.to_string(),
                 Some(value) => span.attributes.push(key_value(&shown.field.attribute_key(), &value)),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use arrow::{array::Array, record_batch::RecordBatch};
+use arrow::{array::{Array, Int32Array}, record_batch::RecordBatch};
 
 use super::{
     TraceId,
@@ -24,11 +24,8 @@ impl SpanBuilder {
     /// Appends the spans of `batch`, which holds all columns of `schema` and whole traces; `resources` and `scopes` are what its ids
     /// mean. Errors: `Data`.
     pub fn append_batch(&mut self, batch: &RecordBatch, schema: &SpanSchema, resources: &Shared, scopes: &Shared) -> Result<()> {
-        let translate = |table: &Shared, intern: &mut dyn FnMut(Option<&[u8]>, &[u8]) -> u32| -> Vec<u32> {
-            (0..table.len()).map(|id| intern(table.message(id), table.schema_url(id))).collect()
-        };
-        let resources = translate(resources, &mut |message, url| self.resource(message, url));
-        let scopes = translate(scopes, &mut |message, url| self.scope(message, url));
+        let resources = translate(resources, small_ints(batch, "resource_id")?, |message, url| self.resource(message, url));
+        let scopes = translate(scopes, small_ints(batch, "scope_id")?, |message, url| self.scope(message, url));
         let parents = parents(batch)?;
         let wire_bytes = batch.get_array_memory_size() / batch.num_rows().max(1);
         let mut from = 0;
@@ -47,7 +44,7 @@ impl SpanBuilder {
         &mut self,
         batch: &RecordBatch,
         schema: &SpanSchema,
-        (resources, scopes): (&[u32], &[u32]),
+        (resources, scopes): (&HashMap<i32, u32>, &HashMap<i32, u32>),
         parents: &[i64],
         wire_bytes: usize,
     ) -> Result<()> {
@@ -98,8 +95,19 @@ impl SpanBuilder {
     }
 }
 
-fn shared(table: &[u32], id: i32) -> Result<u32> {
-    table.get(id as usize).copied().ok_or_else(|| Error::data(format!("shared entry {id} is missing")))
+/// New numbers of the entries of `table` that `used` names, by old number.
+fn translate(table: &Shared, used: &Int32Array, mut intern: impl FnMut(Option<&[u8]>, &[u8]) -> u32) -> HashMap<i32, u32> {
+    let mut numbers = HashMap::new();
+    for &id in used.values() {
+        if !numbers.contains_key(&id) && (id as usize) < table.len() {
+            numbers.insert(id, intern(table.message(id as usize), table.schema_url(id as usize)));
+        }
+    }
+    numbers
+}
+
+fn shared(table: &HashMap<i32, u32>, id: i32) -> Result<u32> {
+    table.get(&id).copied().ok_or_else(|| Error::data(format!("shared entry {id} is missing")))
 }
 
 /// The parent span id of every row, zero where there is none.

@@ -132,7 +132,7 @@ fn damaged_nodes_are_errors() {
         b"{}",
         br#"{"newest_traces":{"limit":1}}"#,
         br#"{"trace_details":{"tenant":"..","sources":[],"query":"{ }"}}"#,
-        br#"{"spanset_scan":{"tenant":"t","sources":[],"query":"{","window":null,"spans_per_spanset":1,"partitions":1}}"#,
+        br#"{"spanset_scan":{"tenant":"t","sources":[],"query":"{","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
     ] {
         assert!(codec.try_decode(bytes, &[], &context, &converter).is_err(), "{}", String::from_utf8_lossy(bytes));
     }
