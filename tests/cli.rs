@@ -164,7 +164,7 @@ fn load_query_trace_and_inspect_work_together() {
     assert!(complaint.contains("unknown identifier: foo"), "{complaint}");
 
     let waterfall = succeed(&["trace", "b49cb28160e2d67825ef19e3e24d1b4e", "--url", &url]);
-    assert!(waterfall.matches("pg").count() >= 20, "25 spans, most of the database: {waterfall}");
+    assert_eq!(waterfall.matches("@preflight/service ·").count(), 25, "a line for each span: {waterfall}");
     assert!(!fail(&["trace", "ffffffffffffffffffffffffffffffff", "--url", &url]).is_empty());
 
     client.flush();

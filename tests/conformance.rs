@@ -72,16 +72,8 @@ fn check(findings: &mut Findings, phase: &str, client: &Client, entries: &[Value
 }
 
 /// Attributes that Tempo keeps in columns of their own and so leaves out of the names of stored blocks.
-const UNLISTED: [&str; 8] = [
-    "http.method",
-    "http.request.method",
-    "http.response.status_code",
-    "http.status_code",
-    "http.url",
-    "server.address",
-    "server.port",
-    "url.path",
-];
+const UNLISTED: [&str; 8] =
+    ["http.method", "http.request.method", "http.response.status_code", "http.status_code", "http.url", "server.address", "server.port", "url.path"];
 
 /// Where the recorded answers lack what was sent, Skein's are complete (`docs/differences.md`, "Results"): span flags, the names of
 /// well-known attributes, and `status` and `kind` by their names instead of their numbers. Takes these differences, and no others, out.

@@ -477,7 +477,9 @@ fn recorded_requests_hold_the_truth() {
                 *services.entry(otlp::resource_text(&of_resource, "service.name").to_owned()).or_default() += 1;
                 if samples.contains_key(&id) {
                     let mut one = of_resource.clone();
-                    one.scope_spans.iter_mut().for_each(|scope| scope.spans.retain(|other| other.span_id == span.span_id));
+                    one.scope_spans
+                        .iter_mut()
+                        .for_each(|scope| scope.spans.retain(|other| other.trace_id == span.trace_id && other.span_id == span.span_id));
                     sampled.entry(id).or_default().push(one);
                 }
             }

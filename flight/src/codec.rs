@@ -11,7 +11,11 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use serde::{Deserialize, Serialize};
 use skein_engine::{
     exec::sources::{SourceName, SourceResolver, SourceSet},
-    plan::{newest_traces::NewestTracesExec, spanset_scan::{ScanLimits, SpansetScanExec}, trace_details::TraceDetailsExec},
+    plan::{
+        newest_traces::NewestTracesExec,
+        spanset_scan::{ScanLimits, SpansetScanExec},
+        trace_details::TraceDetailsExec,
+    },
     query::Window,
     tenant::TenantId,
     traceql::{self, Pipeline, QueryBody},

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use skein_engine::clock::go_duration;
 
 /// Bucket bounds of span durations in seconds: 2 ms to 16.384 s, doubling.
-pub const SPAN_METRICS_BUCKETS: [f64; 14] =
-    [0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384];
+pub const SPAN_METRICS_BUCKETS: [f64; 14] = [0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384];
 
 /// Bucket bounds of call durations in seconds: 0.1 to 12.8 s, doubling.
 pub const SERVICE_GRAPHS_BUCKETS: [f64; 8] = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8];

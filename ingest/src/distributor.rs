@@ -4,13 +4,10 @@
 //! Differs from Tempo on purpose: attributes are never cut. Tempo's `max_attribute_bytes` shortens long values in silence; here what is acknowledged is kept as
 //! it was sent.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use skein_engine::tenant::TenantId;
+use skein_engine::{clock::Stopwatch, tenant::TenantId};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -25,7 +22,7 @@ pub type MonotonicClock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The process's own clock.
 pub fn monotonic_clock() -> MonotonicClock {
-    let origin = Instant::now();
+    let origin = Stopwatch::start();
     Arc::new(move || origin.elapsed())
 }
 

@@ -3,10 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use skein_engine::{
-    block::{put::put_block, writer::{BlockObjects, write_block}},
+    block::{
+        put::put_block,
+        writer::{BlockObjects, write_block},
+    },
     catalog::meta::{BlockMeta, WalRange, write_meta},
     error::{Error, Result},
-    spans::{gather::OrderedSpans, schema::{ColumnPolicy, SpanSchema}, set::SpanSet, tree::order_spans},
+    spans::{
+        gather::OrderedSpans,
+        schema::{ColumnPolicy, SpanSchema},
+        set::SpanSet,
+        tree::order_spans,
+    },
     tenant::TenantId,
 };
 
@@ -37,9 +45,8 @@ impl Ingester {
         let _permit = self.flushes.acquire().await.map_err(|e| Error::unavailable("flushing has ended").with_source(e))?;
         let began = self.clock.now_unix_nano();
         let set = sealed.set.clone();
-        let objects = tokio::task::spawn_blocking(move || block_objects(set))
-            .await
-            .map_err(|e| Error::internal("writing a block").with_source(e))??;
+        let objects =
+            tokio::task::spawn_blocking(move || block_objects(set)).await.map_err(|e| Error::internal("writing a block").with_source(e))??;
         let mut meta = put_block(&*self.store, tenant, sealed.block, objects).await?;
         self.describe(&mut meta, sealed);
         write_meta(&*self.store, &meta).await?;

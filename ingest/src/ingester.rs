@@ -27,8 +27,8 @@ use tokio::sync::{Notify, Semaphore};
 use crate::{
     decode::{DecodeError, check},
     ingester_metrics::IngesterMetrics,
-    metrics::Metrics,
     live::{HeadSize, SealedGeneration, TenantLive},
+    metrics::Metrics,
     segments::SegmentUse,
     sink::{PushSummary, TraceSink},
     wal::{SegmentId, Wal},
@@ -203,7 +203,12 @@ impl Ingester {
 
     /// Ends the head of a tenant if it has spans and `wanted` says so once no push is under way. Pushes of this tenant wait for the log
     /// to begin a new segment.
-    pub(crate) async fn seal(&self, tenant: &TenantId, live: &TenantLive, wanted: impl Fn(&HeadSize) -> bool) -> Result<Option<Arc<SealedGeneration>>> {
+    pub(crate) async fn seal(
+        &self,
+        tenant: &TenantId,
+        live: &TenantLive,
+        wanted: impl Fn(&HeadSize) -> bool,
+    ) -> Result<Option<Arc<SealedGeneration>>> {
         let _gate = live.gate.write().await;
         let size = live.head_size();
         if size.spans == 0 || !wanted(&size) {

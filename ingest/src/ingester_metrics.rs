@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets};
-use skein_engine::{error::{Error, Result}, tenant::TenantId};
+use skein_engine::{
+    error::{Error, Result},
+    tenant::TenantId,
+};
 
 use crate::metrics::TenantLabels;
 

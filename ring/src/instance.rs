@@ -66,14 +66,7 @@ impl Instance {
     pub fn active(id: impl Into<String>, address: impl Into<String>, token_count: usize, now_unix_seconds: u64) -> Self {
         let id = id.into();
         let tokens = instance_tokens(&id, token_count);
-        Self {
-            id,
-            address: address.into(),
-            zone: String::new(),
-            state: InstanceState::Active,
-            heartbeat_unix_seconds: now_unix_seconds,
-            tokens,
-        }
+        Self { id, address: address.into(), zone: String::new(), state: InstanceState::Active, heartbeat_unix_seconds: now_unix_seconds, tokens }
     }
 
     /// Whether the last heartbeat is at most `timeout_seconds` old. A clock that is ahead of ours counts as fresh.

@@ -132,10 +132,7 @@ impl Ring {
         let healthy: Vec<&Instance> = chosen
             .iter()
             .map(|index| &self.instances[*index])
-            .filter(|instance| {
-                operation.accepts(instance.state)
-                    && instance.has_heartbeat(now_unix_seconds, self.settings.heartbeat_timeout_seconds)
-            })
+            .filter(|instance| operation.accepts(instance.state) && instance.has_heartbeat(now_unix_seconds, self.settings.heartbeat_timeout_seconds))
             .collect();
         let needed = if factor == 2 { 1 } else { factor / 2 + 1 };
         if healthy.len() < needed {
@@ -235,7 +232,7 @@ mod tests {
             let token = step.wrapping_mul(429_497);
             let owner = ids(&before, token, Operation::Write).remove(0);
             if owner != "i4" {
-                assert_eq!(ids(&after, token, Operation::Write), [owner.clone()]);
+                assert_eq!(ids(&after, token, Operation::Write), std::slice::from_ref(owner));
             }
             *per_instance.entry(owner).or_insert(0) += 1;
         }

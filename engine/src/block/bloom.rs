@@ -4,7 +4,10 @@
 use bytes::Bytes;
 use parquet::bloom_filter::Sbbf;
 
-use crate::{error::{Error, Result}, spans::TraceId};
+use crate::{
+    error::{Error, Result},
+    spans::TraceId,
+};
 
 /// One look-up in a hundred for an absent trace goes on to the index.
 const FALSE_POSITIVES: f64 = 0.01;

@@ -28,7 +28,8 @@ pub async fn put_block(store: &dyn ObjectStore, tenant: &TenantId, id: BlockId, 
     meta.row_groups = objects.row_groups as u32;
     meta.bloom_shards = objects.blooms.len() as u32;
     let blooms = objects.blooms.into_iter().enumerate().map(|(shard, bytes)| (bloom_name(shard as u32), bytes));
-    let all: Vec<(String, Bytes)> = [(DATA_NAME.to_owned(), objects.data), (INDEX_NAME.to_owned(), objects.index)].into_iter().chain(blooms).collect();
+    let all: Vec<(String, Bytes)> =
+        [(DATA_NAME.to_owned(), objects.data), (INDEX_NAME.to_owned(), objects.index)].into_iter().chain(blooms).collect();
     let puts = all.into_iter().map(|(name, bytes)| {
         let path = meta.object_path(&name);
         async move { store.put(&path, PutPayload::from(bytes)).await.map_err(|e| Error::from(e).context(format!("writing {path}"))) }

@@ -48,11 +48,11 @@ impl BlockReader {
         let footer_start = meta.data_bytes.saturating_sub(u64::from(meta.footer_bytes) + TAIL_BYTES);
         let data_path = meta.object_path(DATA_NAME);
         let index_path = meta.object_path(INDEX_NAME);
-        let (footer, index) = futures::try_join!(
-            async { store.get_range(&data_path, footer_start..meta.data_bytes.saturating_sub(TAIL_BYTES)).await },
-            async { store.get(&index_path).await?.bytes().await }
-        )
-        .map_err(|e| Error::from(e).context(doing()))?;
+        let (footer, index) =
+            futures::try_join!(async { store.get_range(&data_path, footer_start..meta.data_bytes.saturating_sub(TAIL_BYTES)).await }, async {
+                store.get(&index_path).await?.bytes().await
+            })
+            .map_err(|e| Error::from(e).context(doing()))?;
         let parse = || -> Result<_> {
             let footer = Arc::new(ParquetMetaDataReader::decode_metadata(&footer)?);
             let parquet = ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new())?;
@@ -143,9 +143,11 @@ impl BlockReader {
                     let parts = self.schema.event_fields(events);
                     leaves.extend(parts.iter().filter_map(|part| self.leaves.get(&("events".to_owned(), part.name().clone()))));
                 }
-                Column::Links => leaves.extend(["trace_id_high", "trace_id_low", "span_id", "other"].iter().filter_map(|part| {
-                    self.leaves.get(&("links".to_owned(), (*part).to_owned()))
-                })),
+                Column::Links => leaves.extend(
+                    ["trace_id_high", "trace_id_low", "span_id", "other"]
+                        .iter()
+                        .filter_map(|part| self.leaves.get(&("links".to_owned(), (*part).to_owned()))),
+                ),
                 _ => leaves.extend(self.leaves.get(&(field.name().clone(), String::new()))),
             }
         }

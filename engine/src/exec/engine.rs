@@ -285,7 +285,8 @@ async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics) -> Resu
     for (group, all) in source.row_groups().iter().enumerate() {
         let first = all.first_row as usize;
         if (first..first + all.rows as usize).contains(&rows.start) {
-            let batch = source.read(group, &columns, &events, Some(&[rows.start - first..rows.end - first]), metrics).await?;
+            let own = rows.start - first..rows.end - first;
+            let batch = source.read(group, &columns, &events, Some(std::slice::from_ref(&own)), metrics).await?;
             assembler.add(&batch, 0..batch.num_rows(), source.schema(), source.resources(), source.scopes())?;
         }
     }

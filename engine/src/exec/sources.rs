@@ -7,8 +7,17 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use super::{eval::{ColumnNeeds, Frame}, source::SourceRef, stats::ScanMetrics};
-use crate::{error::Result, query::Window, spans::{BlockId, TraceId, schema::Column}, tenant::TenantId};
+use super::{
+    eval::{ColumnNeeds, Frame},
+    source::SourceRef,
+    stats::ScanMetrics,
+};
+use crate::{
+    error::Result,
+    query::Window,
+    spans::{BlockId, TraceId, schema::Column},
+    tenant::TenantId,
+};
 
 /// How a plan names a source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -6,7 +6,10 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use arrow::{array::{Array, Int64Array}, buffer::BooleanBuffer};
+use arrow::{
+    array::{Array, Int64Array},
+    buffer::BooleanBuffer,
+};
 
 use super::eval::{
     ColumnNeeds, Frame,
@@ -169,7 +172,13 @@ fn cost_of(expr: &FieldExpr) -> u32 {
 
 /// The rows of `frame` among `active` that pass `filter`, loading columns term by term and only while rows are left.
 /// Errors: as [`mask`] and the source's.
-pub async fn filter_rows(filter: &FieldExpr, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<BooleanBuffer> {
+pub async fn filter_rows(
+    filter: &FieldExpr,
+    frame: &mut Frame,
+    group: usize,
+    active: &BooleanBuffer,
+    metrics: &ScanMetrics,
+) -> Result<BooleanBuffer> {
     let mut terms = conjuncts(filter);
     terms.sort_by_key(cost_of);
     let mut left = active.clone();
@@ -187,7 +196,10 @@ pub async fn filter_rows(filter: &FieldExpr, frame: &mut Frame, group: usize, ac
 
 /// False when no row of the group can satisfy `term`: it asks a key for a value, and no column that could hold it does.
 async fn may_match(term: &FieldExpr, source: &SourceRef, group: usize) -> Result<bool> {
-    use crate::{exec::source::RestScope, traceql::{AttributeScope, CompareOp}};
+    use crate::{
+        exec::source::RestScope,
+        traceql::{AttributeScope, CompareOp},
+    };
     let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return Ok(true) };
     let (FieldExpr::Field(FieldRef::Attribute { scope, name }), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return Ok(true) };
     let schema = source.schema();
@@ -199,7 +211,9 @@ async fn may_match(term: &FieldExpr, source: &SourceRef, group: usize) -> Result
         AttributeScope::Span if !(schema.has(Column::Rest) && source.rest_may_have(RestScope::Span, name)) => {
             for (at, kind) in schema.attribute_columns(name) {
                 let possible = match (kind, literal) {
-                    (crate::spans::columns::AttributeType::String, Static::String(text)) => source.may_contain(group, Column::Attribute(at), text).await?,
+                    (crate::spans::columns::AttributeType::String, Static::String(text)) => {
+                        source.may_contain(group, Column::Attribute(at), text).await?
+                    }
                     (crate::spans::columns::AttributeType::String, _) => false,
                     _ => true,
                 };
@@ -241,14 +255,7 @@ impl SpansetPipeline {
 
     /// The spansets of the first `limit` traces in `frame` that have any, restricted to the spans in `active`. Loads what it needs.
     /// Errors: `Invalid` for run-time type errors, else as the source's.
-    pub async fn run(
-        &self,
-        frame: &mut Frame,
-        group: usize,
-        active: &BooleanBuffer,
-        limit: usize,
-        metrics: &ScanMetrics,
-    ) -> Result<Vec<TraceMatch>> {
+    pub async fn run(&self, frame: &mut Frame, group: usize, active: &BooleanBuffer, limit: usize, metrics: &ScanMetrics) -> Result<Vec<TraceMatch>> {
         let mut parts = Parts::default();
         parts.pipeline(&self.pipeline);
         let mut masks = HashMap::new();
@@ -268,8 +275,8 @@ impl SpansetPipeline {
             return Ok(Vec::new());
         }
         for filter in parts.filters {
-            if !masks.contains_key(&key_of(filter)) {
-                masks.insert(key_of(filter), filter_rows(filter, frame, group, active, metrics).await?);
+            if let std::collections::hash_map::Entry::Vacant(entry) = masks.entry(key_of(filter)) {
+                entry.insert(filter_rows(filter, frame, group, active, metrics).await?);
             }
         }
         let mut needs = ColumnNeeds::default();
@@ -294,13 +301,7 @@ impl SpansetPipeline {
         self.run_traces(&inputs, &touched, active, limit)
     }
 
-    fn run_traces(
-        &self,
-        inputs: &PipelineInputs<'_>,
-        touched: &BooleanBuffer,
-        active: &BooleanBuffer,
-        limit: usize,
-    ) -> Result<Vec<TraceMatch>> {
+    fn run_traces(&self, inputs: &PipelineInputs<'_>, touched: &BooleanBuffer, active: &BooleanBuffer, limit: usize) -> Result<Vec<TraceMatch>> {
         let mut matches = Vec::new();
         let mut done_to = 0;
         for row in touched.set_indices() {
@@ -396,7 +397,9 @@ fn operand(expr: &SpansetExpr, op: SpansetOp, inputs: &PipelineInputs<'_>, input
         return match out.len() {
             0 => Ok(Vec::new()),
             1 => Ok(out.swap_remove(0).rows),
-            _ => Err(Error::invalid(format!("a structural operator needs one spanset on each side, but ({pipeline}) gives several: end it with coalesce()"))),
+            _ => Err(Error::invalid(format!(
+                "a structural operator needs one spanset on each side, but ({pipeline}) gives several: end it with coalesce()"
+            ))),
         };
     }
     select_rows(expr, inputs, input)
@@ -438,7 +441,8 @@ impl PipelineInputs<'_> {
             Form::Negated => right.iter().zip(&related).filter(|&(_, &hit)| !hit).map(|(&row, _)| row).collect(),
             Form::Union => {
                 let back = self.related(inverse(relation), right, left);
-                let hits = |rows: &[u32], hits: &[bool]| -> Vec<u32> { rows.iter().zip(hits).filter(|&(_, &hit)| hit).map(|(&row, _)| row).collect() };
+                let hits =
+                    |rows: &[u32], hits: &[bool]| -> Vec<u32> { rows.iter().zip(hits).filter(|&(_, &hit)| hit).map(|(&row, _)| row).collect() };
                 union(&hits(left, &back), &hits(right, &related))
             }
         }
@@ -551,7 +555,9 @@ fn aggregate(aggregate: &Aggregate, values: Vec<Value>) -> Value {
 
 fn sum(values: &[Value]) -> Value {
     let same = |value: &&Value| std::mem::discriminant(*value) == std::mem::discriminant(&values[0]);
-    let whole = || values.iter().filter(same).fold(0i64, |sum, value| if let Value::Int(v) | Value::Duration(v) = value { sum.wrapping_add(*v) } else { sum });
+    let whole = || {
+        values.iter().filter(same).fold(0i64, |sum, value| if let Value::Int(v) | Value::Duration(v) = value { sum.wrapping_add(*v) } else { sum })
+    };
     match &values[0] {
         Value::Int(_) => Value::Int(whole()),
         Value::Duration(_) => Value::Duration(whole()),

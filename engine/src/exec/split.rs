@@ -7,10 +7,7 @@ use super::{
     source::{MemorySource, SourceRef},
     stats::ScanMetrics,
 };
-use crate::{
-    error::Result,
-    spans::builder::SpanBuilder,
-};
+use crate::{error::Result, spans::builder::SpanBuilder};
 
 /// The ids that occur in more than one of `lists`, each ascending. Cost: merging them two by two.
 pub fn split_ids(lists: &[&[u128]]) -> BTreeSet<u128> {

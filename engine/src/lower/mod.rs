@@ -7,7 +7,11 @@ use datafusion::physical_plan::ExecutionPlan;
 use crate::{
     error::{Error, Result},
     exec::sources::SourceSet,
-    plan::{newest_traces::NewestTracesExec, spanset_scan::{ScanLimits, SpansetScanExec}, trace_details::TraceDetailsExec},
+    plan::{
+        newest_traces::NewestTracesExec,
+        spanset_scan::{ScanLimits, SpansetScanExec},
+        trace_details::TraceDetailsExec,
+    },
     query::SearchRequest,
     traceql::{MetricsExpr, Pipeline, Query, QueryBody},
 };

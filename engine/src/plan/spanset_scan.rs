@@ -235,4 +235,3 @@ impl ExecutionPlan for SpansetScanExec {
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
     }
 }
-

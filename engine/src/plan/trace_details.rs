@@ -190,7 +190,7 @@ fn all_spans(frame: &Frame, rows: Vec<(u32, u64)>, shown: &[ShownField]) -> Resu
         for (span, value) in spans.iter_mut().zip(shown.values(frame, &rows)?) {
             match value {
                 Some(value) if shown.field == FieldRef::Intrinsic(Intrinsic::Name) => span.name = value.to_string(),
-                Some(value) => span.attributes.push(key_value(&shown.field.attribute_key(), &value)),
+                Some(value) => span.attributes.push(key_value(shown.field.attribute_key(), &value)),
                 None => {}
             }
         }

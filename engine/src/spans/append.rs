@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use arrow::{array::{Array, Int32Array}, record_batch::RecordBatch};
+use arrow::{
+    array::{Array, BinaryArray, Int32Array, Int64Array, ListArray},
+    record_batch::RecordBatch,
+};
 
 use super::{
     TraceId,
@@ -63,15 +66,15 @@ impl SpanBuilder {
             rare_columns.push(column.transpose()?);
         }
         let rare = |at: usize, row: usize| rare_columns[at].filter(|values| values.is_valid(row)).map_or(0, |values| values.value(row));
-        let events = EventAppender::new(batch, schema)?;
+        let events = EventAppender::new(batch)?;
         let links = LinkAppender::new(batch)?;
-        for row in 0..batch.num_rows() {
+        for (row, parent) in parents.iter().enumerate() {
             let start = trace_start.value(row).wrapping_add(offset.value(row));
             let oddities = rare(4, row);
             let fields = SpanFields {
                 trace_id: TraceId::from_halves(high.value(row), low.value(row)).0,
                 span_id: span_id.value(row).to_be_bytes(),
-                parent_span_id: parents[row].to_be_bytes(),
+                parent_span_id: parent.to_be_bytes(),
                 parent_is_zero: oddities & ODD_PARENT_IS_ZERO != 0,
                 start_unix_nano: start as u64,
                 end_unix_nano: (start as u64).wrapping_add(duration.value(row) as u64),
@@ -208,12 +211,12 @@ fn key_value_field(key: &str, typed: &Typed, row: usize) -> Vec<u8> {
 
 /// The events of a batch's spans.
 struct EventAppender<'a> {
-    list: Option<(&'a arrow::array::ListArray, RecordBatch)>,
+    list: Option<(&'a ListArray, RecordBatch)>,
     first_row: std::cell::Cell<Option<u32>>,
 }
 
 impl<'a> EventAppender<'a> {
-    fn new(batch: &'a RecordBatch, _schema: &SpanSchema) -> Result<Self> {
+    fn new(batch: &'a RecordBatch) -> Result<Self> {
         let list = list_opt(batch, "events")?.map(|list| Ok::<_, Error>((list, list_items(list)?))).transpose()?;
         Ok(Self { list, first_row: std::cell::Cell::new(None) })
     }
@@ -248,28 +251,33 @@ impl<'a> EventAppender<'a> {
 
 /// The links of a batch's spans.
 struct LinkAppender<'a> {
-    list: Option<(&'a arrow::array::ListArray, RecordBatch)>,
+    links: Option<Links<'a>>,
+}
+
+/// The columns of links.
+struct Links<'a> {
+    list: &'a ListArray,
+    trace_id_high: Int64Array,
+    trace_id_low: Int64Array,
+    span_id: Int64Array,
+    other: BinaryArray,
 }
 
 impl<'a> LinkAppender<'a> {
     fn new(batch: &'a RecordBatch) -> Result<Self> {
-        let list = list_opt(batch, "links")?.map(|list| Ok::<_, Error>((list, list_items(list)?))).transpose()?;
-        if let Some((_, items)) = &list {
-            (ints(items, "trace_id_high")?, ints(items, "trace_id_low")?, ints(items, "span_id")?);
-        }
-        Ok(Self { list })
+        let Some(list) = list_opt(batch, "links")? else { return Ok(Self { links: None }) };
+        let items = list_items(list)?;
+        let int = |name| ints(&items, name).cloned();
+        let other = binary_opt(&items, "other")?.cloned().ok_or_else(|| Error::data("column links.other is missing"))?;
+        let (trace_id_high, trace_id_low, span_id) = (int("trace_id_high")?, int("trace_id_low")?, int("span_id")?);
+        Ok(Self { links: Some(Links { list, trace_id_high, trace_id_low, span_id, other }) })
     }
 
     fn append(&self, builder: &mut SpanBuilder, row: usize) {
-        let Some((list, items)) = &self.list else { return };
-        let (Ok(high), Ok(low), Ok(ids), Ok(Some(other))) =
-            (ints(items, "trace_id_high"), ints(items, "trace_id_low"), ints(items, "span_id"), binary_opt(items, "other"))
-        else {
-            return;
-        };
-        for at in entries(list, row) {
-            let trace_id = TraceId::from_halves(high.value(at), low.value(at)).0;
-            builder.link(trace_id, ids.value(at).to_be_bytes(), |out| out.extend_from_slice(other.value(at)));
+        let Some(links) = &self.links else { return };
+        for at in entries(links.list, row) {
+            let trace_id = TraceId::from_halves(links.trace_id_high.value(at), links.trace_id_low.value(at)).0;
+            builder.link(trace_id, links.span_id.value(at).to_be_bytes(), |out| out.extend_from_slice(links.other.value(at)));
         }
     }
 }

@@ -201,11 +201,7 @@ impl AttributeTable {
             growing.pooled_before = growing.pool.len();
             if !growing.rows.is_empty() {
                 let empty = Values::empty(growing.column.kind, growing.coded);
-                columns.push(SparseColumn {
-                    id: id as u32,
-                    rows: mem::take(&mut growing.rows),
-                    values: mem::replace(&mut growing.values, empty),
-                });
+                columns.push(SparseColumn { id: id as u32, rows: mem::take(&mut growing.rows), values: mem::replace(&mut growing.values, empty) });
             }
         }
         for key in &mut self.keys {

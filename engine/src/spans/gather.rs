@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use arrow::{
     array::{
-        Array, ArrayRef, BinaryBuilder, BooleanArray, BooleanBufferBuilder, DictionaryArray, Float64Array, Int32Array, Int64Array, ListArray, StringArray,
-        StringBuilder, StringViewBuilder, StructArray,
+        Array, ArrayRef, BinaryBuilder, BooleanArray, BooleanBufferBuilder, DictionaryArray, Float64Array, Int32Array, Int64Array, ListArray,
+        StringArray, StringBuilder, StringViewBuilder, StructArray,
     },
     buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
     datatypes::{Field, Int32Type, Schema},
@@ -354,12 +354,8 @@ impl OrderedSpans {
             offsets.push(high.len() as i32);
         }
         let rows = high.len();
-        let arrays: Vec<ArrayRef> = vec![
-            Arc::new(Int64Array::from(high)),
-            Arc::new(Int64Array::from(low)),
-            Arc::new(Int64Array::from(span_id)),
-            Arc::new(other.finish()),
-        ];
+        let arrays: Vec<ArrayRef> =
+            vec![Arc::new(Int64Array::from(high)), Arc::new(Int64Array::from(low)), Arc::new(Int64Array::from(span_id)), Arc::new(other.finish())];
         list_of_structs(link_fields(), offsets, arrays, rows)
     }
 }
@@ -388,7 +384,12 @@ fn find_column(columns: &[SparseColumn], id: u32) -> Option<&SparseColumn> {
     columns.binary_search_by_key(&id, |column| column.id).ok().map(|at| &columns[at])
 }
 
-fn scatter<T: Copy>(rows: &Rows<'_>, chunks: &[Option<&SparseColumn>], blank: T, value: impl Fn(&Values, usize) -> T) -> (Vec<T>, Option<NullBuffer>) {
+fn scatter<T: Copy>(
+    rows: &Rows<'_>,
+    chunks: &[Option<&SparseColumn>],
+    blank: T,
+    value: impl Fn(&Values, usize) -> T,
+) -> (Vec<T>, Option<NullBuffer>) {
     let mut values = vec![blank; rows.range.len()];
     let mut valid = all_unset(rows.range.len());
     for (chunk, column) in chunks.iter().enumerate() {

@@ -29,19 +29,13 @@ impl TraceId {
     /// Reads up to 32 hexadecimal digits, padding on the left. Errors: `Invalid`, with Tempo's words.
     pub fn parse_hex(text: &str) -> Result<Self> {
         if let Some((at, bad)) = text.chars().enumerate().find(|(_, c)| !c.is_ascii_hexdigit()) {
-            return Err(Error::invalid(format!(
-                "trace IDs can only contain hex characters: invalid character '{bad}' at position {}",
-                at + 1
-            )));
+            return Err(Error::invalid(format!("trace IDs can only contain hex characters: invalid character '{bad}' at position {}", at + 1)));
         }
         if text.len() > 32 {
             return Err(Error::invalid("trace IDs can't be larger than 128 bits"));
         }
-        let value = if text.is_empty() {
-            0
-        } else {
-            u128::from_str_radix(text, 16).map_err(|e| Error::invalid("reading the trace ID").with_source(e))?
-        };
+        let value =
+            if text.is_empty() { 0 } else { u128::from_str_radix(text, 16).map_err(|e| Error::invalid("reading the trace ID").with_source(e))? };
         Ok(Self(value.to_be_bytes()))
     }
 

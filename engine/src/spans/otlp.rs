@@ -76,7 +76,8 @@ struct SpanReader<'a> {
 
 impl<'a> SpanReader<'a> {
     fn new(batch: &'a RecordBatch, schema: &'a SpanSchema) -> Result<Self> {
-        let items = |name| -> Result<Option<(&'a ListArray, RecordBatch)>> { list_opt(batch, name)?.map(|list| Ok((list, list_items(list)?))).transpose() };
+        let items =
+            |name| -> Result<Option<(&'a ListArray, RecordBatch)>> { list_opt(batch, name)?.map(|list| Ok((list, list_items(list)?))).transpose() };
         Ok(Self {
             batch,
             attributes: Attributes::new(batch, &schema.attributes, "span_attributes_rest")?,
@@ -263,4 +264,3 @@ fn value_at(column: &Typed, row: usize) -> Option<any_value::Value> {
         Typed::Bool(values) => values.is_valid(row).then(|| any_value::Value::BoolValue(values.value(row))),
     }
 }
-

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::{array::StringArray, buffer::{Buffer, OffsetBuffer, ScalarBuffer}};
+use arrow::{
+    array::StringArray,
+    buffer::{Buffer, OffsetBuffer, ScalarBuffer},
+};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use std::hash::BuildHasher;
@@ -68,9 +71,7 @@ impl Pool {
         self.bytes.extend_from_slice(value);
         self.offsets.push(i32::try_from(self.bytes.len()).expect("a generation is cut long before a pool holds 2 GiB"));
         let (hasher, offsets, bytes) = (&self.hasher, &self.offsets, &self.bytes);
-        self.table.insert_unique(hash, id, |&id| {
-            hasher.hash_one(&bytes[offsets[id as usize] as usize..offsets[id as usize + 1] as usize])
-        });
+        self.table.insert_unique(hash, id, |&id| hasher.hash_one(&bytes[offsets[id as usize] as usize..offsets[id as usize + 1] as usize]));
         self.snapshot = None;
         id
     }

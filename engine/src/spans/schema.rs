@@ -338,7 +338,11 @@ impl SpanSchema {
 
 fn columns_of<'a>(fields: &'a [AttributeField], key: &'a str) -> impl Iterator<Item = (u32, AttributeType)> + 'a {
     let from = fields.partition_point(|field| *field.column.key < *key);
-    fields[from..].iter().enumerate().take_while(move |(_, field)| *field.column.key == *key).map(move |(at, field)| ((from + at) as u32, field.column.kind))
+    fields[from..]
+        .iter()
+        .enumerate()
+        .take_while(move |(_, field)| *field.column.key == *key)
+        .map(move |(at, field)| ((from + at) as u32, field.column.kind))
 }
 
 fn link_list() -> DataType {

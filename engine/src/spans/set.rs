@@ -197,11 +197,7 @@ fn rare_at(column: &RareColumn, row: u32) -> Option<i64> {
     column.rows.binary_search(&row).ok().map(|at| column.values[at])
 }
 
-fn attributes_equal(
-    columns: &[(AttributeColumn, Arc<StringArray>)],
-    (x, i): (&AttributeChunk, u32),
-    (y, j): (&AttributeChunk, u32),
-) -> bool {
+fn attributes_equal(columns: &[(AttributeColumn, Arc<StringArray>)], (x, i): (&AttributeChunk, u32), (y, j): (&AttributeChunk, u32)) -> bool {
     let value = |chunk: &AttributeChunk, id: u32, row: u32| {
         let column = &chunk.columns[chunk.columns.binary_search_by_key(&id, |column| column.id).ok()?];
         Some(scalar_at(column, column.rows.binary_search(&row).ok()?, &columns[id as usize].1))
@@ -222,7 +218,9 @@ fn scalar_at(column: &SparseColumn, at: usize, strings: &StringArray) -> (u64, V
 
 fn links_equal((x, i): (&LinkChunk, u32), (y, j): (&LinkChunk, u32)) -> bool {
     let (xs, ys) = (entries_of(&x.spans, i), entries_of(&y.spans, j));
-    let other = |links: &LinkChunk, at: usize| links.other[if at == 0 { 0 } else { links.other_ends[at - 1] as usize }..links.other_ends[at] as usize].to_vec();
+    let other = |links: &LinkChunk, at: usize| {
+        links.other[if at == 0 { 0 } else { links.other_ends[at - 1] as usize }..links.other_ends[at] as usize].to_vec()
+    };
     xs.len() == ys.len()
         && xs.zip(ys).all(|(m, n)| {
             (x.trace_id_high[m], x.trace_id_low[m], x.span_id[m]) == (y.trace_id_high[n], y.trace_id_low[n], y.span_id[n])

@@ -74,13 +74,17 @@ fn write_shared(out: &mut Vec<u8>, message: Option<&[u8]>, schema_url: &[u8]) {
 /// One entry's attributes as values, first value of a key only.
 pub type Attributes = HashMap<Box<str>, Value, foldhash::fast::FixedState>;
 
+/// Start and end in an entry.
+type Place = (u32, u32);
+
 /// An immutable table of shared messages.
 #[derive(Debug, Default)]
 pub struct Shared {
     entries: Vec<Box<[u8]>>,
     attributes: Vec<Attributes>,
     names: Vec<(Value, Value)>,
-    parts: Vec<(Option<(u32, u32)>, (u32, u32))>,
+    /// Where in its entry the message lies, if there is one, and the schema URL.
+    parts: Vec<(Option<Place>, Place)>,
 }
 
 impl Shared {
@@ -172,7 +176,7 @@ fn split(entry: &[u8]) -> (Option<&[u8]>, &[u8]) {
 }
 
 /// Where `part`, a slice of `whole`, lies in it; an empty slice from elsewhere is the empty range.
-fn range_in(whole: &[u8], part: &[u8]) -> (u32, u32) {
+fn range_in(whole: &[u8], part: &[u8]) -> Place {
     if part.is_empty() {
         return (0, 0);
     }

@@ -293,4 +293,3 @@ pub fn positions(set: &SpanSet, order: &SpanOrder) -> Vec<Vec<u32>> {
     }
     positions
 }
-

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use skein_proto::otlp::common::v1::{ArrayValue, any_value, AnyValue as OtlpValue};
+use skein_proto::otlp::common::v1::{AnyValue as OtlpValue, ArrayValue, any_value};
 
 use super::{
     pool::utf8,

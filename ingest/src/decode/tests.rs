@@ -144,11 +144,7 @@ impl Random {
             schema_url: r.text(),
         };
         let resource_spans = |r: &mut Self| ResourceSpans {
-            resource: (!r.one_in(3)).then(|| Resource {
-                attributes: r.pairs(4),
-                dropped_attributes_count: r.number() as u32,
-                ..Default::default()
-            }),
+            resource: (!r.one_in(3)).then(|| Resource { attributes: r.pairs(4), dropped_attributes_count: r.number() as u32, ..Default::default() }),
             scope_spans: r.list(3, scope_spans),
             schema_url: r.text(),
         };
@@ -168,7 +164,8 @@ fn spans_of(resource_spans: &[ResourceSpans]) -> BTreeMap<String, usize> {
         for ss in &rs.scope_spans {
             for span in &ss.spans {
                 let attributes = sorted(&span.attributes);
-                let events: Vec<_> = span.events.iter().map(|e| (e.time_unix_nano, &e.name, sorted(&e.attributes), e.dropped_attributes_count)).collect();
+                let events: Vec<_> =
+                    span.events.iter().map(|e| (e.time_unix_nano, &e.name, sorted(&e.attributes), e.dropped_attributes_count)).collect();
                 let bare = Span { attributes: Vec::new(), events: Vec::new(), ..span.clone() };
                 let shared = (&rs.resource, &rs.schema_url, &ss.scope, &ss.schema_url);
                 spans.insert(format!("{bare:?} {attributes:?} {events:?} {shared:?}"), 1);

@@ -22,13 +22,13 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use serde::Deserialize;
-use skein_engine::tenant::TenantId;
+use skein_engine::{clock::Stopwatch, tenant::TenantId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::format::{Record, SEGMENT_HEADER_BYTES, segment_header};
@@ -326,7 +326,7 @@ impl Shared {
     /// The writer thread.
     fn write_batches(&self) {
         let mut batch = Vec::new();
-        let mut synced_at = Instant::now();
+        let mut synced_at = Stopwatch::start();
         loop {
             let closed = self.wait_for_appends(&mut batch, synced_at);
             if !batch.is_empty() {
@@ -340,7 +340,7 @@ impl Shared {
             }
             if self.settings.sync == SyncMode::Batch && synced_at.elapsed() >= self.settings.sync_interval {
                 self.sync_dirty(&mut self.active.lock());
-                synced_at = Instant::now();
+                synced_at = Stopwatch::start();
             }
         }
         if self.settings.sync != SyncMode::Never {
@@ -349,11 +349,12 @@ impl Shared {
     }
 
     /// Moves all that waits into `batch`, sleeping while there is nothing to do. Returns true when the log is closed and nothing more will come.
-    fn wait_for_appends(&self, batch: &mut Vec<Append>, synced_at: Instant) -> bool {
+    fn wait_for_appends(&self, batch: &mut Vec<Append>, synced_at: Stopwatch) -> bool {
         let mut queue = self.queue.lock();
         while queue.waiting.is_empty() && !queue.closed {
             if self.settings.sync == SyncMode::Batch {
-                if self.arrived.wait_until(&mut queue, synced_at + self.settings.sync_interval).timed_out() {
+                let rest = self.settings.sync_interval.saturating_sub(synced_at.elapsed());
+                if self.arrived.wait_for(&mut queue, rest).timed_out() {
                     break;
                 }
             } else {
@@ -409,10 +410,10 @@ impl Shared {
     /// Syncs the current segment. A segment whose sync failed is cut to its last good record as far as that works, and given up.
     fn sync(&self, active: &mut Active) -> io::Result<()> {
         let Some(file) = active.file.as_mut() else { return Ok(()) };
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let synced = file.sync_data();
         self.metrics.syncs.inc();
-        self.metrics.sync_duration_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.sync_duration_seconds.observe(began.seconds());
         match &synced {
             Ok(()) => active.dirty = false,
             Err(error) => {

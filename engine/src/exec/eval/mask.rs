@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, collections::HashMap};
 
-use arrow::{array::Array, buffer::{BooleanBuffer, MutableBuffer}};
+use arrow::{
+    array::Array,
+    buffer::{BooleanBuffer, MutableBuffer},
+};
 
 use super::{
     frame::{Bindings, FieldLevel, Frame, level_of},

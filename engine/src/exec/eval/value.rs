@@ -5,9 +5,9 @@ use std::cmp::Ordering;
 use regex::Regex;
 
 use crate::{
+    error::Result,
     spans::value::Value,
     traceql::{CompareOp, compile_pattern},
-    error::Result,
 };
 
 /// Whether `lhs op rhs` holds. Values of types that do not go together, and missing ones, never compare. An array matches with any

@@ -120,14 +120,56 @@ impl Vector {
         match self {
             Self::Const(value, _) => value.clone(),
             Self::Typed(Typed::Text(texts)) => texts.get(row).map_or(Value::Nil, Value::from),
-            Self::Typed(Typed::Int(values)) => if values.is_valid(row) { Value::Int(values.value(row)) } else { Value::Nil },
-            Self::Typed(Typed::Double(values)) => if values.is_valid(row) { Value::Float(values.value(row)) } else { Value::Nil },
-            Self::Typed(Typed::Bool(values)) => if values.is_valid(row) { Value::Bool(values.value(row)) } else { Value::Nil },
+            Self::Typed(Typed::Int(values)) => {
+                if values.is_valid(row) {
+                    Value::Int(values.value(row))
+                } else {
+                    Value::Nil
+                }
+            }
+            Self::Typed(Typed::Double(values)) => {
+                if values.is_valid(row) {
+                    Value::Float(values.value(row))
+                } else {
+                    Value::Nil
+                }
+            }
+            Self::Typed(Typed::Bool(values)) => {
+                if values.is_valid(row) {
+                    Value::Bool(values.value(row))
+                } else {
+                    Value::Nil
+                }
+            }
             Self::Text(texts, _) => Value::from(texts.get(row).unwrap_or_default()),
-            Self::Duration(values) => if values.is_valid(row) { Value::Duration(values.value(row)) } else { Value::Nil },
-            Self::Status(values) => if values.is_valid(row) { Value::Status(status_of(values.value(row))) } else { Value::Nil },
-            Self::Kind(values) => if values.is_valid(row) { Value::Kind(kind_of(values.value(row))) } else { Value::Nil },
-            Self::Indexed(keys, values) => if keys.is_valid(row) { values.get(keys.value(row) as usize).cloned().unwrap_or(Value::Nil) } else { Value::Nil },
+            Self::Duration(values) => {
+                if values.is_valid(row) {
+                    Value::Duration(values.value(row))
+                } else {
+                    Value::Nil
+                }
+            }
+            Self::Status(values) => {
+                if values.is_valid(row) {
+                    Value::Status(status_of(values.value(row)))
+                } else {
+                    Value::Nil
+                }
+            }
+            Self::Kind(values) => {
+                if values.is_valid(row) {
+                    Value::Kind(kind_of(values.value(row)))
+                } else {
+                    Value::Nil
+                }
+            }
+            Self::Indexed(keys, values) => {
+                if keys.is_valid(row) {
+                    values.get(keys.value(row) as usize).cloned().unwrap_or(Value::Nil)
+                } else {
+                    Value::Nil
+                }
+            }
             Self::First(vectors) => vectors.iter().map(|vector| vector.get(row)).find(|value| *value != Value::Nil).unwrap_or(Value::Nil),
             Self::Values(values) => values[row].clone(),
         }
@@ -147,9 +189,7 @@ impl Vector {
             Self::Duration(values) => validity(values),
             Self::Status(values) | Self::Kind(values) => validity(values),
             Self::Indexed(keys, values) => by_key(keys, &values.iter().map(|value| *value != Value::Nil).collect::<Vec<_>>()),
-            Self::First(vectors) => {
-                vectors.iter().map(Self::exists).reduce(|a, b| &a | &b).unwrap_or_else(|| BooleanBuffer::new_unset(0))
-            }
+            Self::First(vectors) => vectors.iter().map(Self::exists).reduce(|a, b| &a | &b).unwrap_or_else(|| BooleanBuffer::new_unset(0)),
             Self::Values(values) => BooleanBuffer::collect_bool(values.len(), |row| values[row] != Value::Nil),
         }
     }
@@ -205,7 +245,13 @@ impl Vector {
     /// Which rows pass a test that `Nil` never passes: once per distinct value where the form allows.
     fn test(&self, test: impl Fn(&Value) -> bool + Copy) -> BooleanBuffer {
         match self {
-            Self::Const(value, length) => if test(value) { BooleanBuffer::new_set(*length) } else { BooleanBuffer::new_unset(*length) },
+            Self::Const(value, length) => {
+                if test(value) {
+                    BooleanBuffer::new_set(*length)
+                } else {
+                    BooleanBuffer::new_unset(*length)
+                }
+            }
             Self::Indexed(keys, values) => by_key(keys, &values.iter().map(test).collect::<Vec<_>>()),
             Self::Status(codes) => {
                 let slice = codes.values();
@@ -249,10 +295,11 @@ fn combine_first(vectors: &[Vector], length: usize, result: impl Fn(&Vector) -> 
     let mut open: Option<BooleanBuffer> = None;
     for vector in vectors {
         let hit = result(vector);
-        out = &out | &match &open {
-            Some(open) => &hit & open,
-            None => hit,
-        };
+        out = &out
+            | &match &open {
+                Some(open) => &hit & open,
+                None => hit,
+            };
         let missing = !&vector.exists();
         open = Some(match open {
             Some(open) => &open & &missing,
@@ -288,7 +335,9 @@ fn test_texts(texts: &Texts, test: impl Fn(&str) -> bool) -> BooleanBuffer {
         Texts::Dictionary(dictionary, values) if values.len() <= dictionary.len() => {
             by_key(dictionary.keys(), &values.iter().map(|value| test(value.unwrap_or_default())).collect::<Vec<_>>())
         }
-        Texts::Dictionary(dictionary, values) => bits(dictionary.keys(), |row| dictionary.is_valid(row) && test(values.value(dictionary.keys().value(row) as usize))),
+        Texts::Dictionary(dictionary, values) => {
+            bits(dictionary.keys(), |row| dictionary.is_valid(row) && test(values.value(dictionary.keys().value(row) as usize)))
+        }
         Texts::Plain(values) => bits(values, |row| test(values.value(row))),
         Texts::View(values) => bits(values, |row| test(values.value(row))),
     }
@@ -313,4 +362,3 @@ fn compare_ints(values: &Int64Array, op: CompareOp, literal: i64) -> BooleanBuff
         CompareOp::Ge => bits(values, |row| slice[row] >= literal),
     }
 }
-
