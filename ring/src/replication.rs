@@ -232,7 +232,7 @@ mod tests {
             let token = step.wrapping_mul(429_497);
             let owner = ids(&before, token, Operation::Write).remove(0);
             if owner != "i4" {
-                assert_eq!(ids(&after, token, Operation::Write), std::slice::from_ref(owner));
+                assert_eq!(ids(&after, token, Operation::Write), std::slice::from_ref(&owner));
             }
             *per_instance.entry(owner).or_insert(0) += 1;
         }
