@@ -31,9 +31,9 @@ const QUESTIONS: [(&str, &str); 3] = [
     ("Which commands failed?", r#"{ status = error && span.shell.command.exit_code > 0 }"#),
     (
         "Which requests were slow at the gateway and went through the order service?",
-        r#"{ resource.service.name = "ts-gateway-service" && duration > 1s } && { resource.service.name = "ts-order-service" }"#,
+        r#"{ resource.service.name = "ts-gateway-service" && duration > 1s } >> { resource.service.name = "ts-order-service" }"#,
     ),
-    ("Which calls of a language model used more than 400 tokens?", r#"{ span.llm.token_count.total > 400 && span.llm.model_name != nil }"#),
+    ("Which language models did agents call?", r#"{ span.openinference.span.kind = "LLM" } | select(span.llm.model_name)"#),
 ];
 
 /// Present in the folder once the sample has been taken in.

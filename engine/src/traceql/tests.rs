@@ -1,12 +1,12 @@
 //! Tests of the whole front end: text in, printed tree or error out.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // the bounds on parsing are bounds on real time
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::{ast::INTRINSICS, fold::fold_query, lexer::parse_duration, *};
-use crate::error::ErrorKind;
+use crate::{clock::Stopwatch, error::ErrorKind};
 
 /// Parses `query` and compares the printed tree, which must parse to the same tree again. An `expected` that begins with `!` is the
 /// beginning of the error instead.
@@ -847,7 +847,7 @@ fn lenient_filters_keep_what_is_usable() {
 
 #[track_caller]
 fn check_fast(query: &str) {
-    let started = Instant::now();
+    let started = Stopwatch::start();
     let _ = parse(query);
     let _ = tag_filter(query);
     let _ = parse_identifier(query);
@@ -1082,11 +1082,13 @@ impl Random {
 }
 
 #[test]
-fn mutated_queries_never_panic_and_stay_fast() {
+fn mutated_queries_never_panic() {
     let mut random = Random(0x5eed_7ace_0001);
-    let started = Instant::now();
-    let mut parsed = 0;
-    for round in 0..100_000 {
+    let started = Stopwatch::start();
+    let at_least = std::env::var("SKEIN_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
+    let (mut parsed, mut round) = (0, 0);
+    while round < 100_000 || started.elapsed() < at_least {
+        round += 1;
         let mut query = random.pick(CORPUS).to_owned();
         for _ in 0..=random.below(3) {
             random.mutate(&mut query);
@@ -1101,7 +1103,6 @@ fn mutated_queries_never_panic_and_stay_fast() {
         let _ = parse_identifier(&query);
     }
     assert!(parsed > 5_000, "only {parsed} mutants parse: the mutation is too wild to test anything");
-    assert!(started.elapsed() < Duration::from_secs(120), "{:?}", started.elapsed());
 }
 
 // ---- parse ∘ print

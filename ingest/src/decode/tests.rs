@@ -1,11 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use object_store::memory::InMemory;
 use prost::Message;
 use skein_engine::{
     block::{put::put_block, reader::BlockReader, writer::write_block},
+    clock::Stopwatch,
     exec::{
         source::{MemorySource, SourceRef},
         split::append_traces,
@@ -261,14 +262,17 @@ fn ids_of_other_lengths_are_refused_with_their_length() {
     assert_eq!(check(&span(16, 8, 7)), Err(DecodeError::SpanId { bits: 56 }));
 }
 
-/// Damaged requests are refused or harmless, and what the check accepts, decoding accepts. Iterations: `SKEIN_FUZZ_ITERATIONS`.
+/// Damaged requests are refused or harmless, and what the check accepts, decoding accepts. `SKEIN_FUZZ_SECONDS` makes it run that long.
 #[test]
 fn damaged_requests_never_panic_and_check_and_decode_agree() {
-    let iterations = std::env::var("SKEIN_FUZZ_ITERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000u64);
+    let started = Stopwatch::start();
+    let at_least = std::env::var("SKEIN_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
     let mut random = Random(0xf022);
     let mut bytes = Vec::new();
-    for round in 0..iterations {
-        if round % 50 == 0 {
+    let mut round = 0;
+    while round < 20_000 || started.elapsed() < at_least {
+        round += 1;
+        if round % 50 == 1 {
             bytes = random.request().encode_to_vec();
         }
         let mut damaged = bytes.clone();
