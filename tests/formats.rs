@@ -21,14 +21,14 @@ print(json.dumps(dict(rows)))
 
 #[test]
 fn pyarrow_and_duckdb_count_by_service() {
-    let Some(bin) = tools::or_skip("pyarrow_and_duckdb_count_by_service", tools::python()) else { return };
+    let Some(python) = tools::or_skip("pyarrow_and_duckdb_count_by_service", tools::python()) else { return };
     let server = Server::start(nothing_is_cut());
     server.client().load(Transport::HttpProtobuf, "shellci");
     server.client().flush();
     let files = block_files(&server.blocks(), "data.parquet");
     assert!(!files.is_empty(), "no block in {}", server.blocks().display());
     let paths: Vec<&str> = files.iter().map(|path| path.to_str().unwrap()).collect();
-    let printed = tools::run_python(&bin, COUNT, &paths);
+    let printed = tools::run_python(&python, COUNT, &paths);
     let truth: Value = serde_json::from_slice(&std::fs::read(tests_dir().join("data/shellci.truth.json")).unwrap()).unwrap();
     let counts: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(counts.len(), 2);

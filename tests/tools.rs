@@ -54,17 +54,19 @@ fn installed(folder: &Path, wanted: &str, install: impl FnOnce() -> Result<(), S
     std::fs::write(&mark, wanted).map_err(|error| format!("{}: {error}", mark.display()))
 }
 
-/// The folder of executables of a Python environment with what the tests need.
+/// The interpreter of a Python environment with what the tests need. Modules are run with `-m`: installed scripts name the folder they were
+/// installed in, and a target folder may move.
 pub fn python() -> Result<PathBuf, String> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
         let folder = target_dir().join("test-venv");
-        let bin = folder.join("bin");
+        let python = folder.join("bin/python");
         installed(&folder, &PYTHON_PACKAGES.join(" "), || {
             run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-            run(Command::new(bin.join("pip")).args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON_PACKAGES)).map(drop)
+            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+            run(Command::new(&python).args(pip).args(PYTHON_PACKAGES)).map(drop)
         })?;
-        Ok(bin)
+        Ok(python)
     });
     found.clone()
 }
@@ -121,14 +123,14 @@ impl Helper {
 
 /// An S3 server with an empty bucket.
 pub fn start_s3(bucket: &str) -> Result<Helper, String> {
-    let bin = python()?;
+    let python = python()?;
     let helper = Helper::start(|port, dir| {
-        let mut command = Command::new(bin.join("moto_server"));
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).current_dir(dir);
+        let mut command = Command::new(&python);
+        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]).current_dir(dir);
         command
     })?;
     let script = "import sys, urllib.request as u; u.urlopen(u.Request(sys.argv[1], method='PUT'), timeout=60)";
-    run(Command::new(bin.join("python")).args(["-c", script, &format!("http://{}/{bucket}", helper.address)]))?;
+    run(Command::new(&python).args(["-c", script, &format!("http://{}/{bucket}", helper.address)]))?;
     Ok(helper)
 }
 
@@ -162,7 +164,7 @@ http.request(`${base}/${account}/${container}?restype=container`, options, respo
 ";
 
 /// Runs a Python script; gives what it printed.
-pub fn run_python(bin: &Path, script: &str, arguments: &[&str]) -> String {
-    let output = run(Command::new(bin.join("python")).args(["-c", script]).args(arguments)).unwrap_or_else(|problem| panic!("{problem}"));
+pub fn run_python(python: &Path, script: &str, arguments: &[&str]) -> String {
+    let output = run(Command::new(python).args(["-c", script]).args(arguments)).unwrap_or_else(|problem| panic!("{problem}"));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -153,30 +153,49 @@ fn write_base64(out: &mut String, value: &[u8]) {
     out.push('"');
 }
 
+/// Bytes at which a character may begin that is escaped: controls, quotes, what HTML gives a meaning, and the first byte of U+2028.
+const LOOK_AT: [bool; 256] = {
+    let mut look_at = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        look_at[byte] = true;
+        byte += 1;
+    }
+    let others = *b"\"\\<>&\xe2";
+    let mut at = 0;
+    while at < others.len() {
+        look_at[others[at] as usize] = true;
+        at += 1;
+    }
+    look_at
+};
+
 fn write_string(out: &mut String, value: &str) {
     out.push('"');
-    let mut clean_from = 0;
-    for (at, c) in value.char_indices() {
-        let escape = match c {
-            '"' => "\\\"",
-            '\\' => "\\\\",
-            '\n' => "\\n",
-            '\r' => "\\r",
-            '\t' => "\\t",
-            '\u{8}' => "\\b",
-            '\u{c}' => "\\f",
-            '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => "",
-            _ => continue,
-        };
-        out.push_str(&value[clean_from..at]);
-        match escape {
-            "" => push(out, format_args!("\\u{:04x}", u32::from(c))),
-            escape => out.push_str(escape),
-        }
-        clean_from = at + c.len_utf8();
+    let mut rest = value;
+    while let Some(at) = rest.bytes().position(|byte| LOOK_AT[byte as usize]) {
+        out.push_str(&rest[..at]);
+        let Some(c) = rest[at..].chars().next() else { break };
+        write_char(out, c);
+        rest = &rest[at + c.len_utf8()..];
     }
-    out.push_str(&value[clean_from..]);
+    out.push_str(rest);
     out.push('"');
+}
+
+/// Writes one character of a string, escaped as Go does.
+fn write_char(out: &mut String, c: char) {
+    match c {
+        '"' => out.push_str("\\\""),
+        '\\' => out.push_str("\\\\"),
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        '\u{8}' => out.push_str("\\b"),
+        '\u{c}' => out.push_str("\\f"),
+        '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => push(out, format_args!("\\u{:04x}", u32::from(c))),
+        c => out.push(c),
+    }
 }
 
 /// Writes the shortest decimal that reads back as `value`, with an exponent below 1e-6 and from 1e21 on, as Go does.

@@ -7,6 +7,7 @@
 //! | [`server`] | one port for HTTP/1, HTTP/2 and gRPC |
 //! | [`settings`], [`operations`] | what the binary passes in: settings, and the process around the API |
 //! | `asks` | requests as HTTP and gRPC share them: checks, defaults, fan-out over tenants |
+//! | `parity` | answers no richer than Tempo's, when asked for |
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
 //! | `jsonpb`, `llm` | answers as JSON |
@@ -26,6 +27,7 @@ mod logfmt;
 mod merge;
 mod metrics;
 pub mod operations;
+mod parity;
 mod queue;
 pub mod server;
 pub mod settings;
@@ -46,6 +48,7 @@ pub use tenancy::TENANT_HEADER;
 
 use crate::{
     operations::{BuildInfo, Operations},
+    parity::TempoParity,
     queue::Queue,
     settings::FrontendSettings,
 };
@@ -100,7 +103,7 @@ impl Frontend {
         Ok(Arc::new(Self {
             queue: Queue::new(&parts.settings, metrics.clone()),
             http_api_prefix: prefix.to_owned(),
-            queries: parts.queries,
+            queries: if parts.settings.tempo_parity { Arc::new(TempoParity(parts.queries)) } else { parts.queries },
             operations: parts.operations,
             settings: parts.settings,
             multitenancy_enabled: parts.multitenancy_enabled,

@@ -29,6 +29,8 @@ pub struct FrontendSettings {
     pub multi_tenant_queries_enabled: bool,
     /// Serves gRPC on the HTTP port too, as Grafana needs for streaming. Tempo's default is false.
     pub stream_over_http_enabled: bool,
+    /// Leaves out of answers what Tempo would have lost or hidden, so that the two can be compared answer by answer.
+    pub tempo_parity: bool,
     /// Regular expressions; a request whose URL one of them matches is refused.
     pub url_deny_list: Vec<String>,
     /// Search and attribute names and values.
@@ -47,6 +49,7 @@ impl Default for FrontendSettings {
             query_end_cutoff: Duration::ZERO,
             multi_tenant_queries_enabled: true,
             stream_over_http_enabled: true,
+            tempo_parity: false,
             url_deny_list: Vec::new(),
             search: SearchSettings::default(),
             metrics: MetricsSettings::default(),

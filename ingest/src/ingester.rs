@@ -47,7 +47,8 @@ pub struct IngesterSettings {
     pub max_block_spans: usize,
     /// How often ages are looked at.
     pub flush_check_period: Duration,
-    /// Generations of a tenant that may wait for their block; more pushes wait.
+    /// Generations of a tenant that may wait for their block. A full head is not cut, and pushes to it wait, while there are as many: this
+    /// bounds what is in memory to one generation more.
     pub sealed_max: usize,
     /// How long a push waits for that before it is refused.
     pub sealed_wait: Duration,
@@ -151,7 +152,7 @@ impl Ingester {
                 let size = live.head_size();
                 self.metrics.live(&tenant, size.traces as u64, size.wire_bytes);
                 let is_old = move |size: &HeadSize| size.spans > 0 && now.saturating_sub(size.since_unix_nano) >= age_max;
-                if is_old(&size) {
+                if is_old(&size) && self.may_seal(&live) {
                     self.clone().spawn_cut(tenant, live, is_old);
                 }
             }
@@ -222,9 +223,14 @@ impl Ingester {
         Ok(sealed)
     }
 
+    fn may_seal(&self, live: &TenantLive) -> bool {
+        live.sealed_len() < self.settings.sealed_max.max(1)
+    }
+
     /// Cuts a head that is `wanted` still when its turn comes, and writes its block, in the background.
     fn spawn_cut(self: Arc<Self>, tenant: TenantId, live: Arc<TenantLive>, wanted: impl Fn(&HeadSize) -> bool + Send + Sync + 'static) {
         tokio::spawn(async move {
+            self.wait_until(|| self.may_seal(&live)).await;
             match self.seal(&tenant, &live, wanted).await {
                 Ok(Some(sealed)) => self.spawn_flush(tenant, live, sealed),
                 Ok(None) => {}
@@ -246,8 +252,8 @@ impl Ingester {
     async fn keep(self: Arc<Self>, tenant: TenantId, request: Bytes) -> Result<PushSummary> {
         let summary = check(&request).map_err(|e| self.refuse(&tenant, &request, &e))?;
         let live = self.tenant(&tenant);
-        if live.sealed_blocks().len() > self.settings.sealed_max {
-            let room = self.wait_until(|| live.sealed_blocks().len() <= self.settings.sealed_max);
+        if self.is_full(&live.head_size()) {
+            let room = self.wait_until(|| self.may_seal(&live));
             if tokio::time::timeout(self.settings.sealed_wait, room).await.is_err() {
                 return Err(Error::unavailable("blocks cannot be written as fast as spans arrive; retry later"));
             }

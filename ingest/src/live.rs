@@ -128,6 +128,11 @@ impl TenantLive {
         self.state.lock().sealed.iter().map(|generation| generation.block).collect()
     }
 
+    /// How many generations are sealed.
+    pub fn sealed_len(&self) -> usize {
+        self.state.lock().sealed.len()
+    }
+
     /// Everything live.
     pub fn snapshot(&self) -> Vec<LiveGeneration> {
         let mut state = self.state.lock();

@@ -213,6 +213,7 @@ pub const ROOT: Node = Section(&[
             ),
             ("max_query_expression_size_bytes", Key(Integer)),
             ("multi_tenant_queries_enabled", Key(Bool)),
+            ("tempo_parity", Key(Bool)),
             ("api_timeout", Key(Duration)),
             ("query_end_cutoff", Key(Duration)),
             ("max_outstanding_per_tenant", Key(Integer)),

@@ -1,6 +1,6 @@
 //! The `index` object of a block. See engine/FORMAT.md, "index".
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range, sync::OnceLock};
 
 use bytes::Bytes;
 
@@ -51,6 +51,8 @@ pub struct TraceIndex {
     ids: Vec<u128>,
     first: Vec<u32>,
     rows: Vec<u32>,
+    /// Positions in the other lists, in row order. Made when first asked for.
+    by_row: OnceLock<Vec<u32>>,
 }
 
 impl TraceIndex {
@@ -61,6 +63,7 @@ impl TraceIndex {
             ids: traces.iter().map(|&(id, ..)| u128::from_be_bytes(id.0)).collect(),
             first: traces.iter().map(|&(_, first, _)| first).collect(),
             rows: traces.iter().map(|&(.., rows)| rows).collect(),
+            by_row: OnceLock::new(),
         }
     }
 
@@ -70,10 +73,48 @@ impl TraceIndex {
     }
 
     /// The rows of trace `id`.
-    pub fn rows_of(&self, id: u128) -> Option<std::ops::Range<usize>> {
+    pub fn rows_of(&self, id: u128) -> Option<Range<usize>> {
         let at = self.ids.binary_search(&id).ok()?;
+        Some(self.range(at))
+    }
+
+    /// A cursor over the traces in row order, before the first. Cost: sorts the traces once for each index.
+    pub fn cursor(&self) -> TraceCursor<'_> {
+        let by_row = self.by_row.get_or_init(|| {
+            let mut by_row: Vec<u32> = (0..self.ids.len() as u32).collect();
+            by_row.sort_unstable_by_key(|&at| self.first[at as usize]);
+            by_row
+        });
+        TraceCursor { index: self, by_row, next: 0 }
+    }
+
+    fn range(&self, at: usize) -> Range<usize> {
         let first = self.first[at] as usize;
-        Some(first..first + self.rows[at] as usize)
+        first..first + self.rows[at] as usize
+    }
+}
+
+/// Finds the traces of ascending rows.
+#[derive(Debug)]
+pub struct TraceCursor<'a> {
+    index: &'a TraceIndex,
+    by_row: &'a [u32],
+    next: usize,
+}
+
+impl TraceCursor<'_> {
+    /// The id and rows of the trace that holds `row`, which is not before the last trace given. Cost: steps of doubling length from there.
+    pub fn trace_at(&mut self, row: usize) -> Option<(u128, Range<usize>)> {
+        let last_row = |at: usize| self.index.range(self.by_row[at] as usize).end;
+        let mut step = 1;
+        while self.next + step < self.by_row.len() && last_row(self.next + step - 1) <= row {
+            step *= 2;
+        }
+        let until = (self.next + step).min(self.by_row.len());
+        let at = self.next + self.by_row[self.next..until].partition_point(|&at| self.index.range(at as usize).end <= row);
+        self.next = at;
+        let at = *self.by_row.get(at)? as usize;
+        Some((self.index.ids[at], self.index.range(at)))
     }
 }
 
@@ -241,6 +282,7 @@ fn parse_traces(bytes: &[u8]) -> Result<TraceIndex> {
         ids: ids.chunks_exact(16).map(|part| u128::from_le_bytes(part.try_into().expect("sixteen bytes"))).collect(),
         first: numbers(first),
         rows: numbers(rows),
+        by_row: OnceLock::new(),
     })
 }
 
@@ -293,6 +335,22 @@ mod tests {
         assert_eq!(read.row_groups, written.row_groups);
         assert_eq!(read.span_rest_keys, written.span_rest_keys);
         assert_eq!(read.link_keys, written.link_keys);
+    }
+
+    #[test]
+    fn the_cursor_finds_the_trace_of_every_row() {
+        let ids = [7u64, 3, 9, 1, 5];
+        let traces = ids.iter().enumerate().map(|(at, &id)| (TraceId::from_halves(0, id as i64), at as u32 * 10, 10)).collect();
+        let index = TraceIndex::new(traces);
+        for step in 1..60 {
+            let mut cursor = index.cursor();
+            for row in (0..50).step_by(step) {
+                let first = row / 10 * 10;
+                assert_eq!(cursor.trace_at(row), Some((u128::from(ids[row / 10]), first..first + 10)), "row {row}, step {step}");
+            }
+            assert_eq!(cursor.trace_at(50), None);
+        }
+        assert_eq!(TraceIndex::default().cursor().trace_at(0), None);
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl BlockReader {
 
     /// Bytes the footer and index take in memory, roughly.
     pub fn memory_bytes(&self) -> usize {
-        self.parquet.metadata().memory_size() + self.index.traces.ids().len() * 24 + self.index.resources.len() * 1024
+        self.parquet.metadata().memory_size() + self.index.traces.ids().len() * 28 + self.index.resources.len() * 1024
     }
 
     /// Reads `columns` (and `events` of the events column) of row group `group`: all its rows or those of `rows`, ascending and without

@@ -1,8 +1,11 @@
 //! The sources of one query: which there are, how a plan names them, and how another process finds them again.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
-use arrow::buffer::BooleanBuffer;
+use arrow::{array::BooleanBufferBuilder, buffer::BooleanBuffer};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
@@ -54,6 +57,7 @@ pub struct SourceSet {
     names: Vec<SourceName>,
     resolver: Arc<dyn SourceResolver>,
     opened: OnceCell<Vec<SourceRef>>,
+    excluded: Vec<OnceLock<Vec<Range<usize>>>>,
     /// What this process has read so far.
     pub metrics: Arc<ScanMetrics>,
 }
@@ -61,13 +65,14 @@ pub struct SourceSet {
 impl SourceSet {
     /// Sources to be opened when the plan runs.
     pub fn new(tenant: TenantId, names: Vec<SourceName>, resolver: Arc<dyn SourceResolver>) -> Self {
-        Self { tenant, names, resolver, opened: OnceCell::new(), metrics: Arc::default() }
+        let excluded = names.iter().map(|_| OnceLock::new()).collect();
+        Self { tenant, names, resolver, opened: OnceCell::new(), excluded, metrics: Arc::default() }
     }
 
     /// Sources that are open.
     pub fn opened(tenant: TenantId, sources: Vec<(SourceName, SourceRef)>, resolver: Arc<dyn SourceResolver>) -> Self {
         let (names, sources) = sources.into_iter().unzip();
-        Self { tenant, names, resolver, opened: OnceCell::new_with(Some(sources)), metrics: Arc::default() }
+        Self { opened: OnceCell::new_with(Some(sources)), ..Self::new(tenant, names, resolver) }
     }
 
     /// Whose spans.
@@ -85,13 +90,21 @@ impl SourceSet {
         Ok(self.opened.get_or_try_init(|| self.resolver.resolve(&self.tenant, &self.names)).await?)
     }
 
-    /// Traces that the joined source has, and the others leave out.
-    pub fn joined_traces(&self) -> HashSet<u128> {
-        let joined = |name: &SourceName| match name {
-            SourceName::Joined { traces } => traces.iter().map(|id| u128::from_be_bytes(id.0)).collect(),
-            _ => Vec::new(),
-        };
-        self.names.iter().flat_map(joined).collect()
+    /// The rows that source number `at`, opened as `source`, leaves out because the joined source has their traces; ascending. Found once
+    /// for each query.
+    pub fn excluded_rows(&self, at: usize, source: &SourceRef) -> &[Range<usize>] {
+        if matches!(self.names[at], SourceName::Joined { .. }) {
+            return &[];
+        }
+        self.excluded[at].get_or_init(|| {
+            let joined = self.names.iter().filter_map(|name| match name {
+                SourceName::Joined { traces } => Some(traces),
+                _ => None,
+            });
+            let mut rows: Vec<_> = joined.flatten().filter_map(|id| source.traces().rows_of(u128::from_be_bytes(id.0))).collect();
+            rows.sort_unstable_by_key(|range| range.start);
+            rows
+        })
     }
 }
 
@@ -133,13 +146,13 @@ impl Window {
     }
 }
 
-/// The rows of `frame` whose trace overlaps `window` and is not in `excluded`. Reads trace times only where the row group reaches beyond
-/// the window. Errors: as the source's.
+/// The rows of `frame` whose trace overlaps `window`, without the rows `excluded` of the source (ascending). Reads trace times only where
+/// the row group reaches beyond the window. Errors: as the source's.
 pub async fn active_rows(
     frame: &mut Frame,
     group: usize,
     window: Option<Window>,
-    excluded: &HashSet<u128>,
+    excluded: &[Range<usize>],
     metrics: &ScanMetrics,
 ) -> Result<BooleanBuffer> {
     let rows = frame.source().row_groups()[group];
@@ -155,15 +168,16 @@ pub async fn active_rows(
             start <= window.end_nanos() && start.saturating_add(durations[row].max(0) as u64) >= window.start_nanos()
         });
     }
-    if !excluded.is_empty() {
-        let group_rows = rows.first_row as usize..(rows.first_row + rows.rows) as usize;
-        let mut kept = vec![true; frame.len()];
-        for range in excluded.iter().filter_map(|&id| frame.source().traces().rows_of(id)) {
-            if group_rows.contains(&range.start) {
-                kept[range.start - group_rows.start..range.end - group_rows.start].fill(false);
-            }
+    let (first, end) = (rows.first_row as usize, (rows.first_row + rows.rows) as usize);
+    let own = excluded.partition_point(|range| range.end <= first)..excluded.partition_point(|range| range.start < end);
+    if !own.is_empty() {
+        let mut kept = BooleanBufferBuilder::new(frame.len());
+        for range in &excluded[own] {
+            kept.append_n(range.start - first - kept.len(), true);
+            kept.append_n(range.len(), false);
         }
-        active = &active & &BooleanBuffer::from(kept);
+        kept.append_n(frame.len() - kept.len(), true);
+        active = &active & &kept.finish();
     }
     Ok(active)
 }

@@ -37,7 +37,9 @@ pub struct Spanset {
 /// A trace with at least one spanset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceMatch {
-    /// The trace's rows in the frame.
+    /// The trace.
+    pub id: u128,
+    /// Its rows in the frame.
     pub rows: Range<u32>,
     /// Its spansets; none is empty.
     pub spansets: Vec<Spanset>,
@@ -48,6 +50,7 @@ pub struct TraceMatch {
 struct TreeNeeds {
     descendants: bool,
     parents: bool,
+    absent_parents: bool,
 }
 
 /// Collects filters, value expressions and tree columns of a pipeline.
@@ -76,8 +79,10 @@ impl<'a> Parts<'a> {
             SpansetExpr::Pipeline(pipeline) => self.pipeline(pipeline),
             SpansetExpr::Binary { op, lhs, rhs } => {
                 if let SpansetOp::Structural { relation, .. } = op {
-                    self.tree.descendants |= matches!(relation, Relation::Descendant | Relation::Ancestor);
-                    self.tree.parents |= matches!(relation, Relation::Sibling);
+                    let intervals = matches!(relation, Relation::Descendant | Relation::Ancestor);
+                    self.tree.descendants |= intervals;
+                    self.tree.parents |= !intervals;
+                    self.tree.absent_parents |= matches!(relation, Relation::Sibling);
                 }
                 self.spansets(lhs);
                 self.spansets(rhs);
@@ -279,12 +284,15 @@ impl SpansetPipeline {
                 entry.insert(filter_rows(filter, frame, group, active, metrics).await?);
             }
         }
+        let tree = parts.tree;
         let mut needs = ColumnNeeds::default();
-        needs.add(Column::ParentDistance);
-        if parts.tree.descendants {
+        if tree.descendants {
             needs.add(Column::Descendants);
         }
-        if parts.tree.parents {
+        if tree.parents {
+            needs.add(Column::ParentDistance);
+        }
+        if tree.absent_parents {
             needs.add(Column::ParentSpanId);
         }
         for value in parts.values {
@@ -294,14 +302,24 @@ impl SpansetPipeline {
         let inputs = PipelineInputs {
             frame,
             masks,
-            distance: frame.small_ints(Column::ParentDistance)?.values(),
-            descendants: if parts.tree.descendants { frame.small_ints(Column::Descendants)?.values() } else { &[] },
-            absent_parents: if parts.tree.parents { Some(frame.ints(Column::ParentSpanId)?) } else { None },
+            distance: if tree.parents { frame.small_ints(Column::ParentDistance)?.values() } else { &[] },
+            descendants: if tree.descendants { frame.small_ints(Column::Descendants)?.values() } else { &[] },
+            absent_parents: if tree.absent_parents { Some(frame.ints(Column::ParentSpanId)?) } else { None },
         };
-        self.run_traces(&inputs, &touched, active, limit)
+        self.run_traces(&inputs, group, &touched, active, limit)
     }
 
-    fn run_traces(&self, inputs: &PipelineInputs<'_>, touched: &BooleanBuffer, active: &BooleanBuffer, limit: usize) -> Result<Vec<TraceMatch>> {
+    fn run_traces(
+        &self,
+        inputs: &PipelineInputs<'_>,
+        group: usize,
+        touched: &BooleanBuffer,
+        active: &BooleanBuffer,
+        limit: usize,
+    ) -> Result<Vec<TraceMatch>> {
+        let source = inputs.frame.source();
+        let base = source.row_groups()[group].first_row as usize;
+        let mut traces = source.traces().cursor();
         let mut matches = Vec::new();
         let mut done_to = 0;
         for row in touched.set_indices() {
@@ -311,14 +329,16 @@ impl SpansetPipeline {
             if matches.len() == limit {
                 break;
             }
-            let first = (0..=row).rev().find(|&row| inputs.distance[row] < 0).unwrap_or(0);
-            let last = (row + 1..inputs.distance.len()).find(|&row| inputs.distance[row] < 0).unwrap_or(inputs.distance.len());
-            done_to = last;
-            let trace = first as u32..last as u32;
+            let (id, rows) = traces.trace_at(base + row).ok_or_else(|| Error::data("the index names no trace for a row"))?;
+            if rows.start < base || rows.end - base > touched.len() {
+                return Err(Error::data("a trace reaches beyond its row group"));
+            }
+            done_to = rows.end - base;
+            let trace = (rows.start - base) as u32..done_to as u32;
             let all = Spanset { rows: trace.clone().filter(|&row| active.value(row as usize)).collect(), attributes: Vec::new() };
             let spansets = run_stages(&self.pipeline, inputs, vec![all])?;
             if !spansets.is_empty() {
-                matches.push(TraceMatch { rows: trace, spansets });
+                matches.push(TraceMatch { id, rows: trace, spansets });
             }
         }
         Ok(matches)

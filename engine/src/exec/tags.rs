@@ -1,6 +1,6 @@
 //! Attribute names and values of the spans in some sources.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::{array::Array, buffer::BooleanBuffer};
 use skein_proto::tempo::TagValue;
@@ -62,10 +62,9 @@ async fn for_each_group(
     needs: &(dyn Fn(&SourceRef) -> ColumnNeeds + Sync),
     visit: &mut (dyn FnMut(&Frame, &BooleanBuffer) -> Result<()> + Send),
 ) -> Result<()> {
-    let nothing = HashSet::new();
     for unit in scan_units(sources, window, metrics) {
         let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None);
-        let mut rows = active_rows(&mut frame, unit.group, window, &nothing, metrics).await?;
+        let mut rows = active_rows(&mut frame, unit.group, window, &[], metrics).await?;
         metrics.row_group(frame.len() as u64);
         if let Some(filter) = filter {
             rows = filter_rows(filter, &mut frame, unit.group, &rows, metrics).await?;

@@ -1,7 +1,6 @@
 //! `SpansetScanExec`: the leaf of a search. Filters and spanset pipeline over the row groups of all sources.
 
 use std::{
-    collections::HashSet,
     fmt,
     sync::{
         Arc,
@@ -117,7 +116,6 @@ struct Scan {
     pipeline: SpansetPipeline,
     limits: ScanLimits,
     bound: Arc<NewestBound>,
-    joined: HashSet<u128>,
 }
 
 impl Scan {
@@ -134,8 +132,7 @@ impl Scan {
         }
         let source: SourceRef = self.sources.sources().await?[unit.source].clone();
         let mut frame = Frame::new(source, unit.group, None);
-        let nothing = HashSet::new();
-        let excluded = if self.is_joined(unit.source) { &nothing } else { &self.joined };
+        let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, self.limits.window, excluded, metrics).await?;
         metrics.row_group(frame.len() as u64);
         let found = self.pipeline.run(&mut frame, unit.group, &active, self.limits.traces, metrics).await?;
@@ -143,7 +140,7 @@ impl Scan {
             return Ok(Vec::new());
         }
         metrics.traces(found.len() as u64);
-        let needs = ColumnNeeds { columns: vec![Column::TraceStart, Column::TraceIdHigh, Column::TraceIdLow], events: Vec::new() };
+        let needs = ColumnNeeds { columns: vec![Column::TraceStart], events: Vec::new() };
         frame.load(&needs, metrics).await?;
         let bound = self.bound.get();
         let mut traces = Vec::with_capacity(found.len());
@@ -156,13 +153,8 @@ impl Scan {
         Ok(traces)
     }
 
-    fn is_joined(&self, source: usize) -> bool {
-        matches!(self.sources.names()[source], crate::exec::sources::SourceName::Joined { .. })
-    }
-
     fn describe(&self, frame: &Frame, unit: ScanUnit, found: TraceMatch) -> crate::error::Result<MatchedTrace> {
         let first = found.rows.start as usize;
-        let (high, low) = (frame.ints(Column::TraceIdHigh)?.value(first), frame.ints(Column::TraceIdLow)?.value(first));
         let spanset = |spanset: Spanset| MatchedSpanset {
             matched: spanset.rows.len() as u32,
             span_rows: spanset.rows.into_iter().take(self.limits.spans_per_spanset).collect(),
@@ -170,7 +162,7 @@ impl Scan {
         };
         Ok(MatchedTrace {
             start_unix_nano: frame.ints(Column::TraceStart)?.value(first) as u64,
-            id: TraceId::from_halves(high, low),
+            id: TraceId(found.id.to_be_bytes()),
             source: unit.source as u32,
             group: unit.group as u32,
             first_row: found.rows.start,
@@ -217,7 +209,6 @@ impl ExecutionPlan for SpansetScanExec {
             pipeline: SpansetPipeline::new(self.pipeline.clone()),
             limits: self.limits,
             bound: self.bound.clone(),
-            joined: self.sources.joined_traces(),
         });
         let partitions = self.partitions;
         let units = {

@@ -164,7 +164,8 @@ fn describe(frame: &Frame, base: u32, trace: &MatchedTrace, spans: &mut impl Ite
         root_trace_name: root_name.get(first).unwrap_or_default().to_owned(),
         start_time_unix_nano: trace.start_unix_nano,
         duration_ms: u32::try_from(duration_nanos / 1_000_000).unwrap_or(u32::MAX),
-        span_set: span_sets.first().cloned(),
+        // The API repeats the first one here.
+        span_set: None,
         span_sets,
         service_stats: service_stats(frame, first..first + trace.rows as usize)?,
     };
