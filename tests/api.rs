@@ -203,6 +203,7 @@ fn search_parameters_are_checked() {
     check(&[("tags", "a=b"), ("minDuration", "long")], "invalid minDuration");
     check(&[("tags", "a=b"), ("minDuration", "2s"), ("maxDuration", "1s")], "invalid maxDuration: must be greater than minDuration");
     check(&[("q", "{ . a}")], "unexpected END_ATTRIBUTE, expecting IDENTIFIER");
+    check(&[("q", "{}"), ("explain", "please")], "invalid explain");
     let times = |start: &str, end: &str, part: &str| shop.check("/api/search", &[("q", "{}"), ("start", start), ("end", end)], 400, part);
     times("20", "10", "http parameter start must be before end. received start=20 end=10");
     times("10", "10", "http parameter start must be before end. received start=10 end=10");

@@ -35,6 +35,22 @@ pub struct ScanStats {
     pub row_groups_skipped: u64,
 }
 
+impl ScanStats {
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            traces: self.traces + other.traces,
+            spans: self.spans + other.spans,
+            bytes: self.bytes + other.bytes,
+            reads: self.reads + other.reads,
+            blocks: self.blocks + other.blocks,
+            block_bytes: self.block_bytes + other.block_bytes,
+            row_groups: self.row_groups + other.row_groups,
+            row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
+        }
+    }
+}
+
 /// A TraceQL search.
 #[derive(Debug, Clone)]
 pub struct SearchRequest {
@@ -125,6 +141,10 @@ pub trait QueryService: Send + Sync + 'static {
 
     /// Runs a TraceQL search. Errors: `Invalid` for a query that does not parse or validate; its message begins as Tempo's does.
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult>;
+
+    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each node has what it read and gave. Errors: as
+    /// [`QueryService::search`].
+    async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String>;
 
     /// Lists attribute names. Intrinsics are not included: they are the same for every tenant.
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames>;

@@ -142,6 +142,46 @@ impl Frontend {
 
     /// Runs a search by TraceQL or by tags.
     pub(crate) async fn search(&self, tenants: &Tenants, ask: SearchAsk) -> Result<tempo::SearchResponse> {
+        let by_tags = ask.query.is_empty();
+        let request = self.search_request(tenants, ask)?;
+        let results = self
+            .for_each_tenant(tenants, |tenant| {
+                let request = request.clone();
+                async move { self.queries.search(&tenant, request).await }
+            })
+            .await
+            .map_err(as_search_error)?;
+
+        let mut result = merge::search::merge(results, request.limit);
+        let left_pad = tenants.ids().iter().any(|tenant| self.operations.limits(tenant).left_pad_trace_ids);
+        for trace in &mut result.traces {
+            if by_tags {
+                trace.span_set = None;
+                trace.span_sets.clear();
+                trace.service_stats.clear();
+            }
+            if left_pad {
+                trace.trace_id = format!("{:0>32}", trace.trace_id);
+            }
+        }
+        Ok(tempo::SearchResponse { traces: result.traces, metrics: Some(merge::stats::search_metrics(&result.stats, tenants.ids().len())) })
+    }
+
+    /// Shows the plan of a search, for each tenant; with `analyze` after running it.
+    pub(crate) async fn explain_search(&self, tenants: &Tenants, ask: SearchAsk, analyze: bool) -> Result<String> {
+        let request = self.search_request(tenants, ask)?;
+        let explained = self
+            .for_each_tenant(tenants, |tenant| {
+                let request = request.clone();
+                async move { self.queries.explain_search(&tenant, request, analyze).await }
+            })
+            .await
+            .map_err(as_search_error)?;
+        Ok(explained.concat())
+    }
+
+    /// What a search asks of the engine. Errors: `Invalid` for anything beyond the limits, and for a query that does not parse.
+    fn search_request(&self, tenants: &Tenants, ask: SearchAsk) -> Result<SearchRequest> {
         let settings = &self.settings.search;
         self.check_query_size(&ask.query)?;
         if !ask.query.is_empty() && !ask.tags.is_empty() {
@@ -166,29 +206,7 @@ impl Frontend {
             traceql::parse(&ask.query).map_err(as_search_error)?;
             ask.query
         };
-        let request =
-            SearchRequest { query, limit: limit as usize, spans_per_spanset: if by_tags { 1 } else { spans as usize }, window: Some(window) };
-        let results = self
-            .for_each_tenant(tenants, |tenant| {
-                let request = request.clone();
-                async move { self.queries.search(&tenant, request).await }
-            })
-            .await
-            .map_err(as_search_error)?;
-
-        let mut result = merge::search::merge(results, limit as usize);
-        let left_pad = tenants.ids().iter().any(|tenant| self.operations.limits(tenant).left_pad_trace_ids);
-        for trace in &mut result.traces {
-            if by_tags {
-                trace.span_set = None;
-                trace.span_sets.clear();
-                trace.service_stats.clear();
-            }
-            if left_pad {
-                trace.trace_id = format!("{:0>32}", trace.trace_id);
-            }
-        }
-        Ok(tempo::SearchResponse { traces: result.traces, metrics: Some(merge::stats::search_metrics(&result.stats, tenants.ids().len())) })
+        Ok(SearchRequest { query, limit: limit as usize, spans_per_spanset: if by_tags { 1 } else { spans as usize }, window: Some(window) })
     }
 
     /// Finds a trace; empty when no tenant has it.

@@ -41,7 +41,7 @@ impl TempoParity {
         for (number, name) in names.iter().enumerate() {
             let request = SearchRequest { query: format!("{{ {field} = {name} }}"), limit: 1, spans_per_spanset: 1, window };
             let result = self.0.search(tenant, request).await?;
-            crate::merge::stats::add(&mut found.stats, &result.stats);
+            found.stats = found.stats.plus(&result.stats);
             if !result.traces.is_empty() {
                 found.values.push(TagValue { r#type: "int".to_owned(), value: number.to_string() });
             }
@@ -70,6 +70,10 @@ impl QueryService for TempoParity {
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
         self.0.search(tenant, request).await
+    }
+
+    async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
+        self.0.explain_search(tenant, request, analyze).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {

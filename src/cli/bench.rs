@@ -78,6 +78,12 @@ struct Query {
     /// With --url: the server's process, to measure its CPU.
     #[arg(long, requires = "url")]
     pid: Option<u32>,
+    /// Ask this server too, a Tempo with the same spans, say, and show its figures beside.
+    #[arg(long)]
+    against: Option<String>,
+    /// With --against: that server's process, to measure its CPU.
+    #[arg(long, requires = "against")]
+    against_pid: Option<u32>,
     /// Sent as X-Scope-OrgID.
     #[arg(long)]
     tenant: Option<String>,
@@ -260,51 +266,84 @@ async fn run_query(arguments: Query) -> Result<ExitCode> {
         None => None,
     };
     let url = server.as_ref().map(|server| server.http.clone()).or(arguments.url);
-    let api = Api::new(url.as_deref().unwrap_or("http://127.0.0.1:3200"), arguments.tenant)?;
-    let pid = server.as_ref().map(Server::pid).or(arguments.pid);
+    let asked = Asked {
+        api: Api::new(url.as_deref().unwrap_or("http://127.0.0.1:3200"), arguments.tenant.clone())?,
+        pid: server.as_ref().map(Server::pid).or(arguments.pid),
+    };
+    let against = match &arguments.against {
+        Some(url) => Some(Asked { api: Api::new(url, arguments.tenant)?, pid: arguments.against_pid }),
+        None => None,
+    };
     let mut answers = Vec::new();
     for question in questions {
-        answers.push(measure_question(&api, pid, question, arguments.runs.max(1)).await?);
+        let mut answer = asked.measure(&question, arguments.runs.max(1)).await?;
+        if let Some(against) = &against {
+            answer["against"] = against.measure(&question, arguments.runs.max(1)).await?;
+        }
+        answers.push(answer);
     }
     if let Some(server) = server {
-        api.get("/shutdown", &[], "*/*").await?;
+        asked.api.get("/shutdown", &[], "*/*").await?;
         server.wait()?;
     }
-    if arguments.json {
-        println!("{}", Value::from(answers));
-        return Ok(ExitCode::SUCCESS);
+    match arguments.json {
+        true => println!("{}", Value::from(answers)),
+        false => print!("{}", render_answers(&answers, against.is_some())),
     }
-    let heading = [("wall ms", Align::Right), ("CPU ms", Align::Right), ("answer", Align::Right), ("query", Align::Left)];
-    let number = |value: &Value| value.as_f64().map_or("-".to_owned(), |number| format!("{number:.1}"));
-    let rows: Vec<Vec<String>> = answers
-        .iter()
-        .map(|answer| {
-            let result = answer["error"].as_str().map_or_else(|| format!("{} B", answer["bytes"]), |error| table::shortened(error, 40));
-            vec![number(&answer["wall_ms_median"]), number(&answer["cpu_ms_mean"]), result, answer["query"].as_str().unwrap_or("").to_owned()]
-        })
-        .collect();
-    print!("{}", table::render(&heading, &rows, table::width()));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks once to warm up and `runs` times for the figures. A question that the server refuses is part of the result.
-async fn measure_question(api: &Api, pid: Option<u32>, question: Question, runs: usize) -> Result<Value> {
-    let parameters: Vec<(&str, String)> = question.parameters.iter().map(|(name, value)| (*name, value.clone())).collect();
-    let first = match api.get(&question.path, &parameters, "application/json").await {
-        Ok(body) => body,
-        Err(error) => return Ok(json!({ "query": question.text, "error": error.message() })),
+/// The figures of each question; beside them those of the other server and how many times its CPU is ours.
+fn render_answers(answers: &[Value], compared: bool) -> String {
+    let number = |value: &Value| value.as_f64().map_or("-".to_owned(), |number| format!("{number:.1}"));
+    let figures = |answer: &Value| {
+        let result = answer["error"].as_str().map_or_else(|| format!("{} B", answer["bytes"]), |error| table::shortened(error, 40));
+        vec![number(&answer["wall_ms_median"]), number(&answer["cpu_ms_mean"]), result]
     };
-    let cpu = |pid: Option<u32>| pid.map(child::cpu_micros).transpose();
-    let before = cpu(pid)?;
-    let mut walls = Vec::with_capacity(runs);
-    for _ in 0..runs {
-        let watch = Stopwatch::start();
-        api.get(&question.path, &parameters, "application/json").await?;
-        walls.push(watch.seconds() * 1e3);
+    let mut heading = vec![("wall ms", Align::Right), ("CPU ms", Align::Right), ("answer", Align::Right)];
+    if compared {
+        heading.extend([("its wall ms", Align::Right), ("its CPU ms", Align::Right), ("its answer", Align::Right), ("times", Align::Right)]);
     }
-    let used = cpu(pid)?.zip(before).map(|(after, before)| (after - before) as f64 / 1e3 / runs as f64);
-    walls.sort_by(f64::total_cmp);
-    Ok(json!({ "query": question.text, "wall_ms_median": walls[runs / 2], "cpu_ms_mean": used, "bytes": first.len() }))
+    heading.push(("query", Align::Left));
+    let row = |answer: &Value| {
+        let mut row = figures(answer);
+        if compared {
+            row.extend(figures(&answer["against"]));
+            let times = answer["against"]["cpu_ms_mean"].as_f64().zip(answer["cpu_ms_mean"].as_f64()).map(|(its, ours)| its / ours.max(0.1));
+            row.push(times.map_or("-".to_owned(), |times| format!("{times:.1}")));
+        }
+        row.push(answer["query"].as_str().unwrap_or("").to_owned());
+        row
+    };
+    table::render(&heading, &answers.iter().map(row).collect::<Vec<_>>(), table::width())
+}
+
+/// A server that is asked, and its process where its CPU is to be measured.
+struct Asked {
+    api: Api,
+    pid: Option<u32>,
+}
+
+impl Asked {
+    /// Asks once to warm up and `runs` times for the figures. A question that the server refuses is part of the result.
+    async fn measure(&self, question: &Question, runs: usize) -> Result<Value> {
+        let parameters: Vec<(&str, String)> = question.parameters.iter().map(|(name, value)| (*name, value.clone())).collect();
+        let first = match self.api.get(&question.path, &parameters, "application/json").await {
+            Ok(body) => body,
+            Err(error) => return Ok(json!({ "query": question.text, "error": error.message() })),
+        };
+        let cpu = || self.pid.map(child::cpu_micros).transpose();
+        let before = cpu()?;
+        let mut walls = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            let watch = Stopwatch::start();
+            self.api.get(&question.path, &parameters, "application/json").await?;
+            walls.push(watch.seconds() * 1e3);
+        }
+        let used = cpu()?.zip(before).map(|(after, before)| (after - before) as f64 / 1e3 / runs as f64);
+        walls.sort_by(f64::total_cmp);
+        Ok(json!({ "query": question.text, "wall_ms_median": walls[runs / 2], "cpu_ms_mean": used, "bytes": first.len() }))
+    }
 }
 
 #[cfg(test)]

@@ -48,6 +48,9 @@ pub struct Arguments {
     /// How to show the answer.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Show the plan instead of the answer; `--explain=analyze` runs it and shows what each node read.
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan")]
+    explain: Option<Explain>,
     /// Write to a file instead of the terminal.
     #[arg(short, long)]
     output: Option<PathBuf>,
@@ -63,6 +66,15 @@ pub enum Format {
     Json,
     /// An Arrow IPC stream, a row per matched span.
     Arrow,
+}
+
+/// How a plan is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Explain {
+    /// As it would run.
+    Plan,
+    /// As it ran, with figures.
+    Analyze,
 }
 
 /// A search over a window in Unix seconds.
@@ -86,11 +98,22 @@ impl Search {
 
     /// Asks `api`; the answer as JSON.
     pub async fn ask(&self, api: &Api) -> Result<Bytes> {
+        api.get("/api/search", &self.parameters(), "application/json").await
+    }
+
+    /// Asks `api` for the plan.
+    async fn explain(&self, api: &Api, how: Explain) -> Result<Bytes> {
+        let mut parameters = self.parameters();
+        parameters.push(("explain", if how == Explain::Analyze { "analyze" } else { "plan" }.to_owned()));
+        api.get("/api/search", &parameters, "text/plain").await
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
         let (start, end) = self.window;
         let mut parameters = vec![("q", self.query.clone()), ("start", start.to_string()), ("end", end.to_string())];
         parameters.extend(self.limit.map(|limit| ("limit", limit.to_string())));
         parameters.extend(self.spans_per_spanset.map(|spans| ("spss", spans.to_string())));
-        api.get("/api/search", &parameters, "application/json").await
+        parameters
     }
 }
 
@@ -113,6 +136,9 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         limit: arguments.limit,
         spans_per_spanset: arguments.spss,
     };
+    if let Some(how) = arguments.explain {
+        return show(arguments.output, &search.explain(&api, how).await?);
+    }
     let body = search.ask(&api).await?;
     let parse = || serde_json::from_slice::<Value>(&body).map_err(|error| Error::data("reading the server's answer").with_source(error));
     let shown = match arguments.format {
@@ -124,12 +150,17 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
         Format::Table => render(&parse()?, table::width()).into_bytes(),
         Format::Arrow => to_arrow_stream(&spans_of(&parse()?))?,
     };
+    show(arguments.output, &shown)
+}
+
+/// Writes to a file, or to the terminal.
+fn show(output: Option<PathBuf>, shown: &[u8]) -> Result<ExitCode> {
     let doing = "writing the answer";
-    match arguments.output {
+    match output {
         Some(path) => {
             std::fs::write(&path, shown).map_err(|error| Error::unavailable(format!("{doing} to {}", path.display())).with_source(error))?
         }
-        None => match std::io::stdout().write_all(&shown) {
+        None => match std::io::stdout().write_all(shown) {
             // Whoever read has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
             result => result.map_err(|error| Error::unavailable(doing).with_source(error))?,

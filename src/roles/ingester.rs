@@ -133,6 +133,11 @@ impl QueryService for OnQueryThreads {
         self.run(async move { engine.search(&tenant, request).await }).await
     }
 
+    async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.explain_search(&tenant, request, analyze).await }).await
+    }
+
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
         self.run(async move { engine.tag_names(&tenant, request).await }).await

@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
-use datafusion::{execution::TaskContext, physical_plan::ExecutionPlan, prelude::SessionContext};
+use datafusion::{
+    execution::TaskContext,
+    physical_plan::{ExecutionPlan, display::DisplayableExecutionPlan},
+    prelude::SessionContext,
+};
 use futures::{TryStreamExt, future::try_join_all};
 use moka::sync::Cache;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -14,7 +18,7 @@ use super::{
     source::{MemorySource, SourceRef},
     sources::{SourceName, SourceResolver, SourceSet},
     split::{common, join_traces, split_ids},
-    stats::ScanMetrics,
+    stats::{ScanMetrics, stats_of_plan},
     tags,
 };
 use crate::{
@@ -339,9 +343,18 @@ impl QueryService for Engine {
         for batch in self.execute(&plan.plan).await? {
             traces.extend(search_results(&batch)?);
         }
-        let mut stats = plan.sources.metrics.snapshot();
+        let mut stats = plan.sources.metrics.snapshot().plus(&stats_of_plan(&plan.plan));
         add_blocks(&mut stats, plan.sources.sources().await?);
         Ok(SearchResult { traces, stats })
+    }
+
+    async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
+        let plan = self.plan_search(tenant, &request).await?.plan;
+        if !analyze {
+            return Ok(DisplayableExecutionPlan::new(&*plan).indent(true).to_string());
+        }
+        self.execute(&plan).await?;
+        Ok(DisplayableExecutionPlan::with_metrics(&*plan).indent(true).to_string())
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {

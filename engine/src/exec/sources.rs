@@ -58,7 +58,7 @@ pub struct SourceSet {
     resolver: Arc<dyn SourceResolver>,
     opened: OnceCell<Vec<SourceRef>>,
     excluded: Vec<OnceLock<Vec<Range<usize>>>>,
-    /// What this process has read so far.
+    /// What opening them has read.
     pub metrics: Arc<ScanMetrics>,
 }
 
@@ -108,6 +108,16 @@ impl SourceSet {
     }
 }
 
+/// How many there are of each kind.
+impl std::fmt::Display for SourceSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let count = |kind: fn(&SourceName) -> bool| self.names.iter().filter(|name| kind(name)).count();
+        let joined = self.names.iter().map(|name| if let SourceName::Joined { traces } = name { traces.len() } else { 0 }).sum::<usize>();
+        let (blocks, live) = (count(|name| matches!(name, SourceName::Block { .. })), count(|name| matches!(name, SourceName::Live { .. })));
+        write!(f, "blocks={blocks}, live={live}, traces in several={joined}")
+    }
+}
+
 /// A row group of one of the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -118,20 +128,20 @@ pub struct ScanUnit {
     pub newest: u64,
 }
 
-/// The row groups that overlap `window`, newest first. The number of those that do not is counted as skipped.
-pub fn scan_units(sources: &[SourceRef], window: Option<Window>, metrics: &ScanMetrics) -> Vec<ScanUnit> {
-    let mut units = Vec::new();
+/// The row groups that overlap `window`, newest first, and how many do not.
+pub fn scan_units(sources: &[SourceRef], window: Option<Window>) -> (Vec<ScanUnit>, u64) {
+    let (mut units, mut outside) = (Vec::new(), 0);
     for (source, spans) in sources.iter().enumerate() {
         for (group, rows) in spans.row_groups().iter().enumerate() {
             if window.is_none_or(|window| rows.trace_start_min <= window.end_nanos() && rows.trace_end_max >= window.start_nanos()) {
                 units.push(ScanUnit { source, group, newest: rows.trace_start_max });
             } else {
-                metrics.skipped(1);
+                outside += 1;
             }
         }
     }
     units.sort_by_key(|unit| (std::cmp::Reverse(unit.newest), unit.source, unit.group));
-    units
+    (units, outside)
 }
 
 impl Window {

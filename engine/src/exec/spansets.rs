@@ -20,9 +20,15 @@ use super::eval::{
 };
 use crate::{
     error::{Error, Result},
-    exec::{source::SourceRef, stats::ScanMetrics},
-    spans::{schema::Column, value::Value},
-    traceql::{Aggregate, AggregateFilter, FieldExpr, FieldRef, Form, Pipeline, Relation, SpansetExpr, SpansetOp, Stage, Static},
+    exec::{
+        source::{RestScope, SourceRef},
+        stats::{Pruned, ScanMetrics},
+    },
+    spans::{columns::AttributeType, schema::Column, value::Value},
+    traceql::{
+        Aggregate, AggregateFilter, AttributeScope, CompareOp, FieldExpr, FieldRef, Form, Intrinsic, Pipeline, Relation, SpansetExpr, SpansetOp,
+        Stage, Static,
+    },
 };
 
 /// Some spans of one trace, with what `by` and aggregates said of them.
@@ -158,7 +164,6 @@ fn conjuncts(expr: &FieldExpr) -> Vec<FieldExpr> {
 
 /// How dear the columns of a term are to read and test; terms are tried cheapest first.
 fn cost_of(expr: &FieldExpr) -> u32 {
-    use crate::traceql::{AttributeScope, Intrinsic};
     let mut cost = 0;
     expr.visit_fields(&mut |field| {
         cost += match field {
@@ -188,7 +193,11 @@ pub async fn filter_rows(
     terms.sort_by_key(cost_of);
     let mut left = active.clone();
     for term in &terms {
-        if left.count_set_bits() == 0 || !may_match(term, frame.source(), group).await? {
+        if left.count_set_bits() == 0 {
+            break;
+        }
+        if let Some(why) = ruled_out(term, frame.source(), group).await? {
+            frame.rule_out(why);
             return Ok(BooleanBuffer::new_unset(frame.len()));
         }
         let mut needs = ColumnNeeds::default();
@@ -199,36 +208,64 @@ pub async fn filter_rows(
     Ok(left)
 }
 
-/// False when no row of the group can satisfy `term`: it asks a key for a value, and no column that could hold it does.
-async fn may_match(term: &FieldExpr, source: &SourceRef, group: usize) -> Result<bool> {
-    use crate::{
-        exec::source::RestScope,
-        traceql::{AttributeScope, CompareOp},
-    };
-    let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return Ok(true) };
-    let (FieldExpr::Field(FieldRef::Attribute { scope, name }), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return Ok(true) };
-    let schema = source.schema();
+/// Why no row of the group can satisfy `term`, None if one may: it asks a key for a value, and no column that could hold it does.
+async fn ruled_out(term: &FieldExpr, source: &SourceRef, group: usize) -> Result<Option<Pruned>> {
+    let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return Ok(None) };
+    let (FieldExpr::Field(FieldRef::Attribute { scope, name }), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return Ok(None) };
     match scope {
         AttributeScope::Resource => {
             let literal = Value::from(literal);
-            Ok(source.resources().values_of(name).iter().any(|value| compare(CompareOp::Eq, value, &literal)))
+            let has_it = source.resources().values_of(name).iter().any(|value| compare(CompareOp::Eq, value, &literal));
+            Ok((!has_it).then_some(Pruned::Resources))
         }
-        AttributeScope::Span if !(schema.has(Column::Rest) && source.rest_may_have(RestScope::Span, name)) => {
-            for (at, kind) in schema.attribute_columns(name) {
-                let possible = match (kind, literal) {
-                    (crate::spans::columns::AttributeType::String, Static::String(text)) => {
-                        source.may_contain(group, Column::Attribute(at), text).await?
-                    }
-                    (crate::spans::columns::AttributeType::String, _) => false,
-                    _ => true,
-                };
-                if possible {
-                    return Ok(true);
+        AttributeScope::Span if !(source.schema().has(Column::Rest) && source.rest_may_have(RestScope::Span, name)) => {
+            columns_rule_out(name, literal, source, group).await
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Why none of the columns of span attribute `name` can hold `literal` in the row group.
+async fn columns_rule_out(name: &str, literal: &Static, source: &SourceRef, group: usize) -> Result<Option<Pruned>> {
+    let mut why = Pruned::Columns;
+    for (at, kind) in source.schema().attribute_columns(name) {
+        match (kind, literal) {
+            (AttributeType::String, Static::String(text)) => {
+                if source.may_contain(group, Column::Attribute(at), text).await? {
+                    return Ok(None);
                 }
+                why = Pruned::Bloom;
             }
-            Ok(false)
+            (AttributeType::String, _) => {}
+            _ => return Ok(None),
         }
-        _ => Ok(true),
+    }
+    Ok(Some(why))
+}
+
+/// The filters of `pipeline` as they are evaluated: the terms of each `&&` in the order in which their columns are read, and what can rule
+/// a row group out before.
+pub fn evaluation_order(pipeline: &Pipeline) -> Vec<String> {
+    let mut parts = Parts::default();
+    parts.pipeline(pipeline);
+    let describe = |term: &FieldExpr| match prunes_by(term) {
+        Some(by) => format!("{term} (prunes by {by})"),
+        None => term.to_string(),
+    };
+    let filter = |filter: &FieldExpr| {
+        let mut terms = conjuncts(filter);
+        terms.sort_by_key(cost_of);
+        terms.iter().map(describe).collect::<Vec<_>>().join(", then ")
+    };
+    parts.filters.into_iter().map(filter).collect()
+}
+
+fn prunes_by(term: &FieldExpr) -> Option<&'static str> {
+    let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return None };
+    match (&**lhs, &**rhs) {
+        (FieldExpr::Field(FieldRef::Attribute { scope: AttributeScope::Resource, .. }), FieldExpr::Literal(_)) => Some("resources"),
+        (FieldExpr::Field(FieldRef::Attribute { scope: AttributeScope::Span, .. }), FieldExpr::Literal(_)) => Some("column types and bloom filters"),
+        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     source::{RestScope, SourceRef},
     sources::{active_rows, scan_units},
     spansets::filter_rows,
-    stats::ScanMetrics,
+    stats::{Pruned, ScanMetrics},
 };
 use crate::{
     error::Result,
@@ -62,7 +62,9 @@ async fn for_each_group(
     needs: &(dyn Fn(&SourceRef) -> ColumnNeeds + Sync),
     visit: &mut (dyn FnMut(&Frame, &BooleanBuffer) -> Result<()> + Send),
 ) -> Result<()> {
-    for unit in scan_units(sources, window, metrics) {
+    let (units, outside) = scan_units(sources, window);
+    metrics.pruned(Pruned::Window, outside);
+    for unit in units {
         let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None);
         let mut rows = active_rows(&mut frame, unit.group, window, &[], metrics).await?;
         metrics.row_group(frame.len() as u64);

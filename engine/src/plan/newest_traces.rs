@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use arrow::record_batch::RecordBatch;
 use datafusion::{
     common::{Result, tree_node::TreeNodeRecursion},
     execution::TaskContext,
     physical_expr::PhysicalExpr,
     physical_plan::{
         ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
-        SendableRecordBatchStream, execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+        SendableRecordBatchStream, execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, stream};
@@ -18,7 +19,7 @@ use super::{
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
-use crate::spans::TraceId;
+use crate::{exec::stats::ScanMetrics, spans::TraceId};
 
 /// Keeps the newest `limit` traces of its input's partitions.
 ///
@@ -28,6 +29,7 @@ use crate::spans::TraceId;
 pub struct NewestTracesExec {
     input: Arc<dyn ExecutionPlan>,
     limit: usize,
+    metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
 }
 
@@ -35,7 +37,7 @@ impl NewestTracesExec {
     /// Keeps `limit` traces of `input`.
     pub fn new(input: Arc<dyn ExecutionPlan>, limit: usize) -> Self {
         let properties = properties(matches::schema(), 1, EmissionType::Final);
-        Self { input, limit, properties }
+        Self { input, limit, metrics: Arc::default(), properties }
     }
 
     /// Traces kept.
@@ -52,6 +54,11 @@ struct Newest {
 }
 
 impl Newest {
+    fn add_all(&mut self, batch: &RecordBatch) -> crate::error::Result<()> {
+        matches::from_batch(batch)?.into_iter().for_each(|trace| self.add(trace));
+        Ok(())
+    }
+
     fn add(&mut self, trace: MatchedTrace) {
         self.traces.insert(trace.rank(), trace);
         if self.traces.len() > self.limit {
@@ -100,20 +107,32 @@ impl ExecutionPlan for NewestTracesExec {
         self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.to_set())
+    }
+
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let mut inputs = stream::SelectAll::new();
-        for partition in 0..self.input.output_partitioning().partition_count() {
-            let input = self.input.execute(partition, context.clone())?;
-            inputs.push(spawn_buffered(input));
-        }
         let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());
         let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound };
+        let (input, metrics) = (self.input.clone(), self.metrics.clone());
         let result = async move {
+            let mut first = input.execute(0, context.clone())?;
+            // The newest row group alone often has all that is wanted: the other partitions begin after it.
+            if let Some(batch) = first.next().await {
+                newest.add_all(&batch?)?;
+            }
+            let mut inputs = stream::SelectAll::new();
+            inputs.push(spawn_buffered(first));
+            for partition in 1..input.output_partitioning().partition_count() {
+                inputs.push(spawn_buffered(input.execute(partition, context.clone())?));
+            }
             while let Some(batch) = inputs.next().await {
-                matches::from_batch(&batch?)?.into_iter().for_each(|trace| newest.add(trace));
+                newest.add_all(&batch?)?;
             }
             let traces: Vec<MatchedTrace> = newest.traces.into_values().collect();
-            Ok(matches::to_batch(&traces)?)
+            let batch = matches::to_batch(&traces)?;
+            metrics.output(batch.num_rows());
+            Ok(batch)
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(matches::schema(), stream::once(result))))
     }

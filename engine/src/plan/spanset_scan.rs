@@ -15,21 +15,23 @@ use datafusion::{
     physical_expr::PhysicalExpr,
     physical_plan::{
         ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
-        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+        execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
     },
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream};
 
 use super::{
     matches::{self, MatchedSpanset, MatchedTrace, key_value},
     properties,
 };
 use crate::{
+    clock::Stopwatch,
     exec::{
         eval::{ColumnNeeds, Frame},
         source::SourceRef,
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{Spanset, SpansetPipeline, TraceMatch},
+        spansets::{Spanset, SpansetPipeline, TraceMatch, evaluation_order},
+        stats::{Pruned, ScanMetrics},
     },
     query::Window,
     spans::{TraceId, schema::Column},
@@ -65,7 +67,7 @@ pub struct ScanLimits {
 
 /// Runs a spanset pipeline over row groups, newest first.
 ///
-/// **Shape**: batches of [`matches::schema`], one for each row group with a match, newest row group first; traces whole. Row groups are
+/// **Shape**: batches of [`matches::schema`], one for each row group, empty where nothing matches, newest row group first; traces whole. Row groups are
 /// dealt out to the partitions in turn.
 #[derive(Debug)]
 pub struct SpansetScanExec {
@@ -74,6 +76,7 @@ pub struct SpansetScanExec {
     limits: ScanLimits,
     partitions: usize,
     bound: Arc<NewestBound>,
+    metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
 }
 
@@ -81,7 +84,7 @@ impl SpansetScanExec {
     /// A scan of `sources` by `partitions` partitions.
     pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, limits: ScanLimits, partitions: usize) -> Self {
         let properties = properties(matches::schema(), partitions, EmissionType::Incremental);
-        Self { sources, pipeline, limits, partitions, bound: Arc::default(), properties }
+        Self { sources, pipeline, limits, partitions, bound: Arc::default(), metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -116,26 +119,36 @@ struct Scan {
     pipeline: SpansetPipeline,
     limits: ScanLimits,
     bound: Arc<NewestBound>,
+    metrics: Arc<ScanMetrics>,
 }
 
 impl Scan {
     async fn units(&self, partition: usize, partitions: usize) -> crate::error::Result<Vec<ScanUnit>> {
-        let units = scan_units(self.sources.sources().await?, self.limits.window, &self.sources.metrics);
+        let (units, outside) = scan_units(self.sources.sources().await?, self.limits.window);
+        if partition == 0 {
+            self.metrics.pruned(Pruned::Window, outside);
+        }
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
     async fn run(&self, unit: ScanUnit) -> crate::error::Result<Vec<MatchedTrace>> {
-        let metrics = &self.sources.metrics;
+        let metrics = &*self.metrics;
         if unit.newest < self.bound.get() {
-            metrics.skipped(1);
+            metrics.pruned(Pruned::Limit, 1);
             return Ok(Vec::new());
         }
         let source: SourceRef = self.sources.sources().await?[unit.source].clone();
         let mut frame = Frame::new(source, unit.group, None);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, self.limits.window, excluded, metrics).await?;
-        metrics.row_group(frame.len() as u64);
+        if active.count_set_bits() == 0 {
+            frame.rule_out(Pruned::Joined);
+        }
         let found = self.pipeline.run(&mut frame, unit.group, &active, self.limits.traces, metrics).await?;
+        match frame.pruned() {
+            Some(why) if found.is_empty() => metrics.pruned(why, 1),
+            _ => metrics.row_group(frame.len() as u64),
+        }
         if found.is_empty() {
             return Ok(Vec::new());
         }
@@ -173,8 +186,12 @@ impl Scan {
 }
 
 impl DisplayAs for SpansetScanExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SpansetScanExec: query=[{}], sources={}, partitions={}", self.pipeline, self.sources.names().len(), self.partitions)
+    fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SpansetScanExec: query=[{}], sources=[{}], partitions={}", self.pipeline, self.sources, self.partitions)?;
+        match form {
+            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -203,26 +220,38 @@ impl ExecutionPlan for SpansetScanExec {
         self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.to_set())
+    }
+
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Arc::new(Scan {
             sources: self.sources.clone(),
             pipeline: SpansetPipeline::new(self.pipeline.clone()),
             limits: self.limits,
             bound: self.bound.clone(),
+            metrics: self.metrics.clone(),
         });
         let partitions = self.partitions;
         let units = {
             let scan = scan.clone();
-            stream::once(async move { scan.units(partition, partitions).await }).map_ok(|units| stream::iter(units.into_iter().map(Ok))).try_flatten()
+            stream::once(async move { scan.units(partition, partitions).await })
+                .map_ok(|units| stream::iter(units.into_iter().map(Ok::<_, crate::error::Error>)))
+                .try_flatten()
         };
         let batches = units
             .and_then(move |unit| {
                 let scan = scan.clone();
-                async move { matches::to_batch(&scan.run(unit).await?) }
+                async move {
+                    let watch = Stopwatch::start();
+                    let batch = matches::to_batch(&scan.run(unit).await?)?;
+                    scan.metrics.busy(watch.elapsed());
+                    scan.metrics.output(batch.num_rows());
+                    Ok(batch)
+                }
             })
             .map_err(Into::into);
         let schema: SchemaRef = matches::schema();
-        let batches = batches.filter(|batch| futures::future::ready(!matches!(batch, Ok(batch) if batch.num_rows() == 0)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
     }
 }

@@ -17,7 +17,7 @@ use datafusion::{
     physical_expr::PhysicalExpr,
     physical_plan::{
         ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
-        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+        execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, stream};
@@ -29,11 +29,13 @@ use super::{
     properties,
 };
 use crate::{
+    clock::Stopwatch,
     error::{Error, Result},
     exec::{
         eval::{ColumnNeeds, Frame},
         shown::{ShownField, shown_fields},
         sources::SourceSet,
+        stats::ScanMetrics,
     },
     spans::{SpanId, schema::Column},
     traceql::{FieldRef, Intrinsic, Pipeline},
@@ -62,13 +64,14 @@ pub struct TraceDetailsExec {
     input: Arc<dyn ExecutionPlan>,
     sources: Arc<SourceSet>,
     pipeline: Pipeline,
+    metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
 }
 
 impl TraceDetailsExec {
     /// Details of the traces of `input`, which come from `sources`, for a search with `pipeline`.
     pub fn new(input: Arc<dyn ExecutionPlan>, sources: Arc<SourceSet>, pipeline: Pipeline) -> Self {
-        Self { input, sources, pipeline, properties: properties(SCHEMA.clone(), 1, EmissionType::Final) }
+        Self { input, sources, pipeline, metrics: Arc::default(), properties: properties(SCHEMA.clone(), 1, EmissionType::Final) }
     }
 
     /// The sources.
@@ -90,7 +93,7 @@ pub fn search_results(batch: &RecordBatch) -> Result<Vec<tempo::TraceSearchMetad
     messages.iter().flatten().map(decode).collect()
 }
 
-async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipeline) -> Result<RecordBatch> {
+async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipeline, metrics: &ScanMetrics) -> Result<RecordBatch> {
     let shown = shown_fields(pipeline);
     let mut by_group: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
     for (at, trace) in traces.iter().enumerate() {
@@ -116,7 +119,7 @@ async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipe
             needs.add(column);
         }
         shown.iter().for_each(|shown| needs.add_field(&shown.field, frame.source()));
-        frame.load(&needs, &sources.metrics).await?;
+        frame.load(&needs, metrics).await?;
         let bases: Vec<u32> = members
             .iter()
             .scan(0, |next, &at| {
@@ -276,15 +279,23 @@ impl ExecutionPlan for TraceDetailsExec {
         self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.to_set())
+    }
+
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
         let mut input = self.input.execute(0, context)?;
-        let (sources, pipeline) = (self.sources.clone(), self.pipeline.clone());
+        let (sources, pipeline, metrics) = (self.sources.clone(), self.pipeline.clone(), self.metrics.clone());
         let result = async move {
             let mut traces = Vec::new();
             while let Some(batch) = input.next().await {
                 traces.extend(matches::from_batch(&batch?)?);
             }
-            Ok(details(traces, &sources, &pipeline).await?)
+            let watch = Stopwatch::start();
+            let batch = details(traces, &sources, &pipeline, &metrics).await?;
+            metrics.busy(watch.elapsed());
+            metrics.output(batch.num_rows());
+            Ok(batch)
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), stream::once(result))))
     }

@@ -9,6 +9,7 @@ use prost::Message;
 use crate::jsonpb::{ToJson, to_json};
 
 pub(crate) const JSON: &str = "application/json";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 pub(crate) const PROTOBUF: &str = "application/protobuf";
 pub(crate) const LLM: &str = "application/vnd.grafana.llm+json";
 const LLM_ASKED: &str = "application/vnd.grafana.llm";

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use axum::{Extension, extract::State, http::HeaderMap, response::Response};
 use skein_engine::error::{Error, Result};
 
-use super::{HttpError, format::Format, params::Params};
+use super::{
+    HttpError,
+    format::{Format, TEXT, body},
+    params::Params,
+};
 use crate::{Frontend, asks::SearchAsk, logfmt, tenancy::Tenants};
 
 pub(super) async fn search(
@@ -14,8 +18,21 @@ pub(super) async fn search(
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, HttpError> {
+    if let Some(analyze) = explain(&params)? {
+        return Ok(body(TEXT, frontend.explain_search(&tenants, ask(&params)?, analyze).await?));
+    }
     let answer = frontend.search(&tenants, ask(&params)?).await?;
     Ok(Format::of(&headers).write(&answer))
+}
+
+/// `explain=plan` shows the plan, `explain=analyze` runs it first (true).
+fn explain(params: &Params) -> Result<Option<bool>> {
+    match params.get("explain") {
+        None => Ok(None),
+        Some("plan") => Ok(Some(false)),
+        Some("analyze") => Ok(Some(true)),
+        Some(other) => Err(Error::invalid(format!("invalid explain: {other} is neither plan nor analyze"))),
+    }
 }
 
 fn ask(params: &Params) -> Result<SearchAsk> {

@@ -140,6 +140,11 @@ impl QueryService for FakeQueries {
         Ok(if known { SearchResult { traces: vec![trace], stats } } else { SearchResult::default() })
     }
 
+    async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
+        self.note(tenant, format!("explain {} analyze {analyze}", request.query)).await?;
+        Ok("SpansetScanExec\n".to_owned())
+    }
+
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
         let TagNamesRequest { scope, filter, window } = request;
         let known = self.note(tenant, format!("names {scope:?} {filter:?} in {}", shown(window))).await?;

@@ -10,7 +10,7 @@ pub(crate) fn merge(results: Vec<SearchResult>, limit: usize) -> SearchResult {
     let mut merged = SearchResult::default();
     let mut places: HashMap<String, usize> = HashMap::new();
     for result in results {
-        super::stats::add(&mut merged.stats, &result.stats);
+        merged.stats = merged.stats.plus(&result.stats);
         for trace in result.traces {
             match places.get(&trace.trace_id) {
                 Some(&place) => join(&mut merged.traces[place], trace),

@@ -5,18 +5,6 @@ use std::collections::BTreeMap;
 use skein_engine::query::ScanStats;
 use skein_proto::tempo;
 
-/// Adds `more` to `total`.
-pub(crate) fn add(total: &mut ScanStats, more: &ScanStats) {
-    total.traces += more.traces;
-    total.spans += more.spans;
-    total.bytes += more.bytes;
-    total.reads += more.reads;
-    total.blocks += more.blocks;
-    total.block_bytes += more.block_bytes;
-    total.row_groups += more.row_groups;
-    total.row_groups_skipped += more.row_groups_skipped;
-}
-
 fn additional(stats: &ScanStats) -> BTreeMap<String, i64> {
     [("rowGroupsInspected", stats.row_groups), ("rowGroupsSkipped", stats.row_groups_skipped)]
         .into_iter()

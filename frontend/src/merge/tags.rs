@@ -10,7 +10,7 @@ pub(crate) fn names(results: Vec<TagNames>) -> TagNames {
     let mut merged = TagNames::default();
     let mut scopes: BTreeMap<TagScope, BTreeSet<String>> = BTreeMap::new();
     for result in results {
-        super::stats::add(&mut merged.stats, &result.stats);
+        merged.stats = merged.stats.plus(&result.stats);
         for (scope, names) in result.scopes {
             scopes.entry(scope).or_default().extend(names);
         }
@@ -27,7 +27,7 @@ pub(crate) fn values(mut results: Vec<TagValues>) -> TagValues {
     let mut merged = TagValues::default();
     let mut values: BTreeMap<(String, String), TagValue> = BTreeMap::new();
     for result in results {
-        super::stats::add(&mut merged.stats, &result.stats);
+        merged.stats = merged.stats.plus(&result.stats);
         values.extend(result.values.into_iter().map(|value| ((value.r#type.clone(), value.value.clone()), value)));
     }
     merged.values = values.into_values().collect();

@@ -15,7 +15,7 @@ pub(crate) fn merge(results: Vec<TraceResult>) -> TraceResult {
     let mut parts = 0;
     let only_one = results.iter().filter(|result| !result.resource_spans.is_empty()).count() < 2;
     for mut result in results {
-        super::stats::add(&mut merged.stats, &result.stats);
+        merged.stats = merged.stats.plus(&result.stats);
         if result.resource_spans.is_empty() {
             continue;
         }

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     exec::{
         source::{RestScope, SourceRef},
-        stats::ScanMetrics,
+        stats::{Pruned, ScanMetrics},
     },
     spans::{
         SpanId, TraceId,
@@ -145,6 +145,7 @@ pub struct Frame {
     events: HashMap<EventColumn, ArrayRef>,
     event_list: Option<ListArray>,
     vectors: RefCell<HashMap<FieldRef, Vector>>,
+    ruled_out: Option<Pruned>,
 }
 
 impl Frame {
@@ -155,7 +156,7 @@ impl Frame {
             None => source.row_groups()[group].rows as usize,
         };
         let (columns, events) = (HashMap::new(), HashMap::new());
-        Self { source, group, selection, rows, columns, events, event_list: None, vectors: RefCell::default() }
+        Self { source, group, selection, rows, columns, events, event_list: None, vectors: RefCell::default(), ruled_out: None }
     }
 
     /// Rows.
@@ -206,6 +207,16 @@ impl Frame {
         }
         self.event_list = Some(list.clone());
         Ok(())
+    }
+
+    /// Notes why the row group cannot match.
+    pub fn rule_out(&mut self, why: Pruned) {
+        self.ruled_out.get_or_insert(why);
+    }
+
+    /// Why nothing of the row group was read; None if something was.
+    pub fn pruned(&self) -> Option<Pruned> {
+        (self.columns.is_empty() && self.events.is_empty()).then(|| self.ruled_out.unwrap_or(Pruned::Columns))
     }
 
     /// A loaded column. Errors: `Internal` when it is not loaded.
