@@ -1,6 +1,10 @@
 //! Reading blocks: an opened block is its parsed footer and index; columns of row groups are fetched by range and decoded.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::HashMap,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
@@ -15,6 +19,7 @@ use parquet::{
     file::{
         metadata::ParquetMetaDataReader,
         reader::{ChunkReader, Length},
+        statistics::Statistics,
     },
 };
 
@@ -156,22 +161,33 @@ impl BlockReader {
         leaves
     }
 
-    /// Whether row group `group` may hold string `text` in attribute column `column`, by its bloom filter, if it has one; else by its
-    /// statistics. Cost: one small request when there is a filter.
-    /// Errors: as the store's.
-    pub async fn may_contain(&self, group: usize, column: Column, text: &str) -> Result<bool> {
+    /// From the smallest to the largest number in integer column `column` of row group `group`, by its statistics.
+    pub fn int_range(&self, group: usize, column: Column) -> Option<RangeInclusive<i64>> {
         let name = self.schema.field(column, &[]).name().clone();
-        let Some(&leaf) = self.leaves.get(&(name, String::new())) else { return Ok(false) };
+        let leaf = *self.leaves.get(&(name, String::new()))?;
+        match self.parquet.metadata().row_group(group).columns()[leaf].statistics()? {
+            Statistics::Int32(numbers) => Some(i64::from(*numbers.min_opt()?)..=i64::from(*numbers.max_opt()?)),
+            Statistics::Int64(numbers) => Some(*numbers.min_opt()?..=*numbers.max_opt()?),
+            _ => None,
+        }
+    }
+
+    /// Whether row group `group` may hold string `text` in attribute column `column`, by its bloom filter, if it has one; else by its
+    /// statistics; and the bytes read. Cost: one small request when there is a filter.
+    /// Errors: as the store's.
+    pub async fn may_contain(&self, group: usize, column: Column, text: &str) -> Result<(bool, u64)> {
+        let name = self.schema.field(column, &[]).name().clone();
+        let Some(&leaf) = self.leaves.get(&(name, String::new())) else { return Ok((false, 0)) };
         let chunk = &self.parquet.metadata().row_group(group).columns()[leaf];
         if let Some(statistics) = chunk.statistics()
             && statistics.null_count_opt().is_some_and(|nulls| nulls == chunk.num_values() as u64)
         {
-            return Ok(false);
+            return Ok((false, 0));
         }
-        let (Some(offset), Some(length)) = (chunk.bloom_filter_offset(), chunk.bloom_filter_length()) else { return Ok(true) };
+        let (Some(offset), Some(length)) = (chunk.bloom_filter_offset(), chunk.bloom_filter_length()) else { return Ok((true, 0)) };
         let range = offset as u64..offset as u64 + length as u64;
         let bytes = self.store.get_range(&self.meta.object_path(DATA_NAME), range).await?;
-        Ok(Sbbf::from_bytes(&bytes).map_or(true, |filter| filter.check(text)))
+        Ok((Sbbf::from_bytes(&bytes).map_or(true, |filter| filter.check(text)), bytes.len() as u64))
     }
 }
 

@@ -1,7 +1,12 @@
 //! Sources of spans: blocks and memory behind one trait. A source holds whole traces in block order (newest first), in row groups that
 //! end at trace ends.
 
-use std::{collections::BTreeSet, fmt::Debug, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -61,7 +66,11 @@ pub trait SpanSource: Debug + Send + Sync {
         metrics: &ScanMetrics,
     ) -> Result<RecordBatch>;
     /// False when string column `column` of row group `group` certainly lacks `text`.
-    async fn may_contain(&self, group: usize, column: Column, text: &str) -> Result<bool>;
+    async fn may_contain(&self, group: usize, column: Column, text: &str, metrics: &ScanMetrics) -> Result<bool>;
+    /// From the smallest to the largest number in integer column `column` of row group `group`, where that is known without reading.
+    fn int_range(&self, _group: usize, _column: Column) -> Option<RangeInclusive<i64>> {
+        None
+    }
     /// Compressed size of the source's data, zero for memory.
     fn data_bytes(&self) -> u64;
 }
@@ -109,8 +118,16 @@ impl SpanSource for BlockReader {
         Ok(batch)
     }
 
-    async fn may_contain(&self, group: usize, column: Column, text: &str) -> Result<bool> {
-        BlockReader::may_contain(self, group, column, text).await
+    async fn may_contain(&self, group: usize, column: Column, text: &str, metrics: &ScanMetrics) -> Result<bool> {
+        let (may, bytes) = BlockReader::may_contain(self, group, column, text).await?;
+        if bytes > 0 {
+            metrics.read(bytes);
+        }
+        Ok(may)
+    }
+
+    fn int_range(&self, group: usize, column: Column) -> Option<RangeInclusive<i64>> {
+        BlockReader::int_range(self, group, column)
     }
 
     fn data_bytes(&self) -> u64 {
@@ -201,7 +218,7 @@ impl SpanSource for MemorySource {
         }
     }
 
-    async fn may_contain(&self, _group: usize, _column: Column, _text: &str) -> Result<bool> {
+    async fn may_contain(&self, _group: usize, _column: Column, _text: &str, _metrics: &ScanMetrics) -> Result<bool> {
         Ok(true)
     }
 

@@ -21,14 +21,11 @@ use super::eval::{
 use crate::{
     error::{Error, Result},
     exec::{
-        source::{RestScope, SourceRef},
-        stats::{Pruned, ScanMetrics},
+        prune::{prunes_by, ruled_out},
+        stats::ScanMetrics,
     },
-    spans::{columns::AttributeType, schema::Column, value::Value},
-    traceql::{
-        Aggregate, AggregateFilter, AttributeScope, CompareOp, FieldExpr, FieldRef, Form, Intrinsic, Pipeline, Relation, SpansetExpr, SpansetOp,
-        Stage, Static,
-    },
+    spans::{schema::Column, value::Value},
+    traceql::{Aggregate, AggregateFilter, AttributeScope, FieldExpr, FieldRef, Form, Intrinsic, Pipeline, Relation, SpansetExpr, SpansetOp, Stage},
 };
 
 /// Some spans of one trace, with what `by` and aggregates said of them.
@@ -180,7 +177,8 @@ fn cost_of(expr: &FieldExpr) -> u32 {
     if matches!(expr, FieldExpr::Compare { .. } | FieldExpr::Exists(_) | FieldExpr::Missing(_)) { cost } else { cost * 2 }
 }
 
-/// The rows of `frame` among `active` that pass `filter`, loading columns term by term and only while rows are left.
+/// The rows of `frame` among `active` that pass `filter`, none if some term is ruled out beforehand; else loading columns term by term and
+/// only while rows are left.
 /// Errors: as [`mask`] and the source's.
 pub async fn filter_rows(
     filter: &FieldExpr,
@@ -191,14 +189,16 @@ pub async fn filter_rows(
 ) -> Result<BooleanBuffer> {
     let mut terms = conjuncts(filter);
     terms.sort_by_key(cost_of);
+    for term in &terms {
+        if let Some(why) = ruled_out(term, frame.source(), group, metrics).await? {
+            frame.rule_out(why);
+            return Ok(BooleanBuffer::new_unset(frame.len()));
+        }
+    }
     let mut left = active.clone();
     for term in &terms {
         if left.count_set_bits() == 0 {
             break;
-        }
-        if let Some(why) = ruled_out(term, frame.source(), group).await? {
-            frame.rule_out(why);
-            return Ok(BooleanBuffer::new_unset(frame.len()));
         }
         let mut needs = ColumnNeeds::default();
         term.visit_fields(&mut |field| needs.add_field(field, frame.source()));
@@ -206,41 +206,6 @@ pub async fn filter_rows(
         left = mask(term, frame, &left)?;
     }
     Ok(left)
-}
-
-/// Why no row of the group can satisfy `term`, None if one may: it asks a key for a value, and no column that could hold it does.
-async fn ruled_out(term: &FieldExpr, source: &SourceRef, group: usize) -> Result<Option<Pruned>> {
-    let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return Ok(None) };
-    let (FieldExpr::Field(FieldRef::Attribute { scope, name }), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return Ok(None) };
-    match scope {
-        AttributeScope::Resource => {
-            let literal = Value::from(literal);
-            let has_it = source.resources().values_of(name).iter().any(|value| compare(CompareOp::Eq, value, &literal));
-            Ok((!has_it).then_some(Pruned::Resources))
-        }
-        AttributeScope::Span if !(source.schema().has(Column::Rest) && source.rest_may_have(RestScope::Span, name)) => {
-            columns_rule_out(name, literal, source, group).await
-        }
-        _ => Ok(None),
-    }
-}
-
-/// Why none of the columns of span attribute `name` can hold `literal` in the row group.
-async fn columns_rule_out(name: &str, literal: &Static, source: &SourceRef, group: usize) -> Result<Option<Pruned>> {
-    let mut why = Pruned::Columns;
-    for (at, kind) in source.schema().attribute_columns(name) {
-        match (kind, literal) {
-            (AttributeType::String, Static::String(text)) => {
-                if source.may_contain(group, Column::Attribute(at), text).await? {
-                    return Ok(None);
-                }
-                why = Pruned::Bloom;
-            }
-            (AttributeType::String, _) => {}
-            _ => return Ok(None),
-        }
-    }
-    Ok(Some(why))
 }
 
 /// The filters of `pipeline` as they are evaluated: the terms of each `&&` in the order in which their columns are read, and what can rule
@@ -258,15 +223,6 @@ pub fn evaluation_order(pipeline: &Pipeline) -> Vec<String> {
         terms.iter().map(describe).collect::<Vec<_>>().join(", then ")
     };
     parts.filters.into_iter().map(filter).collect()
-}
-
-fn prunes_by(term: &FieldExpr) -> Option<&'static str> {
-    let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return None };
-    match (&**lhs, &**rhs) {
-        (FieldExpr::Field(FieldRef::Attribute { scope: AttributeScope::Resource, .. }), FieldExpr::Literal(_)) => Some("resources"),
-        (FieldExpr::Field(FieldRef::Attribute { scope: AttributeScope::Span, .. }), FieldExpr::Literal(_)) => Some("column types and bloom filters"),
-        _ => None,
-    }
 }
 
 /// A pipeline, ready to run on frames.
@@ -650,6 +606,7 @@ fn order(a: &Value, b: &Value) -> std::cmp::Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traceql::Static;
 
     #[test]
     fn lists_merge_without_repeats() {

@@ -20,7 +20,7 @@ use crate::query::ScanStats;
 pub enum Pruned {
     /// It lies outside the time window.
     Window,
-    /// None of the block's resources has the value asked for.
+    /// None of the resources in its range has the value asked for.
     Resources,
     /// No column of the row group can hold the value asked for, by its type or its statistics.
     Columns,
