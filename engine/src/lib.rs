@@ -7,6 +7,7 @@ pub mod compact;
 pub mod error;
 pub mod exec;
 pub mod lower;
+pub mod metrics;
 pub mod plan;
 pub mod query;
 pub mod spans;

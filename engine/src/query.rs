@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
 
-use crate::{error::Result, spans::TraceId, tenant::TenantId};
+use crate::{error::Result, metrics::intervals::Intervals, spans::TraceId, tenant::TenantId};
 
 /// A search or tag window in Unix seconds. A trace is in when it overlaps the window, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,28 @@ pub struct SearchRequest {
 pub struct SearchResult {
     /// At most `limit` traces.
     pub traces: Vec<tempo::TraceSearchMetadata>,
+    /// What it cost.
+    pub stats: ScanStats,
+}
+
+/// A TraceQL metrics query.
+#[derive(Debug, Clone)]
+pub struct MetricsRequest {
+    /// The query text.
+    pub query: String,
+    /// The grid of its samples.
+    pub intervals: Intervals,
+    /// Most series to return; 0 is no limit.
+    pub max_series: usize,
+}
+
+/// The answer to a metrics query: series ordered by the number of labels, their names and values.
+#[derive(Debug, Default)]
+pub struct MetricsResult {
+    /// At most `max_series`.
+    pub series: Vec<tempo::TimeSeries>,
+    /// Whether there are more.
+    pub truncated: bool,
     /// What it cost.
     pub stats: ScanStats,
 }
@@ -145,6 +167,10 @@ pub trait QueryService: Send + Sync + 'static {
     /// The plan of a search as text, a node a line; with `analyze` it is run first, and each node has what it read and gave. Errors: as
     /// [`QueryService::search`].
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String>;
+
+    /// Runs a TraceQL metrics query. Errors: `Invalid` for a query that does not parse or validate, or is no metrics query; `Exhausted` for
+    /// more series than fit in memory.
+    async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult>;
 
     /// Lists attribute names. Intrinsics are not included: they are the same for every tenant.
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames>;

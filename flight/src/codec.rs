@@ -11,14 +11,17 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use serde::{Deserialize, Serialize};
 use skein_engine::{
     exec::sources::{SourceName, SourceResolver, SourceSet},
+    metrics::{cells::CellKind, intervals::Intervals},
     plan::{
+        metrics_merge::MetricsMergeExec,
+        metrics_scan::MetricsScanExec,
         newest_traces::NewestTracesExec,
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
     query::Window,
     tenant::TenantId,
-    traceql::{self, Pipeline, QueryBody},
+    traceql::{self, MetricsExpr, MetricsFunction, Pipeline, QueryBody},
 };
 
 /// One node, without its inputs.
@@ -41,6 +44,17 @@ enum Node {
         tenant: String,
         sources: Vec<SourceName>,
         query: String,
+    },
+    MetricsScan {
+        tenant: String,
+        sources: Vec<SourceName>,
+        query: String,
+        intervals: Intervals,
+        partitions: usize,
+    },
+    MetricsMerge {
+        kind: CellKind,
+        intervals: usize,
     },
 }
 
@@ -68,6 +82,14 @@ fn pipeline(query: &str) -> Result<Pipeline> {
     match traceql::parse(query)?.body {
         QueryBody::Search(pipeline) => Ok(pipeline),
         QueryBody::Metrics(_) => Err(internal_datafusion_err!("a search node holds the metrics query {query}")),
+    }
+}
+
+/// The one operand that a metrics node computes.
+fn operand(query: &str) -> Result<(Pipeline, MetricsFunction)> {
+    match traceql::parse(query)?.body {
+        QueryBody::Metrics(MetricsExpr::Pipeline { pipeline, function }) => Ok((pipeline, function)),
+        _ => Err(internal_datafusion_err!("a metrics node holds the query {query}")),
     }
 }
 
@@ -101,6 +123,11 @@ impl PhysicalExtensionCodec for PlanCodec {
             Node::TraceDetails { tenant, sources, query } => {
                 Arc::new(TraceDetailsExec::new(only_input(inputs)?, self.sources(&tenant, sources)?, pipeline(&query)?))
             }
+            Node::MetricsScan { tenant, sources, query, intervals, partitions } => {
+                let (pipeline, function) = operand(&query)?;
+                Arc::new(MetricsScanExec::new(self.sources(&tenant, sources)?, pipeline, function, intervals, partitions))
+            }
+            Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
     }
 
@@ -123,6 +150,16 @@ impl PhysicalExtensionCodec for PlanCodec {
                 sources: details.sources().names().to_vec(),
                 query: details.pipeline().to_string(),
             }
+        } else if let Some(scan) = node.downcast_ref::<MetricsScanExec>() {
+            Node::MetricsScan {
+                tenant: scan.sources().tenant().to_string(),
+                sources: scan.sources().names().to_vec(),
+                query: format!("{} | {}", scan.pipeline(), scan.function()),
+                intervals: *scan.intervals(),
+                partitions: scan.partitions(),
+            }
+        } else if let Some(merge) = node.downcast_ref::<MetricsMergeExec>() {
+            Node::MetricsMerge { kind: merge.kind(), intervals: merge.intervals() }
         } else {
             return Err(internal_datafusion_err!("{} is no node of this engine", node.name()));
         };

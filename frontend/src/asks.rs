@@ -135,7 +135,7 @@ impl Frontend {
     }
 
     /// Waits for a turn, then asks for each tenant and gives the answers in the order of the tenants.
-    async fn for_each_tenant<T, F: Future<Output = Result<T>>>(&self, tenants: &Tenants, ask: impl Fn(TenantId) -> F) -> Result<Vec<T>> {
+    pub(crate) async fn for_each_tenant<T, F: Future<Output = Result<T>>>(&self, tenants: &Tenants, ask: impl Fn(TenantId) -> F) -> Result<Vec<T>> {
         let _turn = self.queue.admit(&tenants.name()).await?;
         stream::iter(tenants.ids().iter().cloned().map(ask)).buffered(TENANTS_AT_ONCE).try_collect().await
     }

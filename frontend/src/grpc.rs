@@ -16,8 +16,8 @@ use tonic::{Request, Response, Status, metadata::MetadataMap, server::NamedServi
 use crate::{
     Frontend, TENANT_HEADER,
     asks::{NamesAsk, SearchAsk, Times, ValuesAsk},
-    http::NOT_EXECUTED,
     merge,
+    metrics_asks::MetricsAsk,
     tenancy::Tenants,
 };
 
@@ -142,12 +142,18 @@ impl StreamingQuerier for Querier {
         self.answer("SearchTagValuesV2", &metadata, ask).await
     }
 
-    async fn metrics_query_range(&self, _request: Request<QueryRangeRequest>) -> Answer<QueryRangeResponse> {
-        Err(Status::unimplemented(NOT_EXECUTED))
+    async fn metrics_query_range(&self, request: Request<QueryRangeRequest>) -> Answer<QueryRangeResponse> {
+        let (metadata, _, request) = request.into_parts();
+        let QueryRangeRequest { query, start, end, step, max_series, .. } = request;
+        let ask = MetricsAsk { query, start, end, step: (step > 0).then_some(step), max_series };
+        self.answer("MetricsQueryRange", &metadata, |tenants| async move { self.0.query_range(&tenants, ask).await }).await
     }
 
-    async fn metrics_query_instant(&self, _request: Request<QueryInstantRequest>) -> Answer<QueryInstantResponse> {
-        Err(Status::unimplemented(NOT_EXECUTED))
+    async fn metrics_query_instant(&self, request: Request<QueryInstantRequest>) -> Answer<QueryInstantResponse> {
+        let (metadata, _, request) = request.into_parts();
+        let QueryInstantRequest { query, start, end } = request;
+        let ask = MetricsAsk { query, start, end, step: None, max_series: 0 };
+        self.answer("MetricsQueryInstant", &metadata, |tenants| async move { self.0.query_instant(&tenants, ask).await }).await
     }
 }
 

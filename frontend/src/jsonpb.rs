@@ -79,6 +79,20 @@ impl Object<'_> {
         }
     }
 
+    /// A signed 64-bit integer, written even if it is 0: a time is never left out.
+    fn signed_long(&mut self, key: &str, value: i64) {
+        self.key(key);
+        push(self.out, format_args!("\"{value}\""));
+    }
+
+    /// A double.
+    fn double(&mut self, key: &str, value: f64) {
+        if value != 0.0 {
+            self.key(key);
+            write_double(self.out, value);
+        }
+    }
+
     /// An enum by its name, or by its number when it has none.
     fn symbol(&mut self, key: &str, value: i32, name: Option<&str>) {
         match name {
@@ -458,6 +472,60 @@ impl ToJson for tempo::SearchMetrics {
         object.long("backendReads", self.backend_reads);
         object.long("backendBytes", self.backend_bytes);
         object.longs_by_name("additionalMetrics", &self.additional_metrics);
+    }
+}
+
+impl ToJson for tempo::QueryRangeResponse {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.whole_list("series", &self.series);
+        object.message("metrics", self.metrics.as_ref());
+        partial_status(object, self.status);
+        object.string("message", &self.message);
+    }
+}
+
+impl ToJson for tempo::QueryInstantResponse {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.list("series", &self.series);
+        object.message("metrics", self.metrics.as_ref());
+        partial_status(object, self.status);
+        object.string("message", &self.message);
+    }
+}
+
+fn partial_status(object: &mut Object<'_>, status: i32) {
+    if status == tempo::PartialStatus::Partial as i32 {
+        object.string("status", "PARTIAL");
+    }
+}
+
+impl ToJson for tempo::TimeSeries {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.list("labels", &self.labels);
+        object.list("samples", &self.samples);
+        object.list("exemplars", &self.exemplars);
+    }
+}
+
+impl ToJson for tempo::InstantSeries {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.list("labels", &self.labels);
+        object.double("value", self.value);
+    }
+}
+
+impl ToJson for tempo::Sample {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.signed_long("timestampMs", self.timestamp_ms);
+        object.double("value", self.value);
+    }
+}
+
+impl ToJson for tempo::Exemplar {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.list("labels", &self.labels);
+        object.double("value", self.value);
+        object.signed_long("timestampMs", self.timestamp_ms);
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`server`] | one port for HTTP/1, HTTP/2 and gRPC |
 //! | [`settings`], [`operations`] | what the binary passes in: settings, and the process around the API |
 //! | `asks` | requests as HTTP and gRPC share them: checks, defaults, fan-out over tenants |
+//! | `metrics_asks` | TraceQL metrics: checks, the grid of samples, answers |
 //! | `parity` | answers no richer than Tempo's, when asked for |
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
@@ -26,6 +27,7 @@ mod llm;
 mod logfmt;
 mod merge;
 mod metrics;
+mod metrics_asks;
 pub mod operations;
 mod parity;
 mod queue;

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use skein_engine::{
     error::Result,
-    query::{QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{
+        MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest,
+        TraceResult, Window,
+    },
     spans::TraceId,
     tenant::TenantId,
 };
@@ -74,6 +77,10 @@ impl QueryService for TempoParity {
 
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
         self.0.explain_search(tenant, request, analyze).await
+    }
+
+    async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
+        self.0.metrics(tenant, request).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {

@@ -119,11 +119,13 @@ pub struct MetricsSettings {
     pub max_duration: Duration,
     /// Most steps in a window; 0 is no limit.
     pub max_intervals: u64,
+    /// Most series of an answer; 0 is no limit.
+    pub max_response_series: u32,
 }
 
 impl Default for MetricsSettings {
     fn default() -> Self {
-        Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000 }
+        Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000, max_response_series: 0 }
     }
 }
 

@@ -205,7 +205,7 @@ pub const ROOT: Node = Section(&[
                     ("interval", Ignored),
                     ("max_exemplars", Ignored),
                     ("exemplars", Ignored),
-                    ("max_response_series", Ignored),
+                    ("max_response_series", Key(Integer)),
                     ("streaming_shards", Ignored),
                     ("duration_slo", Ignored),
                     ("throughput_bytes_slo", Ignored),

@@ -7,7 +7,10 @@ use skein_engine::{
     compact::{BlockMerger, Merger},
     error::{Error, Result},
     exec::engine::{Engine, EngineSettings},
-    query::{QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{
+        MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
+        TraceResult, Window,
+    },
     spans::TraceId,
     tenant::TenantId,
 };
@@ -136,6 +139,11 @@ impl QueryService for OnQueryThreads {
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
         self.run(async move { engine.explain_search(&tenant, request, analyze).await }).await
+    }
+
+    async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.metrics(&tenant, request).await }).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {

@@ -31,14 +31,21 @@ use crate::{
         meta::{BlockMeta, bloom_name},
     },
     error::{Error, Result},
-    lower::{SearchPlan, lower_search},
+    lower::{SearchPlan, lower_metrics, lower_search},
+    metrics::{
+        evaluate::{self, Operands, operand_key, operands_of},
+        observe::cell_kind,
+        partial::Partial,
+        series,
+    },
     plan::trace_details::search_results,
     query::{
-        QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window,
+        MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
+        TagValuesRequest, TraceResult, Window,
     },
     spans::{BlockId, TraceId, otlp::TraceAssembler, set::SpanSet},
     tenant::TenantId,
-    traceql,
+    traceql::{self, QueryBody},
 };
 
 /// Blocks opened at the same time.
@@ -355,6 +362,31 @@ impl QueryService for Engine {
         }
         self.execute(&plan).await?;
         Ok(DisplayableExecutionPlan::with_metrics(&*plan).indent(true).to_string())
+    }
+
+    async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
+        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let opening = ScanMetrics::default();
+        let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
+        let opened: Vec<SourceRef> = sources.iter().map(|(_, source)| source.clone()).collect();
+        let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
+        let mut stats = opening.snapshot();
+        let mut operands = Operands::new();
+        for (pipeline, function) in operands_of(&query) {
+            let key = operand_key(pipeline, function);
+            if operands.contains_key(&key) {
+                continue;
+            }
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
+            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
+            for batch in self.execute(&plan).await? {
+                partial.merge_batch(&batch)?;
+            }
+            stats = stats.plus(&stats_of_plan(&plan));
+            operands.insert(key, series::finish(function, &request.intervals, partial));
+        }
+        add_blocks(&mut stats, &opened);
+        Ok(evaluate::finish(&query, &operands, &request, stats))
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {

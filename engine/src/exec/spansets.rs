@@ -302,6 +302,20 @@ impl SpansetPipeline {
         self.run_traces(&inputs, group, &touched, active, limit)
     }
 
+    /// The rows of all spansets of all traces in `frame`, restricted to the spans in `active`. A pipeline that is one filter needs no
+    /// traces. Loads what it needs. Errors: as [`SpansetPipeline::run`].
+    pub async fn rows(&self, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<BooleanBuffer> {
+        let mut stages = self.pipeline.stages.iter().filter(|stage| !matches!(stage, Stage::Select(_)));
+        if let (Some(Stage::Spansets(SpansetExpr::Filter(filter))), None) = (stages.next(), stages.next()) {
+            return filter_rows(filter, frame, group, active, metrics).await;
+        }
+        let mut bits = vec![false; frame.len()];
+        for found in self.run(frame, group, active, usize::MAX, metrics).await? {
+            found.spansets.iter().flat_map(|spanset| &spanset.rows).for_each(|&row| bits[row as usize] = true);
+        }
+        Ok(bits.into())
+    }
+
     fn run_traces(
         &self,
         inputs: &PipelineInputs<'_>,

@@ -7,13 +7,16 @@ use datafusion::physical_plan::ExecutionPlan;
 use crate::{
     error::{Error, Result},
     exec::sources::SourceSet,
+    metrics::{intervals::Intervals, observe::cell_kind},
     plan::{
+        metrics_merge::MetricsMergeExec,
+        metrics_scan::MetricsScanExec,
         newest_traces::NewestTracesExec,
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
     query::SearchRequest,
-    traceql::{MetricsExpr, Pipeline, Query, QueryBody},
+    traceql::{MetricsExpr, MetricsFunction, Pipeline, Query, QueryBody},
 };
 
 /// A search, ready to run.
@@ -37,6 +40,18 @@ pub fn lower_search(query: Query, sources: Arc<SourceSet>, request: &SearchReque
     let newest = NewestTracesExec::new(Arc::new(scan), request.limit);
     let plan = Arc::new(TraceDetailsExec::new(Arc::new(newest), sources.clone(), pipeline));
     Ok(SearchPlan { plan, sources })
+}
+
+/// Lowers one operand of a metrics query over `sources` to scan and merge.
+pub fn lower_metrics(
+    pipeline: &Pipeline,
+    function: &MetricsFunction,
+    sources: Arc<SourceSet>,
+    intervals: Intervals,
+    partitions: usize,
+) -> Arc<dyn ExecutionPlan> {
+    let scan = MetricsScanExec::new(sources, pipeline.clone(), function.clone(), intervals, partitions);
+    Arc::new(MetricsMergeExec::new(Arc::new(scan), cell_kind(function), intervals.count()))
 }
 
 fn spans_of_metrics(metrics: MetricsExpr) -> Result<Pipeline> {

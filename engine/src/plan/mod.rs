@@ -6,6 +6,11 @@
 //!   NewestTracesExec    the newest `limit` traces of all partitions
 //!     SpansetScanExec   filters and spanset pipeline over row groups, newest first, one partition per CPU
 //! ```
+//! A metrics query is, for each of its operands:
+//! ```text
+//! MetricsMergeExec      partial series of all partitions, added up
+//!   MetricsScanExec     filters and spanset pipeline over row groups, spans into partial series, one partition per CPU
+//! ```
 
 use std::sync::Arc;
 
@@ -20,6 +25,8 @@ use datafusion::{
 };
 
 pub mod matches;
+pub mod metrics_merge;
+pub mod metrics_scan;
 pub mod newest_traces;
 pub mod spanset_scan;
 pub mod trace_details;

@@ -25,7 +25,6 @@ use axum::{
     routing::{any, get},
 };
 pub(crate) use error::HttpError;
-pub(crate) use metrics_query::NOT_EXECUTED;
 
 use crate::Frontend;
 

@@ -17,7 +17,8 @@ use skein_engine::{
     clock::TestClock,
     error::{Error, ErrorKind, Result},
     query::{
-        QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window,
+        MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
+        TagValuesRequest, TraceResult, Window,
     },
     spans::TraceId,
     tenant::TenantId,
@@ -143,6 +144,18 @@ impl QueryService for FakeQueries {
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
         self.note(tenant, format!("explain {} analyze {analyze}", request.query)).await?;
         Ok("SpansetScanExec\n".to_owned())
+    }
+
+    async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
+        let MetricsRequest { query, intervals, max_series } = request;
+        let (start, step, count) = (intervals.start(), intervals.step(), intervals.count());
+        let known = self.note(tenant, format!("metrics {query} max {max_series} from {start} by {step} count {count}")).await?;
+        let series = tempo::TimeSeries {
+            labels: vec![skein_engine::plan::matches::key_value("__name__", &"rate".into())],
+            samples: [(0.0, 0), (1.5, 1)].map(|(value, at)| tempo::Sample { value, timestamp_ms: intervals.timestamp_ms(at) }).to_vec(),
+            exemplars: Vec::new(),
+        };
+        Ok(MetricsResult { series: if known { vec![series] } else { Vec::new() }, ..MetricsResult::default() })
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
@@ -616,15 +629,23 @@ async fn wrong_value_requests_are_named() {
 }
 
 #[tokio::test]
-async fn metrics_queries_are_checked_in_order_and_not_run() {
+async fn metrics_queries_are_checked_in_order_and_laid_out() {
     let api = Api::new();
     let check = async |query: &str, status: u16, expected: &str| {
         api.refused(&format!("/api/metrics/query_range?{query}"), status, expected).await;
     };
     let rate = "q=%7B%7D%7Crate()";
-    check(rate, 501, "not executed yet").await;
-    check(&format!("{rate}&start=1000&end=1360&step=36ms"), 501, "not executed yet").await;
-    check("query=%7B%7D%7Crate()&start=2023-11-14T21:13:20Z&step=0.5", 501, "not executed yet").await;
+    // The window is widened to whole steps, and by one step to the left.
+    let asked = "single-tenant: metrics {}|rate() max 0 from 999936000000 by 36000000 count 10002";
+    api.asks(&format!("/api/metrics/query_range?{rate}&start=1000&end=1360&step=36ms"), asked).await;
+    let asked = "single-tenant: metrics {}|rate() max 7 from 1699999999500000000 by 500000000 count 3";
+    api.asks("/api/metrics/query_range?query=%7B%7D%7Crate()&start=2023-11-14T22:13:20Z&end=1700000000.6&step=0.5&maxSeries=7", asked).await;
+    api.check(
+        &format!("/api/metrics/query_range?{rate}&start=1000&end=1060&step=60s"),
+        200,
+        r#"{"series":[{"labels":[{"key":"__name__","value":{"stringValue":"rate"}}],"samples":[{"timestampMs":"960000"},{"timestampMs":"1020000","value":1.5}]}],"metrics":{"totalJobs":1,"completedJobs":1}}"#,
+    )
+    .await;
     check(&format!("{rate}&start=x"), 400, "rpc error: code = Code(400) desc = could not parse 'start' parameter: ").await;
     check(&format!("{rate}&start=1741398200&end=1741397000"), 400, "end must be greater than start").await;
     check(&format!("{rate}&start=1&end=90000"), 400, "metrics query time range exceeds the maximum allowed duration of 24h0m0s").await;
@@ -640,7 +661,9 @@ async fn metrics_queries_are_checked_in_order_and_not_run() {
     let text = api.ask("/api/metrics/query?q=%7B", &[]).await;
     assert!(text.text().starts_with("compiling query: parse error at line 1"), "{}", text.text());
     api.check("/api/metrics/query?q=%7B%20%7D", 400, "not a metrics query").await;
-    api.refused(&format!("/api/metrics/query?{rate}"), 501, "not executed yet").await;
+    api.queries.asked.lock().clear();
+    let asked = "single-tenant: metrics {}|rate() max 0 from 1000000000000 by 360000000000 count 1";
+    api.asks(&format!("/api/metrics/query?{rate}&start=1000&end=1360"), asked).await;
 
     let settings = FrontendSettings { query_end_cutoff: Duration::from_secs(30), ..Default::default() };
     let api = Api::with(false, settings, QueryLimits::default());

@@ -299,6 +299,11 @@ impl Frame {
         Ok(Vector::Indexed(self.small_ints(keys)?.clone(), values.into()))
     }
 
+    /// The span attributes without a column, as `KeyValue` messages in field 1; None when they are not loaded.
+    pub fn rest(&self) -> Option<&BinaryArray> {
+        self.columns.get(&Column::Rest)?.as_binary_opt()
+    }
+
     fn event_attribute(&self, key: &str) -> Result<Vector> {
         let mut vectors = Vec::new();
         for (at, _) in self.source.schema().event_attribute_columns(key) {

@@ -1,0 +1,151 @@
+//! The distinct values of a field in a frame as small numbers, so that rows are grouped by numbers and not by values.
+
+use std::collections::HashMap;
+
+use arrow::array::{Array, Int32Array};
+
+use crate::{
+    exec::eval::vector::{Vector, kind_of, status_of},
+    spans::{
+        read::{Texts, Typed},
+        value::Value,
+    },
+};
+
+/// A number for each row, and what the numbers mean.
+#[derive(Debug, Clone)]
+pub struct Codes {
+    /// By row: a position in `values`.
+    pub rows: Vec<u32>,
+    /// The distinct values. `Nil` is one of them where rows lack the field.
+    pub values: Vec<Value>,
+}
+
+/// The distinct values so far.
+#[derive(Default)]
+struct Table {
+    values: Vec<Value>,
+    places: HashMap<Key, u32>,
+}
+
+/// What makes two values the same group: type and content, doubles by their bits.
+#[derive(PartialEq, Eq, Hash)]
+enum Key {
+    Nil,
+    Bool(bool),
+    Int(i64),
+    Float(u64),
+    Text(std::sync::Arc<str>),
+    Other(String),
+}
+
+impl Table {
+    /// The number of `value`. Arrays count as missing.
+    fn code(&mut self, value: Value) -> u32 {
+        let value = if matches!(value, Value::Array(_)) { Value::Nil } else { value };
+        let key = match &value {
+            Value::Nil => Key::Nil,
+            Value::Bool(value) => Key::Bool(*value),
+            Value::Int(value) => Key::Int(*value),
+            Value::Float(value) => Key::Float(value.to_bits()),
+            Value::String(text) => Key::Text(text.clone()),
+            other => Key::Other(format!("{other:?}")),
+        };
+        *self.places.entry(key).or_insert_with(|| {
+            self.values.push(value);
+            self.values.len() as u32 - 1
+        })
+    }
+}
+
+impl Codes {
+    /// The codes of `vector`. Cost: once per distinct value where the vector has a table of them, else a look-up a row.
+    pub fn of(vector: &Vector) -> Self {
+        let mut table = Table::default();
+        let rows = match vector {
+            Vector::Const(value, length) => vec![table.code(value.clone()); *length],
+            Vector::Indexed(keys, values) => {
+                by_key(keys, &mut table, |table, key| table.code(values.get(key as usize).cloned().unwrap_or(Value::Nil)), Value::Nil)
+            }
+            Vector::Status(codes) => by_key(codes, &mut table, |table, code| table.code(Value::Status(status_of(code))), Value::Nil),
+            Vector::Kind(codes) => by_key(codes, &mut table, |table, code| table.code(Value::Kind(kind_of(code))), Value::Nil),
+            Vector::Typed(Typed::Text(Texts::Dictionary(dictionary, values))) => {
+                by_key(dictionary.keys(), &mut table, |table, key| table.code(Value::from(values.value(key as usize))), Value::Nil)
+            }
+            Vector::Text(Texts::Dictionary(dictionary, values), _) => {
+                by_key(dictionary.keys(), &mut table, |table, key| table.code(Value::from(values.value(key as usize))), Value::from(""))
+            }
+            Vector::First(vectors) => first_of(vectors, &mut table),
+            other => (0..other.len()).map(|row| table.code(other.get(row))).collect(),
+        };
+        Self { rows, values: table.values }
+    }
+}
+
+/// Codes by key: each key is looked up once. `null` is what a null means.
+fn by_key(keys: &Int32Array, table: &mut Table, mut look_up: impl FnMut(&mut Table, i32) -> u32, null: Value) -> Vec<u32> {
+    const UNKNOWN: u32 = u32::MAX;
+    let mut known: Vec<u32> = Vec::new();
+    let mut null_code = None;
+    let mut code = |row: usize| {
+        if keys.is_null(row) {
+            return *null_code.get_or_insert_with(|| table.code(null.clone()));
+        }
+        let key = keys.value(row);
+        let Ok(at) = usize::try_from(key) else { return table.code(Value::Nil) };
+        if at >= known.len() {
+            // Keys of enumerations that nobody defined can be huge; they share the table's own look-up.
+            if at > keys.len().max(1 << 16) {
+                return look_up(table, key);
+            }
+            known.resize(at + 1, UNKNOWN);
+        }
+        if known[at] == UNKNOWN {
+            known[at] = look_up(table, key);
+        }
+        known[at]
+    };
+    (0..keys.len()).map(&mut code).collect()
+}
+
+/// In each row the code of the first vector that has a value there.
+fn first_of(vectors: &[Vector], table: &mut Table) -> Vec<u32> {
+    let nil = table.code(Value::Nil);
+    let parts: Vec<(Vec<u32>, Vec<u32>)> = vectors
+        .iter()
+        .map(|vector| {
+            let Codes { rows, values } = Codes::of(vector);
+            (rows, values.into_iter().map(|value| table.code(value)).collect())
+        })
+        .collect();
+    let length = parts.first().map_or(0, |(rows, _)| rows.len());
+    let code = |row: usize| parts.iter().map(|(rows, meanings)| meanings[rows[row] as usize]).find(|&code| code != nil).unwrap_or(nil);
+    (0..length).map(code).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn equal_values_of_different_keys_are_one_group() {
+        let values: Arc<[Value]> = vec![Value::from("a"), Value::Nil, Value::from("a"), Value::Int(1)].into();
+        let codes = Codes::of(&Vector::Indexed(Int32Array::from(vec![Some(2), Some(0), Some(3), None, Some(1)]), values));
+        assert_eq!(codes.values, [Value::from("a"), Value::Int(1), Value::Nil]);
+        assert_eq!(codes.rows, [0, 0, 1, 2, 2]);
+    }
+
+    #[test]
+    fn types_stay_apart_and_arrays_are_missing() {
+        let array = Value::Array(vec![Value::Int(1), Value::Int(2)].into());
+        let values: Arc<[Value]> = vec![Value::Int(200), Value::from("200"), array, Value::Float(200.0), Value::Int(200)].into();
+        let codes = Codes::of(&Vector::Values(values.clone()));
+        assert_eq!(codes.rows, [0, 1, 2, 3, 0]);
+        assert_eq!(codes.values[2], Value::Nil);
+        let first = Codes::of(&Vector::First(vec![Vector::Const(Value::Nil, 5), Vector::Values(values)]));
+        assert_eq!(first.values[first.rows[0] as usize], Value::Int(200));
+        assert_eq!(first.values[first.rows[2] as usize], Value::Nil);
+    }
+}

@@ -1,0 +1,190 @@
+//! `compare()`: how often each value of each attribute occurs among the selected spans, and among the others.
+
+use std::collections::{BTreeSet, HashMap};
+
+use arrow::{array::Array, buffer::BooleanBuffer};
+
+use super::{
+    cells::Cells,
+    codes::Codes,
+    intervals::Intervals,
+    observe::Chosen,
+    partial::{Labels, Partial},
+};
+use crate::{
+    error::Result,
+    exec::{
+        eval::{ColumnNeeds, Frame, mask::mask},
+        source::{RestScope, SourceRef},
+    },
+    plan::matches::key_value,
+    spans::{
+        schema::Column,
+        tables::Shared,
+        value::{Value, value_of_any},
+        wire::{Fields, KeyValue},
+    },
+    traceql::{AttributeScope, FieldExpr, FieldRef, Intrinsic},
+};
+
+/// Names of the two groups of spans, by whether a span is selected.
+pub const META_TYPES: [&str; 2] = ["baseline", "selection"];
+/// The label that tells them.
+pub const META_TYPE: &str = "__meta_type";
+
+/// Intrinsics that are compared: those that say what a span is, not when or which one.
+const INTRINSICS: [Intrinsic; 10] = [
+    Intrinsic::Name,
+    Intrinsic::Kind,
+    Intrinsic::Status,
+    Intrinsic::StatusMessage,
+    Intrinsic::RootName,
+    Intrinsic::RootService,
+    Intrinsic::ChildCount,
+    Intrinsic::InstrumentationName,
+    Intrinsic::InstrumentationVersion,
+    Intrinsic::EventName,
+];
+
+/// The fields of a source that are compared, but for span attributes that have no column, which [`observe`] reads as they come.
+fn fields(source: &SourceRef) -> Vec<FieldRef> {
+    let schema = source.schema();
+    let span: BTreeSet<_> = schema.attributes.iter().map(|field| field.column.key.to_string()).collect();
+    let event: BTreeSet<_> = schema.event_attributes.iter().map(|field| field.column.key.to_string()).collect();
+    let rest = |scope| source.rest_keys(scope).iter().map(|key| key.to_string()).collect::<BTreeSet<_>>();
+    let scoped = [
+        (AttributeScope::Span, span),
+        (AttributeScope::Resource, table_keys(source.resources())),
+        (AttributeScope::Instrumentation, table_keys(source.scopes())),
+        (AttributeScope::Event, &event | &rest(RestScope::Event)),
+        (AttributeScope::Link, rest(RestScope::Link)),
+    ];
+    let attributes = scoped.into_iter().flat_map(|(scope, keys)| keys.into_iter().map(move |key| FieldRef::Attribute { scope, name: key.into() }));
+    INTRINSICS.into_iter().map(FieldRef::Intrinsic).chain(attributes).collect()
+}
+
+fn table_keys(table: &Shared) -> BTreeSet<String> {
+    (0..table.len()).flat_map(|id| table.attributes(id).keys().map(|key| key.to_string())).collect()
+}
+
+/// The columns that comparing reads: nearly all.
+pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
+    let mut needs = ColumnNeeds::default();
+    needs.add(Column::TraceStart);
+    needs.add(Column::StartOffset);
+    fields(source).iter().for_each(|field| needs.add_field(field, source));
+    selection.visit_fields(&mut |field| needs.add_field(field, source));
+    if source.schema().has(Column::Rest) {
+        needs.add(Column::Rest);
+    }
+    needs
+}
+
+/// Adds the spans of `frame` in `rows`. Those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
+/// included), are the selection. Errors: `Exhausted` for too many values, `Data`.
+pub fn observe(
+    partial: &mut Partial,
+    frame: &Frame,
+    rows: &BooleanBuffer,
+    intervals: &Intervals,
+    selection: &FieldExpr,
+    window: Option<(i64, i64)>,
+) -> Result<()> {
+    let chosen = Chosen::of(frame, rows, intervals)?;
+    if chosen.rows.is_empty() {
+        return Ok(());
+    }
+    let selected = mask(selection, frame, rows)?;
+    let starts = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
+    let is_selected = |row: u32| {
+        let start = starts.0[row as usize].wrapping_add(starts.1[row as usize]);
+        selected.value(row as usize) && window.is_none_or(|(after, until)| start > after && start <= until)
+    };
+    let mut counter =
+        Counter { partial, chosen: &chosen, selected: chosen.rows.iter().map(|&row| is_selected(row)).collect(), intervals: intervals.count() };
+    for field in fields(frame.source()) {
+        counter.count(&field.to_string(), &chosen.codes(&frame.vector_of_spans(&field)?)?)?;
+    }
+    counter.count_rest(frame)
+}
+
+struct Counter<'a> {
+    partial: &'a mut Partial,
+    chosen: &'a Chosen,
+    /// By chosen row.
+    selected: Vec<bool>,
+    intervals: usize,
+}
+
+impl Counter<'_> {
+    /// Counts the values of one attribute. Spans that lack it do not count.
+    fn count(&mut self, name: &str, codes: &Codes) -> Result<()> {
+        let mut places: HashMap<(u32, bool), Option<usize>> = HashMap::new();
+        let mut counts: HashMap<(u32, bool, u32), u64> = HashMap::new();
+        // Neighbours mostly agree: their counts are added up before they are looked up.
+        let (mut run, mut length) = ((u32::MAX, false, 0), 0);
+        for ((&code, &selected), &at) in codes.rows.iter().zip(&self.selected).zip(&self.chosen.intervals) {
+            if (code, selected, at) != run {
+                if length > 0 {
+                    *counts.entry(run).or_default() += length;
+                }
+                (run, length) = ((code, selected, at), 0);
+            }
+            length += 1;
+        }
+        if length > 0 {
+            *counts.entry(run).or_default() += length;
+        }
+        for ((code, selected, at), count) in counts {
+            let value = &codes.values[code as usize];
+            if *value == Value::Nil {
+                continue;
+            }
+            let place = match places.get(&(code, selected)) {
+                Some(Some(place)) => *place,
+                _ => {
+                    let place = self.partial.place(labels(selected, name, value))?;
+                    places.insert((code, selected), Some(place));
+                    place
+                }
+            };
+            self.add(place, at, count);
+        }
+        Ok(())
+    }
+
+    /// Counts the span attributes whose key has no column at all; the others were counted with their columns.
+    fn count_rest(&mut self, frame: &Frame) -> Result<()> {
+        let Some(messages) = frame.rest() else { return Ok(()) };
+        let schema = frame.source().schema();
+        for (at, &row) in self.chosen.rows.iter().enumerate() {
+            if messages.is_null(row as usize) {
+                continue;
+            }
+            let mut fields = Fields::new(messages.value(row as usize));
+            while let Ok(Some((1, field))) = fields.next_field() {
+                let Ok(pair) = field.bytes().and_then(KeyValue::parse) else { continue };
+                let key = String::from_utf8_lossy(pair.key);
+                let value = pair.value.map_or(Value::Nil, value_of_any);
+                if matches!(value, Value::Nil | Value::Array(_)) || schema.attribute_columns(&key).next().is_some() {
+                    continue;
+                }
+                let name = FieldRef::Attribute { scope: AttributeScope::Span, name: key.as_ref().into() }.to_string();
+                let place = self.partial.place(labels(self.selected[at], &name, &value))?;
+                self.add(place, self.chosen.intervals[at], 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, place: usize, at: u32, count: u64) {
+        debug_assert!((at as usize) < self.intervals);
+        if let Cells::Counts(cells) = self.partial.cells(place) {
+            cells[at as usize] += count;
+        }
+    }
+}
+
+fn labels(selected: bool, name: &str, value: &Value) -> Labels {
+    vec![key_value(META_TYPE, &Value::from(META_TYPES[usize::from(selected)])), key_value(name, value)]
+}

@@ -1,0 +1,144 @@
+//! The grid of a metrics query. Intervals are open at their left end, closed at the right one, and named by it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    query::Window,
+};
+
+/// Most intervals of a query.
+const INTERVALS_MAX: u64 = 1 << 20;
+
+/// Intervals of one length, one after another. Times are Unix nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Intervals {
+    start: u64,
+    step: u64,
+    count: u32,
+}
+
+impl Intervals {
+    /// The intervals of a range query: `start` is floored to a multiple of `step` and moved a step back, `end` is raised to a multiple, so
+    /// that the first sample stands at the floored start. Errors: `Invalid` for an empty range, no step, or too many intervals.
+    pub fn of_range(start: u64, end: u64, step: u64) -> Result<Self> {
+        if step == 0 || start >= end {
+            return Err(Error::invalid("a metrics query needs a step, and an end after its start"));
+        }
+        let first = (start - start % step).saturating_sub(step);
+        let last = end.div_ceil(step).saturating_mul(step);
+        Self::new(first, step, (last - first) / step)
+    }
+
+    /// The one interval of an instant query, not aligned. Errors: `Invalid` for an empty range.
+    pub fn of_instant(start: u64, end: u64) -> Result<Self> {
+        if start >= end {
+            return Err(Error::invalid("end must be greater than start"));
+        }
+        Self::new(start, end - start, 1)
+    }
+
+    fn new(start: u64, step: u64, count: u64) -> Result<Self> {
+        match u32::try_from(count) {
+            Ok(intervals) if count <= INTERVALS_MAX => Ok(Self { start, step, count: intervals }),
+            _ => Err(Error::invalid(format!("a metrics query of {count} intervals: take a longer step"))),
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Length of one in nanoseconds.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Start of the first; not part of it.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// End of the last; part of it.
+    pub fn end(&self) -> u64 {
+        self.start + self.step * u64::from(self.count)
+    }
+
+    /// The right end of interval `at` in Unix milliseconds, as samples are stamped.
+    pub fn timestamp_ms(&self, at: usize) -> i64 {
+        ((self.start + self.step * (at as u64 + 1)) / 1_000_000) as i64
+    }
+
+    /// A window in seconds that holds them all.
+    pub fn window(&self) -> Window {
+        let seconds = |nanos: u64| u32::try_from(nanos).unwrap_or(u32::MAX);
+        Window { start_seconds: seconds(self.start / 1_000_000_000), end_seconds: seconds(self.end().div_ceil(1_000_000_000)) }
+    }
+
+    /// A finder of intervals for times that mostly ascend.
+    pub fn finder(&self) -> IntervalFinder {
+        IntervalFinder { intervals: *self, at: 0, after: 0, until: 0 }
+    }
+}
+
+/// Finds the interval of a time; remembers the last one, since the spans of a trace mostly share it.
+#[derive(Debug)]
+pub struct IntervalFinder {
+    intervals: Intervals,
+    at: u32,
+    after: u64,
+    until: u64,
+}
+
+impl IntervalFinder {
+    /// The interval that holds `time`, None outside of all.
+    #[inline]
+    pub fn find(&mut self, time: u64) -> Option<u32> {
+        if time > self.after && time <= self.until {
+            return Some(self.at);
+        }
+        let Intervals { start, step, count } = self.intervals;
+        if time <= start {
+            return None;
+        }
+        let at = (time - start - 1) / step;
+        if at >= u64::from(count) {
+            return None;
+        }
+        (self.at, self.after) = (at as u32, start + at * step);
+        self.until = self.after + step;
+        Some(self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_aligned_as_documented() {
+        // From 0.3 s to 9.7 s by 2 s: samples at 0, 2, 4, 6, 8, 10 s.
+        let intervals = Intervals::of_range(20_300_000_000, 29_700_000_000, 2_000_000_000).unwrap();
+        let stamps: Vec<i64> = (0..intervals.count()).map(|at| intervals.timestamp_ms(at)).collect();
+        assert_eq!(stamps, [20_000, 22_000, 24_000, 26_000, 28_000, 30_000]);
+        let aligned = Intervals::of_range(120_000_000_000, 240_000_000_000, 60_000_000_000).unwrap();
+        assert_eq!(aligned.count(), 3);
+        assert!(Intervals::of_range(5, 5, 1).is_err() && Intervals::of_range(5, 6, 0).is_err() && Intervals::of_range(0, u64::MAX / 2, 1).is_err());
+    }
+
+    #[test]
+    fn intervals_are_closed_at_the_right() {
+        let intervals = Intervals::of_instant(10, 40).unwrap();
+        let mut finder = intervals.finder();
+        assert_eq!([10, 11, 40, 41, 11].map(|time| finder.find(time)), [None, Some(0), Some(0), None, Some(0)]);
+        let intervals = Intervals::of_range(100, 130, 10).unwrap();
+        let mut finder = intervals.finder();
+        for time in [91u64, 100, 101, 110, 111, 130, 91] {
+            assert_eq!(finder.find(time), Some(((time - 90).div_ceil(10) - 1) as u32), "{time}");
+        }
+        assert_eq!([90, 131].map(|time| finder.find(time)), [None, None]);
+    }
+}

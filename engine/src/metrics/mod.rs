@@ -1,0 +1,25 @@
+//! TraceQL metrics: spans to time series.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `intervals` | the grid of a query's intervals |
+//! | `codes` | the distinct values of a field in a frame, and which rows have them |
+//! | `cells` | what is kept of the spans of one series |
+//! | `partial` | series under way: observed, merged, and carried as batches |
+//! | `observe` | the spans of a frame into series under way |
+//! | `compare` | the same for `compare()` |
+//! | `series` | finished series: values, quantiles, labels, order |
+//! | `evaluate` | a whole query from its operands |
+//! | `stages` | `topk`, filters and arithmetic on finished series |
+//!
+//! Everything before `series` is a sum of parts that can be added in any order, so that partitions, processes and blocks merge exactly.
+
+pub mod cells;
+pub mod codes;
+pub mod compare;
+pub mod evaluate;
+pub mod intervals;
+pub mod observe;
+pub mod partial;
+pub mod series;
+pub mod stages;

@@ -1,0 +1,287 @@
+//! The spans of a frame into series under way, column by column.
+
+use std::collections::HashMap;
+
+use arrow::{
+    array::{Array, UInt32Array},
+    buffer::BooleanBuffer,
+};
+
+use super::{
+    cells::{BUCKETS, CellKind, Cells, bucket_of},
+    codes::Codes,
+    intervals::Intervals,
+    partial::{Labels, Partial},
+};
+use crate::{
+    error::Result,
+    exec::eval::{ColumnNeeds, Frame, vector::Vector},
+    exec::source::SourceRef,
+    plan::matches::key_value,
+    spans::{read::Typed, schema::Column, value::Value},
+    traceql::{FieldRef, Intrinsic, MetricsFunction, OverTime},
+};
+
+/// Counters of rows by group and interval are kept in one table up to this size.
+const TABLE_MAX: usize = 1 << 20;
+
+/// What a function keeps of the spans.
+pub fn cell_kind(function: &MetricsFunction) -> CellKind {
+    match function {
+        MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. } | MetricsFunction::Compare { .. } => CellKind::Counts,
+        MetricsFunction::OverTime { function: OverTime::Histogram, .. } | MetricsFunction::QuantileOverTime { .. } => CellKind::Buckets,
+        MetricsFunction::OverTime { .. } => CellKind::Numbers,
+    }
+}
+
+/// The value that a function takes from each span.
+pub fn value_field(function: &MetricsFunction) -> Option<&FieldRef> {
+    match function {
+        MetricsFunction::OverTime { field, .. } | MetricsFunction::QuantileOverTime { field, .. } => Some(field),
+        _ => None,
+    }
+}
+
+/// The columns that observing reads: start times, the grouping, and values.
+pub fn needs(function: &MetricsFunction, source: &SourceRef) -> ColumnNeeds {
+    let mut needs = ColumnNeeds::default();
+    needs.add(Column::TraceStart);
+    needs.add(Column::StartOffset);
+    function.by().iter().chain(value_field(function)).for_each(|field| needs.add_field(field, source));
+    needs
+}
+
+/// The chosen rows of a frame, with the interval of each; rows outside of all intervals are left out.
+pub struct Chosen {
+    /// Rows, ascending.
+    pub rows: Vec<u32>,
+    /// The interval of each.
+    pub intervals: Vec<u32>,
+    length: usize,
+}
+
+impl Chosen {
+    /// The rows set in `rows` that begin in one of `intervals`. Errors: `Data`.
+    pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
+        let (starts, offsets) = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
+        let mut finder = intervals.finder();
+        let mut chosen = Self { rows: Vec::new(), intervals: Vec::new(), length: rows.len() };
+        let count = rows.count_set_bits();
+        chosen.rows.reserve(count);
+        chosen.intervals.reserve(count);
+        let mut take = |row: usize| {
+            if let Some(at) = finder.find((starts[row] as u64).wrapping_add(offsets[row] as u64)) {
+                chosen.rows.push(row as u32);
+                chosen.intervals.push(at);
+            }
+        };
+        if count == rows.len() {
+            (0..count).for_each(&mut take)
+        } else {
+            rows.set_indices().for_each(&mut take)
+        }
+        Ok(chosen)
+    }
+
+    /// The codes of `vector` in the chosen rows. Cost: where few rows are chosen, of these only.
+    pub fn codes(&self, vector: &Vector) -> Result<Codes> {
+        const FEW: usize = 4;
+        if self.rows.len() == self.length {
+            return Ok(Codes::of(vector));
+        }
+        if self.rows.len() * FEW < self.length {
+            return Ok(Codes::of(&vector.take(&UInt32Array::from(self.rows.clone()))?));
+        }
+        let Codes { rows, values } = Codes::of(vector);
+        Ok(Codes { rows: self.rows.iter().map(|&row| rows[row as usize]).collect(), values })
+    }
+}
+
+/// Adds the chosen spans of frames to series.
+#[derive(Debug)]
+pub struct Observer {
+    function: MetricsFunction,
+    intervals: Intervals,
+    partial: Partial,
+}
+
+impl Observer {
+    /// Nothing observed yet.
+    pub fn new(function: MetricsFunction, intervals: Intervals) -> Self {
+        let partial = Partial::new(cell_kind(&function), intervals.count());
+        Self { function, intervals, partial }
+    }
+
+    /// What was observed.
+    pub fn into_partial(self) -> Partial {
+        self.partial
+    }
+
+    /// Adds the spans of `frame` in `rows`; what [`needs`] names is loaded. Errors: `Exhausted` for too many series, `Data`.
+    pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
+        if let MetricsFunction::Compare { selection, window, .. } = &self.function {
+            return super::compare::observe(&mut self.partial, frame, rows, &self.intervals, selection, *window);
+        }
+        let chosen = Chosen::of(frame, rows, &self.intervals)?;
+        if chosen.rows.is_empty() {
+            return Ok(());
+        }
+        let groups = self.groups(frame, &chosen)?;
+        match value_field(&self.function) {
+            None => self.count(&chosen, groups),
+            Some(field) => {
+                let numbers = Numbers::of(frame.vector_of_spans(field)?);
+                self.add_values(&chosen, groups, &numbers)
+            }
+        }
+    }
+
+    /// The group of each chosen row.
+    fn groups(&self, frame: &Frame, chosen: &Chosen) -> Result<Groups> {
+        let by = self.function.by();
+        let Some((first, others)) = by.split_first() else {
+            let name = vec![key_value("__name__", &Value::from(self.function.name()))];
+            return Ok(Groups { rows: vec![0; chosen.rows.len()], labels: vec![name] });
+        };
+        let codes = |field: &FieldRef| chosen.codes(&grouping_vector(frame, field)?);
+        let Codes { mut rows, values } = codes(first)?;
+        let mut groups: Vec<Vec<Value>> = values.into_iter().map(|value| vec![value]).collect();
+        for field in others {
+            let next = codes(field)?;
+            let mut known: HashMap<(u32, u32), u32> = HashMap::new();
+            let mut combined: Vec<Vec<Value>> = Vec::new();
+            let (mut last, mut last_code) = ((u32::MAX, u32::MAX), 0);
+            for (row, &code) in rows.iter_mut().zip(&next.rows) {
+                if last != (*row, code) {
+                    last = (*row, code);
+                    last_code = *known.entry(last).or_insert_with(|| {
+                        let mut values = groups[last.0 as usize].clone();
+                        values.push(next.values[code as usize].clone());
+                        combined.push(values);
+                        combined.len() as u32 - 1
+                    });
+                }
+                *row = last_code;
+            }
+            groups = combined;
+        }
+        Ok(Groups { rows, labels: groups.iter().map(|values| labels_of(by, values)).collect() })
+    }
+
+    fn count(&mut self, chosen: &Chosen, groups: Groups) -> Result<()> {
+        let intervals = self.intervals.count();
+        let mut places = vec![None; groups.labels.len()];
+        if groups.labels.len() * intervals > TABLE_MAX {
+            for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
+                let place = self.place(&mut places, &groups, group)?;
+                if let Cells::Counts(cells) = self.partial.cells(place) {
+                    cells[at as usize] += 1;
+                }
+            }
+            return Ok(());
+        }
+        let mut table = vec![0u64; groups.labels.len() * intervals];
+        for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
+            table[group as usize * intervals + at as usize] += 1;
+        }
+        for (group, counts) in table.chunks_exact(intervals).enumerate() {
+            if counts.iter().any(|&count| count > 0) {
+                let place = self.place(&mut places, &groups, group as u32)?;
+                if let Cells::Counts(cells) = self.partial.cells(place) {
+                    cells.iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_values(&mut self, chosen: &Chosen, groups: Groups, numbers: &Numbers) -> Result<()> {
+        let mut places = vec![None; groups.labels.len()];
+        for ((&group, &at), &row) in groups.rows.iter().zip(&chosen.intervals).zip(&chosen.rows) {
+            let Some(number) = numbers.get(row as usize) else { continue };
+            let place = self.place(&mut places, &groups, group)?;
+            match (self.partial.cells(place), number) {
+                (Cells::Numbers(cells), number) => cells[at as usize].add(number.as_f64()),
+                (Cells::Buckets(cells), Number::Int(value)) => {
+                    if let Some(bucket) = bucket_of(value) {
+                        cells[at as usize].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The series of a group of this frame.
+    fn place(&mut self, places: &mut [Option<usize>], groups: &Groups, group: u32) -> Result<usize> {
+        if let Some(place) = places[group as usize] {
+            return Ok(place);
+        }
+        let place = self.partial.place(groups.labels[group as usize].clone())?;
+        places[group as usize] = Some(place);
+        Ok(place)
+    }
+}
+
+/// A group for each chosen row, and the labels of each group.
+struct Groups {
+    rows: Vec<u32>,
+    labels: Vec<Labels>,
+}
+
+/// The vector that `by (field)` groups by: a span without events or links has an empty name or id of one.
+fn grouping_vector(frame: &Frame, field: &FieldRef) -> Result<Vector> {
+    let vector = frame.vector_of_spans(field)?;
+    Ok(match field {
+        FieldRef::Intrinsic(Intrinsic::EventName | Intrinsic::LinkTraceId | Intrinsic::LinkSpanId) => {
+            Vector::First(vec![vector, Vector::Const(Value::from(""), frame.len())])
+        }
+        _ => vector,
+    })
+}
+
+/// The labels of a group: missing values are left out; when all are missing the first is `nil`.
+fn labels_of(by: &[FieldRef], values: &[Value]) -> Labels {
+    let present: Labels =
+        by.iter().zip(values).filter(|(_, value)| **value != Value::Nil).map(|(field, value)| key_value(&field.to_string(), value)).collect();
+    if present.is_empty() { vec![key_value(&by[0].to_string(), &Value::Nil)] } else { present }
+}
+
+/// A number taken from a span.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    Int(i64),
+    Float(f64),
+}
+
+impl Number {
+    fn as_f64(self) -> f64 {
+        match self {
+            Self::Int(value) => value as f64,
+            Self::Float(value) => value,
+        }
+    }
+}
+
+/// The numbers of a field; everything else is missing.
+struct Numbers(Vector);
+
+impl Numbers {
+    fn of(vector: Vector) -> Self {
+        Self(vector)
+    }
+
+    #[inline]
+    fn get(&self, row: usize) -> Option<Number> {
+        match &self.0 {
+            Vector::Duration(values) | Vector::Typed(Typed::Int(values)) => values.is_valid(row).then(|| Number::Int(values.value(row))),
+            Vector::Typed(Typed::Double(values)) => values.is_valid(row).then(|| Number::Float(values.value(row))),
+            other => match other.get(row) {
+                Value::Int(value) | Value::Duration(value) => Some(Number::Int(value)),
+                Value::Float(value) => Some(Number::Float(value)),
+                _ => None,
+            },
+        }
+    }
+}

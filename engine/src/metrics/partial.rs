@@ -1,0 +1,217 @@
+//! Series under way: of one partition, of one process, or of all.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
+
+use arrow::{
+    array::{ArrayRef, AsArray, BinaryBuilder, Float64Builder, UInt8Builder, UInt32Builder, UInt64Builder},
+    datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, UInt8Type, UInt32Type, UInt64Type},
+    record_batch::RecordBatch,
+};
+use prost::Message;
+use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
+
+use super::cells::{BUCKETS, CellKind, Cells, NumberCell};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Names and typed values that tell series apart, in the order of the grouping.
+pub type Labels = Vec<KeyValue>;
+
+/// Memory that the series of one partition may take.
+const BYTES_MAX: usize = 1 << 30;
+
+/// Series and their cells.
+#[derive(Debug)]
+pub struct Partial {
+    kind: CellKind,
+    intervals: usize,
+    series: Vec<(Labels, Cells)>,
+    places: HashMap<Vec<u8>, usize>,
+    bytes: usize,
+}
+
+impl Partial {
+    /// No series yet.
+    pub fn new(kind: CellKind, intervals: usize) -> Self {
+        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), bytes: 0 }
+    }
+
+    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when series take too much memory.
+    pub fn place(&mut self, labels: Labels) -> Result<usize> {
+        let list = KeyValueList { values: labels };
+        let key = list.encode_to_vec();
+        if let Some(&place) = self.places.get(&key) {
+            return Ok(place);
+        }
+        let cells = Cells::new(self.kind, self.intervals);
+        self.bytes += cells.memory_bytes() + 2 * key.len();
+        if self.bytes > BYTES_MAX {
+            let count = self.series.len();
+            return Err(Error::new(
+                ErrorKind::Exhausted,
+                format!("the query has more than {count} series: group by fewer values, or take a longer step"),
+            ));
+        }
+        self.series.push((list.values, cells));
+        self.places.insert(key, self.series.len() - 1);
+        Ok(self.series.len() - 1)
+    }
+
+    /// The cells of a series.
+    pub fn cells(&mut self, place: usize) -> &mut Cells {
+        &mut self.series[place].1
+    }
+
+    /// All series.
+    pub fn into_series(self) -> Vec<(Labels, Cells)> {
+        self.series
+    }
+
+    /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`], `Exhausted`.
+    pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
+        if batch.schema_ref().fields() != SCHEMA.fields() {
+            return Err(Error::internal("a batch is not one of partial series"));
+        }
+        let labels = batch.column(0).as_binary::<i32>();
+        let (intervals, buckets) = (batch.column(1).as_primitive::<UInt32Type>(), batch.column(2).as_primitive::<UInt8Type>());
+        let counts = batch.column(3).as_primitive::<UInt64Type>();
+        let number = |column: usize, row: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
+        let mut last: Option<(&[u8], usize)> = None;
+        for row in 0..batch.num_rows() {
+            let key = labels.value(row);
+            let place = match last {
+                Some((known, place)) if known == key => place,
+                _ => self.place(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)?,
+            };
+            last = Some((key, place));
+            let (at, bucket) = (intervals.value(row) as usize, buckets.value(row) as usize);
+            if at >= self.intervals || bucket >= BUCKETS {
+                return Err(Error::internal("a partial series has an interval or bucket that does not exist"));
+            }
+            match self.cells(place) {
+                Cells::Counts(cells) => cells[at] += counts.value(row),
+                Cells::Numbers(cells) => {
+                    let [sum, lost, min, max] = [4, 5, 6, 7].map(|column| number(column, row));
+                    cells[at].merge(&NumberCell { count: counts.value(row), sum, lost, min, max });
+                }
+                Cells::Buckets(cells) => cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += counts.value(row),
+            }
+        }
+        Ok(())
+    }
+
+    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. Errors: `Internal`.
+    pub fn to_batch(&self) -> Result<RecordBatch> {
+        let mut rows = Rows::default();
+        for (labels, cells) in &self.series {
+            let key = KeyValueList { values: labels.clone() }.encode_to_vec();
+            match cells {
+                Cells::Counts(cells) => {
+                    for (at, &count) in cells.iter().enumerate().filter(|(_, count)| **count > 0) {
+                        rows.push(&key, at, 0, &NumberCell { count, ..NumberCell::default() });
+                    }
+                }
+                Cells::Numbers(cells) => {
+                    cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| rows.push(&key, at, 0, cell));
+                }
+                Cells::Buckets(cells) => {
+                    let filled = cells.iter().enumerate().filter_map(|(at, buckets)| Some((at, buckets.as_ref()?)));
+                    for (at, buckets) in filled {
+                        for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
+                            rows.push(&key, at, bucket, &NumberCell { count, ..NumberCell::default() });
+                        }
+                    }
+                }
+            }
+        }
+        rows.finish()
+    }
+}
+
+static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let number = |name| Field::new(name, DataType::Float64, false);
+    Arc::new(Schema::new(vec![
+        Field::new("labels", DataType::Binary, false),
+        Field::new("interval", DataType::UInt32, false),
+        Field::new("bucket", DataType::UInt8, false),
+        Field::new("count", DataType::UInt64, false),
+        number("sum"),
+        number("sum_lost"),
+        number("min"),
+        number("max"),
+    ]))
+});
+
+/// The schema of partial series: `labels` is an OTLP `KeyValueList`; `sum_lost` is what rounding lost of `sum`.
+pub fn schema() -> SchemaRef {
+    SCHEMA.clone()
+}
+
+#[derive(Default)]
+struct Rows {
+    labels: BinaryBuilder,
+    intervals: UInt32Builder,
+    buckets: UInt8Builder,
+    counts: UInt64Builder,
+    numbers: [Float64Builder; 4],
+}
+
+impl Rows {
+    fn push(&mut self, labels: &[u8], interval: usize, bucket: usize, cell: &NumberCell) {
+        self.labels.append_value(labels);
+        self.intervals.append_value(interval as u32);
+        self.buckets.append_value(bucket as u8);
+        self.counts.append_value(cell.count);
+        for (column, value) in self.numbers.iter_mut().zip([cell.sum, cell.lost, cell.min, cell.max]) {
+            column.append_value(value);
+        }
+    }
+
+    fn finish(mut self) -> Result<RecordBatch> {
+        let mut columns: Vec<ArrayRef> =
+            vec![Arc::new(self.labels.finish()), Arc::new(self.intervals.finish()), Arc::new(self.buckets.finish()), Arc::new(self.counts.finish())];
+        columns.extend(self.numbers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        Ok(RecordBatch::try_new(schema(), columns)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::{plan::matches::key_value, spans::value::Value};
+
+    fn filled(kind: CellKind) -> Partial {
+        let mut partial = Partial::new(kind, 3);
+        for (name, at) in [("a", 0), ("b", 2), ("a", 2)] {
+            let place = partial.place(vec![key_value("name", &Value::from(name))]).unwrap();
+            match partial.cells(place) {
+                Cells::Counts(cells) => cells[at] += 5,
+                Cells::Numbers(cells) => [1.5, -2.0].into_iter().for_each(|value| cells[at].add(value)),
+                Cells::Buckets(cells) => cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[63] += 7,
+            }
+        }
+        partial
+    }
+
+    #[test]
+    fn series_survive_the_batch_and_add_up() {
+        for kind in [CellKind::Counts, CellKind::Numbers, CellKind::Buckets] {
+            let one = filled(kind);
+            let mut merged = Partial::new(kind, 3);
+            merged.merge_batch(&one.to_batch().unwrap()).unwrap();
+            let (one, copy) = (one.into_series(), merged.into_series());
+            assert_eq!(one, copy);
+            let mut twice = filled(kind);
+            twice.merge_batch(&filled(kind).to_batch().unwrap()).unwrap();
+            for ((_, mut expected), (_, found)) in one.into_iter().zip(twice.into_series()) {
+                expected.merge(&expected.clone());
+                assert_eq!(expected, found);
+            }
+        }
+        assert!(Partial::new(CellKind::Counts, 2).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
+    }
+}

@@ -1,0 +1,111 @@
+//! `MetricsMergeExec`: partial series of all partitions, added up.
+
+use std::{fmt, sync::Arc};
+
+use datafusion::{
+    common::{Result, tree_node::TreeNodeRecursion},
+    execution::TaskContext,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
+        SendableRecordBatchStream, common::spawn_buffered, execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{StreamExt, stream};
+
+use super::properties;
+use crate::{
+    exec::stats::ScanMetrics,
+    metrics::{
+        cells::CellKind,
+        partial::{self, Partial},
+    },
+};
+
+/// Adds up the partial series of its input's partitions.
+///
+/// **Shape**: one partition, one batch of [`partial::schema`]. **Memory**: all series, bounded by [`Partial`].
+#[derive(Debug)]
+pub struct MetricsMergeExec {
+    input: Arc<dyn ExecutionPlan>,
+    kind: CellKind,
+    intervals: usize,
+    metrics: Arc<ScanMetrics>,
+    properties: Arc<PlanProperties>,
+}
+
+impl MetricsMergeExec {
+    /// The sum of the series of `input`, which have cells of one kind, one for each of `intervals` intervals.
+    pub fn new(input: Arc<dyn ExecutionPlan>, kind: CellKind, intervals: usize) -> Self {
+        let properties = properties(partial::schema(), 1, EmissionType::Final);
+        Self { input, kind, intervals, metrics: Arc::default(), properties }
+    }
+
+    /// The kind of the cells.
+    pub fn kind(&self) -> CellKind {
+        self.kind
+    }
+
+    /// How many cells a series has.
+    pub fn intervals(&self) -> usize {
+        self.intervals
+    }
+}
+
+impl DisplayAs for MetricsMergeExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MetricsMergeExec: cells={:?}", self.kind)
+    }
+}
+
+impl ExecutionPlan for MetricsMergeExec {
+    fn name(&self) -> &str {
+        "MetricsMergeExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(Self::new(children.swap_remove(0), self.kind, self.intervals)))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.to_set())
+    }
+
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let mut inputs = stream::SelectAll::new();
+        for partition in 0..self.input.output_partitioning().partition_count() {
+            // A task for each partition, so that they use all CPUs; it ends when the stream is dropped.
+            inputs.push(spawn_buffered(self.input.execute(partition, context.clone())?, 1));
+        }
+        let (mut all, metrics) = (Partial::new(self.kind, self.intervals), self.metrics.clone());
+        let result = async move {
+            while let Some(batch) = inputs.next().await {
+                all.merge_batch(&batch?)?;
+            }
+            let batch = all.to_batch()?;
+            metrics.output(batch.num_rows());
+            Ok(batch)
+        };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), stream::once(result))))
+    }
+}

@@ -1,0 +1,190 @@
+//! `MetricsScanExec`: the leaf of a metrics query. Spans of all sources into partial series.
+
+use std::{fmt, sync::Arc};
+
+use arrow::record_batch::RecordBatch;
+use datafusion::{
+    common::{Result, tree_node::TreeNodeRecursion},
+    execution::TaskContext,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
+        execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::stream;
+
+use super::properties;
+use crate::{
+    clock::Stopwatch,
+    exec::{
+        eval::Frame,
+        sources::{ScanUnit, SourceSet, active_rows, scan_units},
+        spansets::{SpansetPipeline, evaluation_order},
+        stats::{Pruned, ScanMetrics},
+    },
+    metrics::{
+        compare,
+        intervals::Intervals,
+        observe::{self, Observer},
+        partial,
+    },
+    traceql::{MetricsFunction, Pipeline},
+};
+
+/// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
+///
+/// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
+/// series of a partition, bounded by [`partial::Partial`].
+#[derive(Debug)]
+pub struct MetricsScanExec {
+    sources: Arc<SourceSet>,
+    pipeline: Pipeline,
+    function: MetricsFunction,
+    intervals: Intervals,
+    partitions: usize,
+    metrics: Arc<ScanMetrics>,
+    properties: Arc<PlanProperties>,
+}
+
+impl MetricsScanExec {
+    /// A scan of `sources` by `partitions` partitions.
+    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, function: MetricsFunction, intervals: Intervals, partitions: usize) -> Self {
+        let properties = properties(partial::schema(), partitions, EmissionType::Final);
+        Self { sources, pipeline, function, intervals, partitions, metrics: Arc::default(), properties }
+    }
+
+    /// The sources.
+    pub fn sources(&self) -> &Arc<SourceSet> {
+        &self.sources
+    }
+
+    /// The pipeline.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The function.
+    pub fn function(&self) -> &MetricsFunction {
+        &self.function
+    }
+
+    /// The intervals.
+    pub fn intervals(&self) -> &Intervals {
+        &self.intervals
+    }
+
+    /// Partitions.
+    pub fn partitions(&self) -> usize {
+        self.partitions
+    }
+}
+
+/// What the stream of one partition needs.
+struct Scan {
+    sources: Arc<SourceSet>,
+    pipeline: SpansetPipeline,
+    function: MetricsFunction,
+    intervals: Intervals,
+    metrics: Arc<ScanMetrics>,
+}
+
+impl Scan {
+    async fn run(self, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
+        let watch = Stopwatch::start();
+        let (units, outside) = scan_units(self.sources.sources().await?, Some(self.intervals.window()));
+        if partition == 0 {
+            self.metrics.pruned(Pruned::Window, outside);
+        }
+        let mut observer = Observer::new(self.function.clone(), self.intervals);
+        for unit in units.into_iter().skip(partition).step_by(partitions) {
+            self.observe(unit, &mut observer).await?;
+            // A query that nobody waits for any more ends here.
+            tokio::task::yield_now().await;
+        }
+        let batch = observer.into_partial().to_batch()?;
+        self.metrics.busy(watch.elapsed());
+        self.metrics.output(batch.num_rows());
+        Ok(batch)
+    }
+
+    async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+        let metrics = &*self.metrics;
+        let source = self.sources.sources().await?[unit.source].clone();
+        let mut frame = Frame::new(source, unit.group, None);
+        let excluded = self.sources.excluded_rows(unit.source, frame.source());
+        let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
+        if active.count_set_bits() == 0 {
+            frame.rule_out(Pruned::Joined);
+        }
+        let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
+        if rows.count_set_bits() > 0 {
+            let needs = match &self.function {
+                MetricsFunction::Compare { selection, .. } => compare::needs(selection, frame.source()),
+                function => observe::needs(function, frame.source()),
+            };
+            frame.load(&needs, metrics).await?;
+            observer.observe(&frame, &rows)?;
+        }
+        match frame.pruned() {
+            Some(why) => metrics.pruned(why, 1),
+            None => metrics.row_group(frame.len() as u64),
+        }
+        Ok(())
+    }
+}
+
+impl DisplayAs for MetricsScanExec {
+    fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, step) = (self.intervals.count(), self.intervals.step());
+        write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
+        write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
+        match form {
+            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ExecutionPlan for MetricsScanExec {
+    fn name(&self) -> &str {
+        "MetricsScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.to_set())
+    }
+
+    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let scan = Scan {
+            sources: self.sources.clone(),
+            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            function: self.function.clone(),
+            intervals: self.intervals,
+            metrics: self.metrics.clone(),
+        };
+        let partitions = self.partitions;
+        let batch = async move { Ok(scan.run(partition, partitions).await?) };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), stream::once(batch))))
+    }
+}
