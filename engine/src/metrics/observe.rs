@@ -7,6 +7,8 @@ use arrow::{
     buffer::BooleanBuffer,
 };
 
+use skein_proto::otlp::common::v1::KeyValue;
+
 use super::{
     cells::{BUCKETS, CellKind, Cells, bucket_of},
     codes::Codes,
@@ -241,11 +243,11 @@ fn grouping_vector(frame: &Frame, field: &FieldRef) -> Result<Vector> {
     })
 }
 
-/// The labels of a group: missing values are left out; when all are missing the first is `nil`.
+/// The labels of a group: missing values are left out; when all are missing the first stays, without a value.
 fn labels_of(by: &[FieldRef], values: &[Value]) -> Labels {
-    let present: Labels =
-        by.iter().zip(values).filter(|(_, value)| **value != Value::Nil).map(|(field, value)| key_value(&field.to_string(), value)).collect();
-    if present.is_empty() { vec![key_value(&by[0].to_string(), &Value::Nil)] } else { present }
+    let present = by.iter().zip(values).filter(|(_, value)| **value != Value::Nil);
+    let present: Labels = present.map(|(field, value)| key_value(&field.to_string(), value)).collect();
+    if present.is_empty() { vec![KeyValue { key: by[0].to_string(), ..KeyValue::default() }] } else { present }
 }
 
 /// A number taken from a span.

@@ -73,7 +73,7 @@ fn of_cells(function: &MetricsFunction, labels: Labels, cells: Cells, seconds: f
 }
 
 fn one(labels: Labels, values: impl Iterator<Item = f64>) -> Vec<Series> {
-    vec![Series { labels, values: values.collect() }]
+    vec![Series { labels: shown(labels), values: values.collect() }]
 }
 
 fn number(function: OverTime, cell: &NumberCell) -> f64 {
@@ -94,8 +94,17 @@ fn bucket_scale(function: &MetricsFunction) -> f64 {
     }
 }
 
+/// The labels beside those of buckets and quantiles: no name, nothing that is missing.
 fn without_name(labels: &[KeyValue]) -> Labels {
-    labels.iter().filter(|label| label.key != "__name__").cloned().collect()
+    labels.iter().filter(|label| label.key != "__name__" && label.value.is_some()).cloned().collect()
+}
+
+/// A label that stands alone is shown even if it is missing.
+fn shown(mut labels: Labels) -> Labels {
+    for label in labels.iter_mut().filter(|label| label.value.is_none()) {
+        label.value = Some(Value::Nil.to_otlp());
+    }
+    labels
 }
 
 fn with_label(mut labels: Labels, key: &str, value: f64) -> Labels {
