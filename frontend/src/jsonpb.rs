@@ -351,6 +351,15 @@ impl ToJson for tempo::Trace {
     }
 }
 
+/// A trace as the first version of its endpoint names it.
+pub(crate) struct Batches<'a>(pub(crate) &'a [ResourceSpans]);
+
+impl ToJson for Batches<'_> {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.list("batches", self.0);
+    }
+}
+
 impl ToJson for tempo::TraceByIdResponse {
     fn fields(&self, object: &mut Object<'_>) {
         object.message("trace", self.trace.as_ref());

@@ -40,12 +40,11 @@ pub(super) async fn v1(
     if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
         return Err(HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, format!("trace exceeds max size (max bytes: {bytes_max})")));
     }
-    let trace = Trace { resource_spans: found.resource_spans };
-    let json = |trace| jsonpb::to_json(trace).replacen("resourceSpans", "batches", 1);
+    let spans = found.resource_spans;
     Ok(match Format::of(&headers) {
-        Format::Protobuf => format::body(format::PROTOBUF, trace.encode_to_vec()),
-        Format::Json => format::body(format::JSON, json(&trace)),
-        Format::Llm => format::body(format::LLM, json(&trace)),
+        Format::Protobuf => format::body(format::PROTOBUF, Trace { resource_spans: spans }.encode_to_vec()),
+        Format::Json => format::body(format::JSON, jsonpb::to_json(&jsonpb::Batches(&spans))),
+        Format::Llm => format::body(format::LLM, jsonpb::to_json(&jsonpb::Batches(&spans))),
     })
 }
 
