@@ -17,9 +17,6 @@ use crate::{Frontend, logfmt, merge, settings::QueryLimits, tenancy::Tenants, wi
 /// Tenants of one request that are asked at the same time.
 const TENANTS_AT_ONCE: usize = 8;
 
-/// Groups of conditions in a filter of names or values (Tempo: `max_condition_groups_per_tag_query`).
-const CONDITION_GROUPS_MAX: usize = 100;
-
 /// Names of TraceQL intrinsics, as the tag endpoints list them: query-api 5.2.
 pub(crate) const INTRINSICS: [&str; 25] = [
     "duration",
@@ -111,12 +108,13 @@ impl Frontend {
     }
 
     /// Checks the lenient filter of a request for names or values. Errors: `Invalid` when it is too long or has too many `||`.
-    fn check_filter(&self, filter: Option<&str>) -> Result<()> {
+    fn check_filter(&self, tenants: &Tenants, filter: Option<&str>) -> Result<()> {
         let Some(filter) = filter else { return Ok(()) };
         self.check_query_size(filter)?;
-        if traceql::tag_filter(filter).is_some_and(|filter| traceql::condition_groups(&filter) > CONDITION_GROUPS_MAX) {
+        let groups_max = self.strictest(tenants, |limits| limits.max_condition_groups_per_tag_query);
+        if groups_max > 0 && traceql::tag_filter(filter).is_some_and(|filter| traceql::condition_groups(&filter) > groups_max) {
             return Err(Error::invalid(format!(
-                "maximum condition groups reached (limit: {CONDITION_GROUPS_MAX}). Reduce the number of OR conditions in the query"
+                "maximum condition groups reached (limit: {groups_max}). Reduce the number of OR conditions in the query"
             )));
         }
         Ok(())
@@ -129,8 +127,7 @@ impl Frontend {
     }
 
     fn window(&self, tenants: &Tenants, times: &Times) -> Result<Window> {
-        let own = self.strictest(tenants, |limits| limits.max_search_duration);
-        let duration_max: Duration = if own.is_zero() { self.settings.search.max_duration } else { own };
+        let duration_max = self.strictest(tenants, |limits| own_or(limits.max_search_duration, self.settings.search.max_duration));
         search_window(times.start, times.end, times.since.as_deref(), self.clock.now_unix_nano(), &self.settings, duration_max)
     }
 
@@ -199,7 +196,7 @@ impl Frontend {
 
     /// Lists attribute names by scope; the intrinsics, when asked for, come last and are not limited.
     pub(crate) async fn tag_names(&self, tenants: &Tenants, ask: NamesAsk) -> Result<tempo::SearchTagsV2Response> {
-        self.check_filter(ask.filter.as_deref())?;
+        self.check_filter(tenants, ask.filter.as_deref())?;
         let (attributes, intrinsics, scope) = match ask.scope.as_str() {
             "" | "none" => (true, true, None),
             "intrinsic" => (false, true, None),
@@ -256,7 +253,7 @@ impl Frontend {
             return Err(Error::invalid("please provide a non-empty tagName"));
         }
         traceql::parse_identifier(&ask.tag).map_err(|e| e.context("please provide a valid tagName"))?;
-        self.check_filter(ask.filter.as_deref())?;
+        self.check_filter(tenants, ask.filter.as_deref())?;
         let window = self.window(tenants, &ask.times)?;
         let request = TagValuesRequest { tag: ask.tag, filter: ask.filter, window: Some(window) };
         let results = self
@@ -308,6 +305,11 @@ impl Frontend {
             bytes => bytes,
         }
     }
+}
+
+/// A tenant's own limit; zero is that of the settings.
+pub(crate) fn own_or(own: Duration, of_settings: Duration) -> Duration {
+    if own.is_zero() { of_settings } else { own }
 }
 
 const TAG_SCOPES: [(TagScope, &str); 5] = [
