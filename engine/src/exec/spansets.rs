@@ -22,6 +22,7 @@ use crate::{
     error::{Error, Result},
     exec::{source::SourceRef, stats::ScanMetrics},
     spans::{schema::Column, value::Value},
+    stop,
     traceql::{Aggregate, AggregateFilter, FieldExpr, FieldRef, Form, Pipeline, Relation, SpansetExpr, SpansetOp, Stage, Static},
 };
 
@@ -311,6 +312,7 @@ impl SpansetPipeline {
             if matches.len() == limit {
                 break;
             }
+            stop::check()?;
             let first = (0..=row).rev().find(|&row| inputs.distance[row] < 0).unwrap_or(0);
             let last = (row + 1..inputs.distance.len()).find(|&row| inputs.distance[row] < 0).unwrap_or(inputs.distance.len());
             done_to = last;
@@ -370,6 +372,7 @@ fn select_spansets(expr: &SpansetExpr, inputs: &PipelineInputs<'_>, input: Spans
 }
 
 fn select_rows(expr: &SpansetExpr, inputs: &PipelineInputs<'_>, input: &Spanset) -> Result<Vec<u32>> {
+    stop::check()?;
     match expr {
         SpansetExpr::Filter(filter) => {
             let bits = inputs.masks.get(&key_of(filter)).ok_or_else(|| Error::internal("a filter was not evaluated"))?;

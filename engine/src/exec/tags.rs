@@ -25,6 +25,7 @@ use crate::{
         tables::Shared,
         value::Value,
     },
+    stop,
     traceql::{AttributeScope, FieldExpr, FieldRef, Intrinsic, Static},
 };
 
@@ -64,6 +65,7 @@ async fn for_each_group(
 ) -> Result<()> {
     let nothing = HashSet::new();
     for unit in scan_units(sources, window, metrics) {
+        stop::check()?;
         let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None);
         let mut rows = active_rows(&mut frame, unit.group, window, &nothing, metrics).await?;
         metrics.row_group(frame.len() as u64);

@@ -18,7 +18,7 @@ use super::{
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
-use crate::spans::TraceId;
+use crate::{spans::TraceId, stop};
 
 /// Keeps the newest `limit` traces of its input's partitions.
 ///
@@ -104,7 +104,7 @@ impl ExecutionPlan for NewestTracesExec {
         let mut inputs = stream::SelectAll::new();
         for partition in 0..self.input.output_partitioning().partition_count() {
             let input = self.input.execute(partition, context.clone())?;
-            inputs.push(spawn_buffered(input));
+            inputs.push(spawn_buffered(stop::inherited(input)));
         }
         let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());
         let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound };

@@ -34,6 +34,7 @@ use crate::{
     },
     query::Window,
     spans::{TraceId, schema::Column},
+    stop,
     traceql::Pipeline,
 };
 
@@ -127,6 +128,7 @@ impl Scan {
     }
 
     async fn run(&self, unit: ScanUnit) -> crate::error::Result<Vec<MatchedTrace>> {
+        stop::check()?;
         let metrics = &self.sources.metrics;
         if unit.newest < self.bound.get() {
             metrics.skipped(1);
