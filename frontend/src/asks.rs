@@ -12,7 +12,7 @@ use skein_engine::{
 };
 use skein_proto::tempo;
 
-use crate::{Frontend, logfmt, merge, settings::QueryLimits, tenancy::Tenants, window::search_window};
+use crate::{Frontend, logfmt, merge, queue::Turn, settings::QueryLimits, tenancy::Tenants, window::search_window};
 
 /// Tenants of one request that are asked at the same time.
 const TENANTS_AT_ONCE: usize = 8;
@@ -133,8 +133,19 @@ impl Frontend {
 
     /// Waits for a turn, then asks for each tenant and gives the answers in the order of the tenants.
     async fn for_each_tenant<T, F: Future<Output = Result<T>>>(&self, tenants: &Tenants, ask: impl Fn(TenantId) -> F) -> Result<Vec<T>> {
-        let _turn = self.queue.admit(&tenants.name()).await?;
-        stream::iter(tenants.ids().iter().cloned().map(ask)).buffered(TENANTS_AT_ONCE).try_collect().await
+        let (answers, _turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
+        Ok(answers)
+    }
+
+    /// The same for answers that are large until they are written: the turn goes on until it is dropped.
+    async fn for_each_tenant_keeping_turn<T, F: Future<Output = Result<T>>>(
+        &self,
+        tenants: &Tenants,
+        ask: impl Fn(TenantId) -> F,
+    ) -> Result<(Vec<T>, Turn<'_>)> {
+        let turn = self.queue.admit(&tenants.name()).await?;
+        let answers = stream::iter(tenants.ids().iter().cloned().map(ask)).buffered(TENANTS_AT_ONCE).try_collect().await?;
+        Ok((answers, turn))
     }
 
     /// Runs a search by TraceQL or by tags.
@@ -188,10 +199,11 @@ impl Frontend {
         Ok(tempo::SearchResponse { traces: result.traces, metrics: Some(merge::stats::search_metrics(&result.stats, tenants.ids().len())) })
     }
 
-    /// Finds a trace; empty when no tenant has it.
-    pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        let results = self.for_each_tenant(tenants, |tenant| async move { self.queries.trace_by_id(&tenant, id, window).await }).await?;
-        Ok(merge::trace::merge(results))
+    /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, since a trace may fill much memory.
+    pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<(TraceResult, Turn<'_>)> {
+        let ask = |tenant: TenantId| async move { self.queries.trace_by_id(&tenant, id, window).await };
+        let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
+        Ok((merge::trace::merge(results), turn))
     }
 
     /// Lists attribute names by scope; the intrinsics, when asked for, come last and are not limited.
