@@ -1,7 +1,7 @@
 //! What one question may cost, and that nobody works for a client that has gone.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use skein_proto::otlp::trace::v1::Span;
@@ -114,6 +114,17 @@ struct Stalled {
     store: StallingStore,
 }
 
+/// Sends a request over a connection of its own.
+fn ask(client: &Client, path: &str) -> TcpStream {
+    let address = client.addresses.http;
+    wait(async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nX-Scope-OrgID: {TENANT}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    })
+}
+
 const TENANT: &str = "shop";
 const TRACE: TraceId = [9; 16];
 
@@ -141,15 +152,8 @@ impl Stalled {
         self.server.client().metric("skein_frontend_queries_running").unwrap()
     }
 
-    /// Sends a request over a connection of its own.
     fn ask(&self, path: &str) -> TcpStream {
-        let address = self.server.client().addresses.http;
-        wait(async {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nX-Scope-OrgID: {TENANT}\r\n\r\n");
-            stream.write_all(head.as_bytes()).await.unwrap();
-            stream
-        })
+        ask(self.server.client(), path)
     }
 
     /// Lets `ask` start a query, waits until it reads from the store, lets the client leave, and waits until nothing is left of the query.
@@ -204,6 +208,30 @@ fn a_client_that_leaves_stops_its_query() {
     stalled.check("gRPC", call, |call| call.abort());
     let left = r#"tempo_request_duration_seconds_count{method="gRPC",route="/tempopb.StreamingQuerier/Search",status_code="cancel",ws="false"}"#;
     assert_eq!(series(client, left), Some(1.0));
+}
+
+/// The query would compute for a minute without ever waiting for anything: a hundred thousand live spans, thousands of conditions.
+#[test]
+fn a_client_that_leaves_stops_a_long_computation() {
+    const LONGEST: Duration = Duration::from_secs(10);
+    let server = Server::start(nothing_is_cut());
+    for first in (1..=100_000).step_by(REQUEST_SPANS as usize) {
+        send(server.client(), TENANT, (first..first + REQUEST_SPANS).map(|id| large_span(id, 100_000)).collect());
+    }
+    let Some(before) = server.processor_ticks() else { return };
+    let conditions: Vec<String> = (1..=3500).map(|number| format!("duration*{number}=0")).collect();
+    let asking = ask(server.client(), &format!("/api/search?q={{{}}}&start={}&end={}", conditions.join("||"), SECONDS.0, SECONDS.1));
+    let ticks = || server.processor_ticks().unwrap();
+    until("the query to compute", PATIENCE, || ticks() > before + 50);
+    drop(asking);
+    let (left, at_leaving) = (Instant::now(), ticks());
+    until("the threads to rest", LONGEST, || {
+        let (used, since) = (ticks(), left.elapsed());
+        std::thread::park_timeout(Duration::from_millis(300));
+        println!("{} ticks in the {since:?} after the client had left", used - at_leaving);
+        ticks() == used
+    });
+    assert_eq!(server.client().metric("skein_frontend_queries_running"), Some(0.0));
 }
 
 #[test]
