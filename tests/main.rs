@@ -8,20 +8,23 @@
 //! | `durability` | no acknowledged span is lost or doubled by SIGKILL, a torn log or a full disk |
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
 //! | `api` | the edges of the HTTP API |
+//! | `bounds` | limits of tenants, clients that leave, a large trace |
 //! | `cli` | the command line |
 //! | `formats` | that other tools open the blocks |
 //!
 //! What the tests stand on: `harness` (the process and its clients), `otlp` (requests, datasets, comparison), `otlp_json` (an encoder),
-//! `sha256`, `tools` (Python and Node programs).
+//! `sha256`, `stalling_store` (an object store that does not answer), `tools` (Python and Node programs).
 //!
 //! | environment variable | effect |
 //! |---|---|
 //! | `SKEIN_REQUIRE_STORES=1` | a test that needs Python or npm fails instead of being skipped when it cannot have them |
 //! | `SKEIN_TEST_SEED` | seed of the kill test and of the property test; each prints the one it took |
+//! | `SKEIN_TEST_TRACE_SPANS` | spans of the large trace, 100,000 if unset |
 //! | `SKEIN_TEST_KEEP=1` | the temporary folders stay |
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, unreachable_pub)]
 
 mod api;
+mod bounds;
 mod cli;
 mod conformance;
 mod durability;
@@ -31,6 +34,7 @@ mod otlp;
 mod otlp_json;
 mod receive;
 mod sha256;
+mod stalling_store;
 mod stores;
 mod tools;
 mod truth;

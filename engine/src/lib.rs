@@ -10,6 +10,7 @@ pub mod lower;
 pub mod plan;
 pub mod query;
 pub mod spans;
+pub mod stop;
 pub mod store;
 pub mod tenant;
 pub mod traceql;

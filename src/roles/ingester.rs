@@ -9,6 +9,7 @@ use skein_engine::{
     exec::engine::{Engine, EngineSettings},
     query::{QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window},
     spans::TraceId,
+    stop::Stop,
     tenant::TenantId,
 };
 use skein_ingest::{
@@ -111,8 +112,10 @@ struct OnQueryThreads {
 
 impl OnQueryThreads {
     async fn run<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let stop = Stop::default();
+        let _waiting = stop.on_drop();
         let mut task = JoinSet::new();
-        task.spawn_on(work, &self.threads);
+        task.spawn_on(stop.scope(work), &self.threads);
         match task.join_next().await {
             Some(Ok(result)) => result,
             Some(Err(error)) => Err(Error::internal("running a query").with_source(error)),

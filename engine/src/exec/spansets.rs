@@ -25,6 +25,7 @@ use crate::{
         stats::ScanMetrics,
     },
     spans::{schema::Column, value::Value},
+    stop,
     traceql::{Aggregate, AggregateFilter, AttributeScope, FieldExpr, FieldRef, Form, Intrinsic, Pipeline, Relation, SpansetExpr, SpansetOp, Stage},
 };
 
@@ -322,6 +323,7 @@ impl SpansetPipeline {
             if matches.len() == limit {
                 break;
             }
+            stop::check()?;
             let (id, rows) = traces.trace_at(base + row).ok_or_else(|| Error::data("the index names no trace for a row"))?;
             if rows.start < base || rows.end - base > touched.len() {
                 return Err(Error::data("a trace reaches beyond its row group"));
@@ -383,6 +385,7 @@ fn select_spansets(expr: &SpansetExpr, inputs: &PipelineInputs<'_>, input: Spans
 }
 
 fn select_rows(expr: &SpansetExpr, inputs: &PipelineInputs<'_>, input: &Spanset) -> Result<Vec<u32>> {
+    stop::check()?;
     match expr {
         SpansetExpr::Filter(filter) => {
             let bits = inputs.masks.get(&key_of(filter)).ok_or_else(|| Error::internal("a filter was not evaluated"))?;

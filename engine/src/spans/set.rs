@@ -1,7 +1,10 @@
 //! Sets of spans in memory: immutable chunks of columns with common dictionaries. Live spans, the spans of traces that lie in
 //! several places, and the input of every block writer have this form.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+    sync::Arc,
+};
 
 use arrow::array::StringArray;
 
@@ -173,6 +176,24 @@ impl SpanSet {
             && links_equal((&x.links, a.1), (&y.links, b.1))
     }
 
+    /// A hash of a row by what [`Self::rows_equal`] compares, equal for rows that are equal. Cost: as a comparison.
+    pub fn row_hash(&self, (chunk, row): (u32, u32), hasher: &RandomState) -> u64 {
+        let (spans, at, hash) = (&*self.chunks[chunk as usize], row as usize, &mut hasher.build_hasher());
+        (spans.span_id[at], spans.parent_span_id[at], spans.start_unix_nano[at], spans.duration_nanos[at]).hash(hash);
+        (spans.kind[at], spans.status_code[at], spans.name[at], spans.resource[at], spans.scope[at]).hash(hash);
+        (bytes_at(&spans.status_message, row), bytes_at(&spans.trace_state, row)).hash(hash);
+        spans.rare.iter().for_each(|rare| rare_at(rare, row).hash(hash));
+        hash_attributes(&self.attributes, &spans.attributes, row, hash);
+        for event in entries_of(&spans.events.spans, row) {
+            (spans.events.time_unix_nano[event], spans.events.name[event]).hash(hash);
+            hash_attributes(&self.event_attributes, &spans.events.attributes, event as u32, hash);
+        }
+        for link in entries_of(&spans.links.spans, row) {
+            (spans.links.trace_id_high[link], spans.links.trace_id_low[link], spans.links.span_id[link]).hash(hash);
+        }
+        hash.finish()
+    }
+
     fn events_equal(&self, (x, i): (&SpanChunk, u32), (y, j): (&SpanChunk, u32)) -> bool {
         let (xs, ys) = (entries_of(&x.events.spans, i), entries_of(&y.events.spans, j));
         xs.len() == ys.len()
@@ -203,6 +224,16 @@ fn attributes_equal(columns: &[(AttributeColumn, Arc<StringArray>)], (x, i): (&A
         Some(scalar_at(column, column.rows.binary_search(&row).ok()?, &columns[id as usize].1))
     };
     bytes_at(&x.rest, i) == bytes_at(&y.rest, j) && (0..columns.len() as u32).all(|id| value(x, id, i) == value(y, id, j))
+}
+
+/// Columns of a chunk ascend by their number, so that equal attributes are hashed in the same order.
+fn hash_attributes(columns: &[(AttributeColumn, Arc<StringArray>)], chunk: &AttributeChunk, row: u32, hash: &mut impl Hasher) {
+    bytes_at(&chunk.rest, row).hash(hash);
+    for column in &chunk.columns {
+        if let Ok(at) = column.rows.binary_search(&row) {
+            (column.id, scalar_at(column, at, &columns[column.id as usize].1)).hash(hash);
+        }
+    }
 }
 
 /// A value in a form that can be compared bit by bit.

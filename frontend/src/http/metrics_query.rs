@@ -11,7 +11,7 @@ use skein_engine::{
 };
 
 use super::{HttpError, params::Params};
-use crate::{Frontend, tenancy::Tenants, window::parse_time};
+use crate::{Frontend, asks::own_or, tenancy::Tenants, window::parse_time};
 
 const SINCE: Duration = Duration::from_secs(3600);
 
@@ -48,8 +48,7 @@ fn check(frontend: &Frontend, tenants: &Tenants, params: &Params, is_range: bool
     if !settings.query_end_cutoff.is_zero() && start >= now.saturating_sub(nanos(settings.query_end_cutoff)) {
         return Err(Error::invalid("query window falls entirely within query_end_cutoff"));
     }
-    let own = frontend.strictest(tenants, |limits| limits.max_metrics_duration);
-    let duration_max = if own.is_zero() { settings.metrics.max_duration } else { own };
+    let duration_max = frontend.strictest(tenants, |limits| own_or(limits.max_metrics_duration, settings.metrics.max_duration));
     let length = end - start;
     if !duration_max.is_zero() && length > nanos(duration_max) {
         let shown = format_duration(duration_max);

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     spans::{SpanId, TraceId, schema::Column, value::Value},
+    stop,
     traceql::{CompareOp, FieldExpr, FieldRef, Intrinsic, Static},
 };
 
@@ -131,6 +132,7 @@ pub fn bound_truth(expr: &FieldExpr, frame: &Frame, bindings: &Bindings) -> Resu
 
 /// The rows of `env` among `active` for which `expr` is true.
 fn truth(expr: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<BooleanBuffer> {
+    stop::check()?;
     let bits = match expr {
         FieldExpr::Literal(Static::Bool(true)) => return Ok(active.clone()),
         FieldExpr::Literal(_) => BooleanBuffer::new_unset(env.len()),
@@ -199,7 +201,10 @@ fn not(inner: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<Boole
 
 fn by_row(expr: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<BooleanBuffer> {
     let mut out = MutableBuffer::new_null(env.len());
-    for row in active.set_indices() {
+    for (count, row) in active.set_indices().enumerate() {
+        if count % stop::ROWS_BETWEEN_CHECKS == 0 {
+            stop::check()?;
+        }
         if evaluate(expr, env, row)? == Value::Bool(true) {
             arrow::util::bit_util::set_bit(out.as_slice_mut(), row);
         }
