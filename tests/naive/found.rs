@@ -1,0 +1,65 @@
+//! What the random queries have found: each a case that was answered wrong once, or differently in different places.
+
+use skein_engine::traceql::{QueryBody, parse};
+
+use crate::harness::wait;
+
+use super::engines::engines;
+use super::model::{Attributes, Event, Link, Span, Value};
+use super::traces::{BASE_SECONDS, World};
+use super::{Case, ask};
+
+const START: u64 = BASE_SECONDS * 1_000_000_000;
+/// Places of a span: live, the block with few columns, the other block.
+const LIVE: u8 = 1;
+const BLOCK: u8 = 2;
+const OTHER_BLOCK: u8 = 4;
+
+fn span(id: u64, attributes: Attributes) -> Span {
+    Span {
+        trace: 0xabc,
+        id,
+        parent: None,
+        name: String::new(),
+        kind: 0,
+        start: START,
+        end: START,
+        status: None,
+        attributes,
+        events: Vec::new(),
+        links: Vec::new(),
+        resource: None,
+        scope: None,
+    }
+}
+
+fn with_event(id: u64, attributes: Attributes) -> Span {
+    Span { events: vec![Event { time: START, name: "e".to_owned(), attributes }], ..span(id, Vec::new()) }
+}
+
+fn attribute(key: &str, value: Value) -> (String, Value) {
+    (key.to_owned(), value)
+}
+
+/// Checks that every engine answers `query` right, and that this is spansets of so many spans, newest trace first.
+#[track_caller]
+fn check(spans: &[(Span, u8)], query: &str, matched: &[u32]) {
+    let QueryBody::Search(pipeline) = parse(query).unwrap().body else { panic!("no search: {query}") };
+    let world = World { spans: spans.to_vec() };
+    for spans_per_spanset in [1, 100] {
+        let case = Case { world: world.clone(), query: pipeline.clone(), spelling: 0, limit: 20, spans_per_spanset, window: None };
+        let expected = case.expected();
+        let answer = expected.answer().unwrap();
+        assert_eq!(answer.iter().flat_map(|trace| trace.matched()).collect::<Vec<_>>(), matched, "{query}");
+        for (name, engine) in wait(engines(&world)) {
+            let outcome = ask(&engine, case.request());
+            assert!(expected.allows(&outcome), "{name}: {query}\nexpected:\n{expected}answered:\n{outcome}");
+        }
+    }
+}
+
+#[test]
+fn what_has_no_value_is_not_unlike_an_empty_array() {
+    check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.b != span.a }", &[]);
+    check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.a != 1 }", &[1]);
+}
