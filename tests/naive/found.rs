@@ -59,6 +59,15 @@ fn check(spans: &[(Span, u8)], query: &str, matched: &[u32]) {
 }
 
 #[test]
+fn a_span_in_two_places_is_one_whatever_columns_they_have() {
+    let mut spans: Vec<(Span, u8)> = (1..=20).map(|id| (span(id, vec![attribute("a", Value::Text("x".to_owned()))]), BLOCK)).collect();
+    spans.push((span(21, vec![attribute("a", Value::Int(1))]), LIVE | BLOCK));
+    spans.push((with_event(22, vec![attribute("a", Value::Int(1)), attribute("b", Value::Int(1))]), LIVE | BLOCK | OTHER_BLOCK));
+    check(&spans, "{ }", &[22]);
+    check(&spans, "{ span.a = 1 || event.a = 1 }", &[2]);
+}
+
+#[test]
 fn what_has_no_value_is_not_unlike_an_empty_array() {
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.b != span.a }", &[]);
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.a != 1 }", &[1]);

@@ -446,7 +446,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// The rest of each row: what came as rest, then the values of demoted columns.
+/// The rest of each row: the values of demoted columns, each the first of its key, then what came as rest.
 fn rest_column(
     rows: &Rows<'_>,
     rest: &[&BytesColumn],
