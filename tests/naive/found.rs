@@ -68,6 +68,20 @@ fn a_span_in_two_places_is_one_whatever_columns_they_have() {
 }
 
 #[test]
+fn spans_of_one_start_and_id_have_an_order_of_their_own() {
+    let spans = [
+        (span(1, vec![attribute("a", Value::Text("b".to_owned()))]), LIVE),
+        (span(1, vec![attribute("a", Value::Text("a".to_owned()))]), BLOCK),
+        (Span { end: START + 1, ..span(1, Vec::new()) }, LIVE | OTHER_BLOCK),
+        (Span { parent: Some(1), ..span(2, Vec::new()) }, OTHER_BLOCK),
+    ];
+    check(&spans, "{ } | select(.a)", &[4]);
+    check(&spans, "{ } > { }", &[1]);
+    check(&spans, "{ span.a = `a` } > { }", &[1]);
+    check(&spans, "{ span.a = `b` } > { }", &[]);
+}
+
+#[test]
 fn what_has_no_value_is_not_unlike_an_empty_array() {
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.b != span.a }", &[]);
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.a != 1 }", &[1]);

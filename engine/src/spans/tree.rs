@@ -1,11 +1,12 @@
 //! The order of spans in a block, and their trees.
 //!
 //! Rows lie by trace, the trace that starts last first, equal starts by trace id; inside a trace parents before children, children by
-//! start. Copies of a span (same trace, span id and content) are dropped here.
+//! start. Copies of a span (same trace, span id and content) are dropped here. The order depends on the spans alone, not on how they came:
+//! spans of equal start and id are ordered by their content.
 
 use std::cmp::Ordering;
 
-use super::set::SpanSet;
+use super::{content::SpanContent, set::SpanSet};
 
 /// Marks, as a parent distance, the first row of a trace.
 pub const FIRST_OF_TRACE: i32 = -1;
@@ -153,7 +154,7 @@ struct Scratch {
 
 fn append_trace(set: &SpanSet, order: &mut SpanOrder, mut trace: TraceRows, nodes: &mut [Node], scratch: &mut Scratch) {
     nodes.sort_by_key(|node| (node.start, node.span_id as u64));
-    let kept = drop_copies(set, nodes);
+    let kept = settle_twins(set, nodes);
     order.duplicates += nodes.len() - kept;
     let nodes = &nodes[..kept];
     link_parents(nodes, scratch);
@@ -165,18 +166,26 @@ fn append_trace(set: &SpanSet, order: &mut SpanOrder, mut trace: TraceRows, node
     order.traces.push(trace);
 }
 
-/// Moves copies to the end and returns how many spans are left. Nodes are sorted by start and span id, so copies are neighbours up to
-/// spans that share both with another content.
-fn drop_copies(set: &SpanSet, nodes: &mut [Node]) -> usize {
-    let mut kept = 0;
-    for at in 0..nodes.len() {
-        let node = nodes[at];
-        let same_key = |other: &Node| other.start == node.start && other.span_id == node.span_id;
-        let copy = nodes[..kept].iter().rev().take_while(|other| same_key(other)).any(|other| set.rows_equal(other.row, node.row));
-        if !copy {
-            nodes[kept] = node;
+/// Orders spans of equal start and id by content, leaves copies out, and returns how many spans are left, at the front. Nodes are sorted by
+/// start and span id.
+fn settle_twins(set: &SpanSet, nodes: &mut [Node]) -> usize {
+    let (mut kept, mut from) = (0, 0);
+    while from < nodes.len() {
+        let same_key = |other: &&Node| other.start == nodes[from].start && other.span_id == nodes[from].span_id;
+        let until = from + nodes[from..].iter().take_while(same_key).count();
+        if until - from == 1 {
+            nodes[kept] = nodes[from];
             kept += 1;
+        } else {
+            let mut twins: Vec<(SpanContent, Node)> = nodes[from..until].iter().map(|node| (set.content(node.row), *node)).collect();
+            twins.sort_by(|(a, _), (b, _)| a.cmp(b));
+            twins.dedup_by(|(a, _), (b, _)| a == b);
+            for (_, node) in twins {
+                nodes[kept] = node;
+                kept += 1;
+            }
         }
+        from = until;
     }
     kept
 }
