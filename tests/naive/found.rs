@@ -59,6 +59,20 @@ fn check(spans: &[(Span, u8)], query: &str, matched: &[u32]) {
 }
 
 #[test]
+fn the_first_visible_value_of_a_key_counts() {
+    let list = || Value::Array(vec![Value::Int(1), Value::Int(2)]);
+    let spans = [
+        (span(1, vec![attribute("a", list()), attribute("a", Value::Int(3))]), LIVE),
+        (span(2, vec![attribute("a", Value::Bytes(vec![1])), attribute("a", Value::Int(3))]), BLOCK),
+        (span(3, vec![attribute("a", Value::Int(3)), attribute("a", list())]), OTHER_BLOCK),
+        (with_event(4, vec![attribute("a", list()), attribute("a", Value::Int(3))]), BLOCK),
+    ];
+    check(&spans, "{ span.a = 2 }", &[1]);
+    check(&spans, "{ span.a = 3 }", &[2]);
+    check(&spans, "{ event.a = 3 }", &[]);
+}
+
+#[test]
 fn a_span_in_two_places_is_one_whatever_columns_they_have() {
     let mut spans: Vec<(Span, u8)> = (1..=20).map(|id| (span(id, vec![attribute("a", Value::Text("x".to_owned()))]), BLOCK)).collect();
     spans.push((span(21, vec![attribute("a", Value::Int(1))]), LIVE | BLOCK));

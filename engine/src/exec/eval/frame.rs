@@ -474,8 +474,10 @@ fn find_key(message: &[u8], key: &str, number: u32) -> Option<Value> {
             && let Ok(pair) = field.bytes().and_then(KeyValue::parse)
             && pair.key == key.as_bytes()
         {
-            return Some(pair.value.map_or(Value::Nil, value_of_any));
+            return Some(value);
         }
     }
     None
 }
+/// The first value of `key` that TraceQL sees.
+            && let Some(value) = pair.value.map(value_of_any).filter(|value| *value != Value::Nil)
