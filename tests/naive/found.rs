@@ -59,6 +59,14 @@ fn check(spans: &[(Span, u8)], query: &str, matched: &[u32]) {
 }
 
 #[test]
+fn events_lack_a_key_that_no_event_has() {
+    let spans = [(with_event(1, Vec::new()), LIVE), (span(2, Vec::new()), BLOCK), (with_event(3, Vec::new()), OTHER_BLOCK)];
+    check(&spans, "{ event.k = nil }", &[2]);
+    check(&spans, "{ event.k = 1 }", &[]);
+    check(&spans, "{ event.k != 1 || event:name = `e` }", &[2]);
+}
+
+#[test]
 fn the_first_visible_value_of_a_key_counts() {
     let list = || Value::Array(vec![Value::Int(1), Value::Int(2)]);
     let spans = [

@@ -202,6 +202,10 @@ async fn may_match(term: &FieldExpr, source: &SourceRef, group: usize) -> Result
     };
     let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return Ok(true) };
     let (FieldExpr::Field(FieldRef::Attribute { scope, name }), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return Ok(true) };
+        AttributeScope::Event => {
+            let has_column = schema.event_attribute_columns(name).next().is_some();
+            Ok(has_column || (schema.event_rest && source.rest_may_have(RestScope::Event, name)))
+        }
     let schema = source.schema();
     match scope {
         AttributeScope::Resource => {

@@ -74,6 +74,10 @@ impl ColumnNeeds {
                 if schema.event_rest && source.rest_may_have(RestScope::Event, key) {
                     self.add_event(EventColumn::Rest);
                 }
+                // Which events there are has to be known even if none has the key: each of them lacks it.
+                if self.events.is_empty() && schema.has(Column::Events) {
+                    self.add_event(EventColumn::TimeOffset);
+                }
             }
             AttributeScope::Link => self.add(Column::Links),
             _ => {}
