@@ -59,6 +59,26 @@ fn check(spans: &[(Span, u8)], query: &str, matched: &[u32]) {
 }
 
 #[test]
+fn values_of_expressions_over_events_come_from_the_events_of_the_span() {
+    let spans = [
+        (with_event(1, vec![attribute("n", Value::Int(3)), attribute("flag", Value::Bool(true))]), LIVE),
+        (span(2, Vec::new()), LIVE),
+        (span(3, Vec::new()), BLOCK),
+    ];
+    check(&spans, "{ } | by(event.flag = true)", &[1, 2]);
+    check(&spans, "{ } | max(event.n + 1) = 4", &[]);
+    check(&spans, "{ event.n != nil } | max(event.n + 1) = 4", &[1]);
+    check(&spans, "{ } | by(event:name !~ `x`)", &[1, 2]);
+}
+
+#[test]
+fn of_several_events_any_makes_a_grouping_true() {
+    let link = |span| Link { trace: 1, span, attributes: Vec::new() };
+    let spans = [(Span { links: vec![link(1), link(2), link(3)], ..span(1, Vec::new()) }, LIVE), (span(2, Vec::new()), BLOCK)];
+    check(&spans, "{ } | by(link:spanID = `0000000000000002`)", &[1, 1]);
+}
+
+#[test]
 fn events_lack_a_key_that_no_event_has() {
     let spans = [(with_event(1, Vec::new()), LIVE), (span(2, Vec::new()), BLOCK), (with_event(3, Vec::new()), OTHER_BLOCK)];
     check(&spans, "{ event.k = nil }", &[2]);

@@ -13,10 +13,8 @@ use arrow::{
 
 use super::eval::{
     ColumnNeeds, Frame,
-    mask::{Env, mask},
-    scalar::evaluate,
+    mask::{mask, values},
     value::compare,
-    vector::Vector,
 };
 use crate::{
     error::{Error, Result},
@@ -516,7 +514,7 @@ fn group_by(expr: &FieldExpr, inputs: &PipelineInputs<'_>, spanset: Spanset) -> 
     let name = format!("by({expr})");
     let mut groups: Vec<Spanset> = Vec::new();
     let mut by_value: HashMap<String, usize> = HashMap::new();
-    for (&row, value) in spanset.rows.iter().zip(inputs.values(expr, &spanset.rows)?) {
+    for (&row, value) in spanset.rows.iter().zip(values(expr, inputs.frame, &spanset.rows)?) {
         let at = *by_value.entry(format!("{value:?}")).or_insert_with(|| {
             let mut attributes = spanset.attributes.clone();
             attributes.push((name.clone(), value));
@@ -531,7 +529,7 @@ fn group_by(expr: &FieldExpr, inputs: &PipelineInputs<'_>, spanset: Spanset) -> 
 fn apply_aggregate(filter: &AggregateFilter, inputs: &PipelineInputs<'_>, mut spanset: Spanset) -> Result<Option<Spanset>> {
     let value = match argument(&filter.aggregate) {
         None => Value::Int(spanset.rows.len() as i64),
-        Some(expr) => aggregate(&filter.aggregate, inputs.values(expr, &spanset.rows)?),
+        Some(expr) => aggregate(&filter.aggregate, values(expr, inputs.frame, &spanset.rows)?),
     };
     if value == Value::Nil || !compare(filter.op, &value, &(&filter.value).into()) {
         return Ok(None);

@@ -9,7 +9,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 
-use super::vector::Vector;
+use super::{value::Matcher, vector::Vector};
 use crate::{
     error::{Error, Result},
     exec::{
@@ -149,6 +149,7 @@ pub struct Frame {
     events: HashMap<EventColumn, ArrayRef>,
     event_list: Option<ListArray>,
     vectors: RefCell<HashMap<FieldRef, Vector>>,
+    matchers: RefCell<HashMap<String, Arc<Matcher>>>,
 }
 
 impl Frame {
@@ -159,7 +160,18 @@ impl Frame {
             None => source.row_groups()[group].rows as usize,
         };
         let (columns, events) = (HashMap::new(), HashMap::new());
-        Self { source, group, selection, rows, columns, events, event_list: None, vectors: RefCell::default() }
+        let (vectors, matchers) = (RefCell::default(), RefCell::default());
+        Self { source, group, selection, rows, columns, events, event_list: None, vectors, matchers }
+    }
+
+    /// A pattern, compiled once for the frame. Errors: `Invalid`.
+    pub fn matcher(&self, pattern: &str) -> Result<Arc<Matcher>> {
+        if let Some(matcher) = self.matchers.borrow().get(pattern) {
+            return Ok(matcher.clone());
+        }
+        let matcher = Arc::new(Matcher::new(pattern)?);
+        self.matchers.borrow_mut().insert(pattern.to_owned(), matcher.clone());
+        Ok(matcher)
     }
 
     /// Rows.
@@ -471,17 +483,17 @@ fn rest_values(array: &ArrayRef, key: &str, number: u32) -> Option<Vector> {
     (!values.is_empty()).then(|| Vector::Values(Arc::from(values)))
 }
 
+/// The first value of `key` that TraceQL sees.
 fn find_key(message: &[u8], key: &str, number: u32) -> Option<Value> {
     let mut fields = Fields::new(message);
     while let Ok(Some((at, field))) = fields.next_field() {
         if at == number
             && let Ok(pair) = field.bytes().and_then(KeyValue::parse)
             && pair.key == key.as_bytes()
+            && let Some(value) = pair.value.map(value_of_any).filter(|value| *value != Value::Nil)
         {
             return Some(value);
         }
     }
     None
 }
-/// The first value of `key` that TraceQL sees.
-            && let Some(value) = pair.value.map(value_of_any).filter(|value| *value != Value::Nil)
