@@ -87,6 +87,13 @@ fn events_lack_a_key_that_no_event_has() {
 }
 
 #[test]
+fn of_the_events_that_fit_the_last_is_shown() {
+    let link = |span| Link { trace: 1, span, attributes: Vec::new() };
+    let spans = [(Span { links: vec![link(1), link(0)], ..span(1, Vec::new()) }, LIVE)];
+    check(&spans, "{ link:spanID = `0000000000000000` || link:spanID = `0000000000000001` }", &[1]);
+}
+
+#[test]
 fn the_first_visible_value_of_a_key_counts() {
     let list = || Value::Array(vec![Value::Int(1), Value::Int(2)]);
     let spans = [
