@@ -94,6 +94,11 @@ fn of_the_events_that_fit_the_last_is_shown() {
 }
 
 #[test]
+fn a_span_that_ends_before_it_starts_takes_no_time() {
+    check(&[(Span { end: START - 1, ..span(1, Vec::new()) }, BLOCK), (Span { end: 0, ..span(2, Vec::new()) }, LIVE)], "{ }", &[2]);
+}
+
+#[test]
 fn the_first_visible_value_of_a_key_counts() {
     let list = || Value::Array(vec![Value::Int(1), Value::Int(2)]);
     let spans = [

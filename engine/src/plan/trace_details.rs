@@ -180,7 +180,8 @@ fn all_spans(frame: &Frame, rows: Vec<(u32, u64)>, shown: &[ShownField]) -> Resu
         tempo::Span {
             span_id: SpanId::from_i64(ids.value(row)).to_string(),
             start_time_unix_nano: trace_start.wrapping_add(offsets.value(row) as u64),
-            duration_nanos: durations.value(row) as u64,
+            // A span that ends before it starts has none.
+            duration_nanos: u64::try_from(durations.value(row)).unwrap_or(0),
             ..Default::default()
         }
     };
