@@ -94,6 +94,12 @@ fn of_the_events_that_fit_the_last_is_shown() {
 }
 
 #[test]
+fn an_attribute_read_in_two_ways_is_shown_once() {
+    let spans = [(span(1, vec![attribute("f", Value::Double(f64::NAN)), attribute("a", Value::Int(1))]), LIVE)];
+    check(&spans, "{ } | select(.a, span.a, .f, span.f)", &[1]);
+}
+
+#[test]
 fn a_span_that_ends_before_it_starts_takes_no_time() {
     check(&[(Span { end: START - 1, ..span(1, Vec::new()) }, BLOCK), (Span { end: 0, ..span(2, Vec::new()) }, LIVE)], "{ }", &[2]);
 }
