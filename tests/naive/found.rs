@@ -142,6 +142,15 @@ fn spans_of_one_start_and_id_have_an_order_of_their_own() {
 }
 
 #[test]
+fn an_average_does_not_overflow_and_an_aggregate_is_a_number() {
+    let spans = [(span(1, vec![attribute("n", Value::Int(i64::MAX))]), LIVE), (span(2, vec![attribute("n", Value::Int(i64::MAX))]), BLOCK)];
+    check(&spans, "{ } | avg(span.n) > 1", &[2]);
+    check(&spans, "{ } | sum(span.n) = -2", &[2]);
+    let list = Value::Array(vec![Value::Int(1), Value::Int(2)]);
+    check(&[(span(1, vec![attribute("n", list)]), LIVE)], "{ } | sum(span.n) = 1", &[]);
+}
+
+#[test]
 fn what_has_no_value_is_not_unlike_an_empty_array() {
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.b != span.a }", &[]);
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.a != 1 }", &[1]);

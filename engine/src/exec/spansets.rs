@@ -200,12 +200,12 @@ async fn may_match(term: &FieldExpr, source: &SourceRef, group: usize) -> Result
     };
     let FieldExpr::Compare { op: CompareOp::Eq, lhs, rhs } = term else { return Ok(true) };
     let (FieldExpr::Field(FieldRef::Attribute { scope, name }), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return Ok(true) };
+    let schema = source.schema();
+    match scope {
         AttributeScope::Event => {
             let has_column = schema.event_attribute_columns(name).next().is_some();
             Ok(has_column || (schema.event_rest && source.rest_may_have(RestScope::Event, name)))
         }
-    let schema = source.schema();
-    match scope {
         AttributeScope::Resource => {
             let literal = Value::from(literal);
             Ok(source.resources().values_of(name).iter().any(|value| compare(CompareOp::Eq, value, &literal)))
@@ -488,16 +488,6 @@ impl PipelineInputs<'_> {
             }
         }
     }
-
-    /// The values of `expr` in `rows`.
-    fn values(&self, expr: &FieldExpr, rows: &[u32]) -> Result<Vec<Value>> {
-        if let FieldExpr::Field(field) = expr {
-            let vector: Vector = self.frame.vector_of_spans(field)?;
-            return Ok(rows.iter().map(|&row| vector.get(row as usize)).collect());
-        }
-        let env: &dyn Env = self.frame;
-        rows.iter().map(|&row| evaluate(expr, env, row as usize)).collect()
-    }
 }
 
 fn inverse(relation: Relation) -> Relation {
@@ -531,7 +521,7 @@ fn apply_aggregate(filter: &AggregateFilter, inputs: &PipelineInputs<'_>, mut sp
         None => Value::Int(spanset.rows.len() as i64),
         Some(expr) => aggregate(&filter.aggregate, values(expr, inputs.frame, &spanset.rows)?),
     };
-    if value == Value::Nil || !compare(filter.op, &value, &(&filter.value).into()) {
+    if value.as_f64().is_none() || !compare(filter.op, &value, &(&filter.value).into()) {
         return Ok(None);
     }
     spanset.attributes.push((filter.aggregate.to_string(), value));
@@ -548,31 +538,41 @@ fn aggregate(aggregate: &Aggregate, values: Vec<Value>) -> Value {
             let wanted = if matches!(aggregate, Aggregate::Max(_)) { std::cmp::Ordering::Greater } else { std::cmp::Ordering::Less };
             values.iter().skip(1).fold(first, |best, value| if order(value, best) == wanted { value } else { best }).clone()
         }
-        _ => {
-            let total = sum(&values);
-            if matches!(aggregate, Aggregate::Avg(_)) { average(&total, values.len()) } else { total }
-        }
+        Aggregate::Avg(_) => average(&values),
+        Aggregate::Sum(_) | Aggregate::Count => sum(&values),
     }
 }
 
+/// The values that have the type of the first.
+fn of_first_type(values: &[Value]) -> impl Iterator<Item = &Value> {
+    values.iter().filter(|value| std::mem::discriminant(*value) == std::mem::discriminant(&values[0]))
+}
+
+/// The sum of integers or durations, without overflow.
+fn whole_sum(values: &[Value]) -> i128 {
+    of_first_type(values).map(|value| if let Value::Int(value) | Value::Duration(value) = value { i128::from(*value) } else { 0 }).sum()
+}
+
+fn float_sum(values: &[Value]) -> f64 {
+    of_first_type(values).filter_map(Value::as_f64).sum()
+}
+
+/// Sums of integers and durations wrap, as all their arithmetic does.
 fn sum(values: &[Value]) -> Value {
-    let same = |value: &&Value| std::mem::discriminant(*value) == std::mem::discriminant(&values[0]);
-    let whole = || {
-        values.iter().filter(same).fold(0i64, |sum, value| if let Value::Int(v) | Value::Duration(v) = value { sum.wrapping_add(*v) } else { sum })
-    };
     match &values[0] {
-        Value::Int(_) => Value::Int(whole()),
-        Value::Duration(_) => Value::Duration(whole()),
-        Value::Float(_) => Value::Float(values.iter().filter(same).filter_map(Value::as_f64).sum()),
+        Value::Int(_) => Value::Int(whole_sum(values) as i64),
+        Value::Duration(_) => Value::Duration(whole_sum(values) as i64),
+        Value::Float(_) => Value::Float(float_sum(values)),
         other => other.clone(),
     }
 }
 
-fn average(total: &Value, count: usize) -> Value {
-    match total {
-        Value::Int(total) => Value::Float(*total as f64 / count as f64),
-        Value::Float(total) => Value::Float(total / count as f64),
-        Value::Duration(total) => Value::Duration(total / count as i64),
+fn average(values: &[Value]) -> Value {
+    let count = values.len();
+    match &values[0] {
+        Value::Int(_) => Value::Float(whole_sum(values) as f64 / count as f64),
+        Value::Duration(_) => Value::Duration((whole_sum(values) / count as i128) as i64),
+        Value::Float(_) => Value::Float(float_sum(values) / count as f64),
         other => other.clone(),
     }
 }
