@@ -155,3 +155,9 @@ fn what_has_no_value_is_not_unlike_an_empty_array() {
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.b != span.a }", &[]);
     check(&[(span(1, vec![attribute("a", Value::Array(Vec::new()))]), LIVE)], "{ span.a != 1 }", &[1]);
 }
+
+#[test]
+fn integers_and_durations_compare_exactly() {
+    let spans = [(Span { end: START + (1 << 53) + 1, ..span(1, vec![attribute("n", Value::Int(1 << 53))]) }, LIVE)];
+    check(&spans, "{ span.n < duration && 9007199254740992 < 9007199254740993ns }", &[1]);
+}
