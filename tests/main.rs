@@ -20,6 +20,7 @@
 //! | `SKEIN_REQUIRE_STORES=1` | a test that needs Python or npm fails instead of being skipped when it cannot have them |
 //! | `SKEIN_TEST_SEED` | seed of the kill test and of the property tests; each prints the one it took |
 //! | `SKEIN_RANDOM_QUERIES` | queries that `naive` asks, 2000 if not set |
+//! | `SKEIN_RANDOM_TOLD` | wrong answers after which `naive` stops, 1 if not set |
 //! | `SKEIN_TEST_KEEP=1` | the temporary folders stay |
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, unreachable_pub)]
 

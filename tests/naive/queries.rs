@@ -68,7 +68,11 @@ impl Queries<'_> {
 
     fn spansets(&mut self, depth: u32) -> SpansetExpr {
         if depth == 0 || self.random.random_bool(0.5) {
-            return SpansetExpr::Filter(if once_in(self.random, 6) { E::Literal(Static::Bool(true)) } else { self.condition(2) });
+            return SpansetExpr::Filter(match self.random.random_range(0..150) {
+                0 => self.long_chain(),
+                1..=25 => E::Literal(Static::Bool(true)),
+                _ => self.condition(2),
+            });
         }
         let op = self.spanset_op();
         SpansetExpr::Binary { op, lhs: Box::new(self.spansets(depth - 1)), rhs: Box::new(self.spansets(depth - 1)) }
@@ -156,6 +160,13 @@ impl Queries<'_> {
                 if self.random.random() || matches!(*inner, E::Field(_) | E::Literal(_)) { E::Exists(inner) } else { E::Missing(inner) }
             }
         }
+    }
+
+    /// More terms than the parser leaves in their shape.
+    fn long_chain(&mut self) -> E {
+        let join = if self.random.random() { E::And } else { E::Or };
+        let first = self.simple_condition();
+        (0..self.random.random_range(16..24)).fold(first, |chain, _| join(Box::new(chain), Box::new(self.simple_condition())))
     }
 
     /// A test of one field, mostly against a literal.
