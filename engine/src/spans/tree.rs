@@ -1,11 +1,12 @@
 //! The order of spans in a block, and their trees.
 //!
 //! Rows lie by trace, the trace that starts last first, equal starts by trace id; inside a trace parents before children, children by
-//! start. Copies of a span (same trace, span id and content) are dropped here.
+//! start. Copies of a span (same trace, span id and content) are dropped here. The order depends on the spans alone, not on how they came:
+//! spans of equal start and id are ordered by their content.
 
-use std::{cmp::Ordering, collections::HashMap, hash::RandomState};
+use std::cmp::Ordering;
 
-use super::set::SpanSet;
+use super::{content::SpanContent, set::SpanSet};
 
 /// Marks, as a parent distance, the first row of a trace.
 pub const FIRST_OF_TRACE: i32 = -1;
@@ -153,7 +154,7 @@ struct Scratch {
 
 fn append_trace(set: &SpanSet, order: &mut SpanOrder, mut trace: TraceRows, nodes: &mut [Node], scratch: &mut Scratch) {
     nodes.sort_by_key(|node| (node.start, node.span_id as u64));
-    let kept = drop_copies(set, nodes);
+    let kept = settle_twins(set, nodes);
     order.duplicates += nodes.len() - kept;
     let nodes = &nodes[..kept];
     link_parents(nodes, scratch);
@@ -165,40 +166,26 @@ fn append_trace(set: &SpanSet, order: &mut SpanOrder, mut trace: TraceRows, node
     order.traces.push(trace);
 }
 
-/// Spans with one start and one id that are compared with each other; further ones are told apart by a hash first, or a trace of which all
-/// spans have the same of both would take quadratic time.
-const COMPARED_MAX: usize = 8;
-
-/// Moves copies to the end and returns how many spans are left. Nodes are sorted by start and span id, so copies are neighbours up to
-/// spans that share both with another content.
-fn drop_copies(set: &SpanSet, nodes: &mut [Node]) -> usize {
-    let (mut kept, mut run_start) = (0, 0);
-    let hasher = RandomState::new();
-    let mut by_hash: HashMap<u64, Vec<RowRef>> = HashMap::new();
-    for at in 0..nodes.len() {
-        let node = nodes[at];
-        if kept > 0 && (nodes[kept - 1].start, nodes[kept - 1].span_id) != (node.start, node.span_id) {
-            run_start = kept;
-            by_hash.clear();
-        }
-        let run = &nodes[run_start..kept];
-        let copy = if run.len() < COMPARED_MAX {
-            run.iter().any(|other| set.rows_equal(other.row, node.row))
-        } else {
-            if by_hash.is_empty() {
-                run.iter().for_each(|other| by_hash.entry(set.row_hash(other.row, &hasher)).or_default().push(other.row));
-            }
-            let alike = by_hash.entry(set.row_hash(node.row, &hasher)).or_default();
-            let copy = alike.iter().any(|&other| set.rows_equal(other, node.row));
-            if !copy {
-                alike.push(node.row);
-            }
-            copy
-        };
-        if !copy {
-            nodes[kept] = node;
+/// Orders spans of equal start and id by content, leaves copies out, and returns how many spans are left, at the front. Nodes are sorted by
+/// start and span id.
+fn settle_twins(set: &SpanSet, nodes: &mut [Node]) -> usize {
+    let (mut kept, mut from) = (0, 0);
+    while from < nodes.len() {
+        let same_key = |other: &&Node| other.start == nodes[from].start && other.span_id == nodes[from].span_id;
+        let until = from + nodes[from..].iter().take_while(same_key).count();
+        if until - from == 1 {
+            nodes[kept] = nodes[from];
             kept += 1;
+        } else {
+            let mut twins: Vec<(SpanContent, Node)> = nodes[from..until].iter().map(|node| (set.content(node.row), *node)).collect();
+            twins.sort_by(|(a, _), (b, _)| a.cmp(b));
+            twins.dedup_by(|(a, _), (b, _)| a == b);
+            for (_, node) in twins {
+                nodes[kept] = node;
+                kept += 1;
+            }
         }
+        from = until;
     }
     kept
 }
