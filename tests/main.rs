@@ -9,6 +9,7 @@
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
 //! | `api` | the edges of the HTTP API |
 //! | `cli` | the command line |
+//! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `formats` | that other tools open the blocks |
 //!
 //! What the tests stand on: `harness` (the process and its clients), `otlp` (requests, datasets, comparison), `otlp_json` (an encoder),
@@ -23,6 +24,7 @@
 
 mod api;
 mod cli;
+mod cluster;
 mod conformance;
 mod durability;
 mod formats;

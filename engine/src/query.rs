@@ -1,6 +1,7 @@
 //! What can be asked of the stored and live spans of a tenant: the contract between the engine and the API in front of it.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
 
 use crate::{error::Result, spans::TraceId, tenant::TenantId};
@@ -15,7 +16,7 @@ pub struct Window {
 }
 
 /// What a query read; the figures that the API shows as `metrics`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanStats {
     /// Traces looked at.
     pub traces: u64,
@@ -33,6 +34,19 @@ pub struct ScanStats {
     pub row_groups: u64,
     /// Row groups skipped by statistics, filters or the limit.
     pub row_groups_skipped: u64,
+}
+
+impl std::ops::AddAssign for ScanStats {
+    fn add_assign(&mut self, more: Self) {
+        self.traces += more.traces;
+        self.spans += more.spans;
+        self.bytes += more.bytes;
+        self.reads += more.reads;
+        self.blocks += more.blocks;
+        self.block_bytes += more.block_bytes;
+        self.row_groups += more.row_groups;
+        self.row_groups_skipped += more.row_groups_skipped;
+    }
 }
 
 /// A TraceQL search.

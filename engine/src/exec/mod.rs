@@ -3,6 +3,7 @@
 pub mod engine;
 pub mod eval;
 pub mod live;
+pub mod shares;
 pub mod shown;
 pub mod source;
 pub mod sources;

@@ -32,6 +32,9 @@ pub enum SourceName {
     Live {
         /// The id of the block to be.
         id: BlockId,
+        /// In a cluster, where they are. None: in the process that made the plan, as they are when it runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<LiveAt>,
     },
     /// The whole of those traces whose spans lie in several of the other sources. The others leave them out.
     Joined {
@@ -40,10 +43,20 @@ pub enum SourceName {
     },
 }
 
+/// Where live spans are, and which of them were listed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LiveAt {
+    /// The worker that has them.
+    pub worker: Arc<str>,
+    /// Their version when they were listed: a plan leaves traces out by their ids, so it holds for this version only.
+    pub version: u64,
+}
+
 /// Opens sources by name.
 #[async_trait]
 pub trait SourceResolver: std::fmt::Debug + Send + Sync {
-    /// Opens `names` in order. A live source that has become a block since is that block. Errors: `NotFound`, `Data`, `Unavailable`.
+    /// Opens `names` in order. A live source without a version that has become a block since is that block. Errors: `NotFound`, `Data`,
+    /// `Unavailable`, the last also for live spans of which the listed version is gone: a new plan may succeed.
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>>;
 }
 
@@ -52,6 +65,7 @@ pub trait SourceResolver: std::fmt::Debug + Send + Sync {
 pub struct SourceSet {
     tenant: TenantId,
     names: Vec<SourceName>,
+    left_out: Arc<[TraceId]>,
     resolver: Arc<dyn SourceResolver>,
     opened: OnceCell<Vec<SourceRef>>,
     /// What this process has read so far.
@@ -61,13 +75,28 @@ pub struct SourceSet {
 impl SourceSet {
     /// Sources to be opened when the plan runs.
     pub fn new(tenant: TenantId, names: Vec<SourceName>, resolver: Arc<dyn SourceResolver>) -> Self {
-        Self { tenant, names, resolver, opened: OnceCell::new(), metrics: Arc::default() }
+        Self { tenant, names, left_out: Arc::default(), resolver, opened: OnceCell::new(), metrics: Arc::default() }
     }
 
     /// Sources that are open.
     pub fn opened(tenant: TenantId, sources: Vec<(SourceName, SourceRef)>, resolver: Arc<dyn SourceResolver>) -> Self {
         let (names, sources) = sources.into_iter().unzip();
-        Self { tenant, names, resolver, opened: OnceCell::new_with(Some(sources)), metrics: Arc::default() }
+        Self { tenant, names, left_out: Arc::default(), resolver, opened: OnceCell::new_with(Some(sources)), metrics: Arc::default() }
+    }
+
+    /// The same sources without `traces`, which another process has whole.
+    pub fn leaving_out(self, traces: Arc<[TraceId]>) -> Self {
+        Self { left_out: traces, ..self }
+    }
+
+    /// The traces that another process has whole.
+    pub fn left_out(&self) -> &Arc<[TraceId]> {
+        &self.left_out
+    }
+
+    /// Who opens them.
+    pub fn resolver(&self) -> &Arc<dyn SourceResolver> {
+        &self.resolver
     }
 
     /// Whose spans.
@@ -85,13 +114,13 @@ impl SourceSet {
         Ok(self.opened.get_or_try_init(|| self.resolver.resolve(&self.tenant, &self.names)).await?)
     }
 
-    /// Traces that the joined source has, and the others leave out.
+    /// Traces that the joined source has, here or in another process, and the others leave out.
     pub fn joined_traces(&self) -> HashSet<u128> {
-        let joined = |name: &SourceName| match name {
-            SourceName::Joined { traces } => traces.iter().map(|id| u128::from_be_bytes(id.0)).collect(),
-            _ => Vec::new(),
+        let joined = |name| match name {
+            &SourceName::Joined { ref traces } => traces.as_slice(),
+            _ => &[],
         };
-        self.names.iter().flat_map(joined).collect()
+        self.names.iter().flat_map(joined).chain(&*self.left_out).map(|id| u128::from_be_bytes(id.0)).collect()
     }
 }
 
