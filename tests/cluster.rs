@@ -60,7 +60,12 @@ use skein_engine::{
     tenant::TenantId,
     traceql::{self, QueryBody},
 };
-use skein_flight::{coordinator::Coordinator, worker::WorkerNode};
+use skein_flight::{
+    coordinator::Coordinator,
+    metrics::{CoordinatorMetrics, WorkerMetrics},
+    ticket::IDS_PER_MESSAGE,
+    worker::WorkerNode,
+};
 use skein_proto::{
     otlp::{
         common::v1::{AnyValue, KeyValue, any_value::Value},
@@ -105,10 +110,20 @@ struct Node {
     url: Arc<str>,
     live: Arc<TestLive>,
     catalog: Arc<Catalog>,
+    registry: Registry,
     runtime: Option<Runtime>,
 }
 
 impl Node {
+    /// How often it was asked for spans.
+    fn fetches(&self) -> u64 {
+        let families = self.registry.gather();
+        let answers = families.iter().filter(|family| family.name() == "skein_worker_live_answers_total");
+        let of_traces = |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|label| label.value() == "skein.traces");
+        let metrics = answers.flat_map(|family| family.get_metric());
+        metrics.filter(of_traces).map(|metric| metric.get_counter().get_value() as u64).sum()
+    }
+
     fn die(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -122,7 +137,7 @@ impl Drop for Node {
     }
 }
 
-/// A coordinator and its workers. Answers queries as one process does.
+/// A coordinator and its workers. Answers queries as one process does, on the runtime on which it was started.
 pub struct TestCluster {
     coordinator: Arc<Coordinator>,
     nodes: Vec<Node>,
@@ -176,9 +191,10 @@ impl TestCluster {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
                 let (live, catalog) = (TestLive::new(sets), catalog());
                 let engine = Arc::new(Engine::new(worker_store.clone(), catalog.clone(), live.clone(), settings));
-                let node = WorkerNode::new(engine, url, workers.clone()).unwrap();
+                let registry = Registry::new();
+                let node = WorkerNode::new(engine, url, workers.clone(), WorkerMetrics::new(&registry).unwrap()).unwrap();
                 runtime.spawn(async move { node.serve(TcpListener::from_std(listener).unwrap(), std::future::pending()).await });
-                Node { url: url.clone(), live, catalog, runtime: Some(runtime) }
+                Node { url: url.clone(), live, catalog, registry, runtime: Some(runtime) }
             })
             .collect();
         let own = catalog();
@@ -188,7 +204,8 @@ impl TestCluster {
             add_block(&*store, BlockId::random(), set, &catalogs).await;
         }
         let engine = Arc::new(Engine::new(store.clone(), own, Arc::new(skein_engine::exec::live::NoLiveSpans), settings));
-        Self { coordinator: Arc::new(Coordinator::new(engine, workers)), nodes, store }
+        let metrics = CoordinatorMetrics::new(&Registry::new()).unwrap();
+        Self { coordinator: Arc::new(Coordinator::new(engine, workers, metrics)), nodes, store }
     }
 }
 
@@ -404,7 +421,19 @@ async fn a_cluster_of_one_worker_and_an_empty_one_answer() {
     assert_eq!(search(&*cluster, "{ }", 1000, None).await, []);
     let everything_twice = TestCluster::start([everything(), everything()].concat(), everything()).await;
     let one = one_process(everything(), Vec::new()).await;
-    assert_eq!(search(&*everything_twice, "{ } | count() = 5", 1000, None).await, search(&one, "{ }", 1000, None).await);
+    let query = "{ } | count() = 5";
+    assert_eq!(search(&*everything_twice, query, 1000, None).await, search(&one, query, 1000, None).await);
+}
+
+#[tokio::test]
+async fn lists_and_traces_beyond_one_message_are_whole() {
+    let most = u64::try_from(IDS_PER_MESSAGE).unwrap() + 500;
+    let set = |traces: u64| set_of((1..=traces).map(|trace| (trace, 1)));
+    let cluster = TestCluster::start(vec![set(most + 3000), set(most), set_of([])], Vec::new()).await;
+    let result = cluster.search(&TenantId::single(), request("{ } | count() = 1", usize::MAX, None)).await.unwrap();
+    let found: BTreeSet<String> = result.traces.iter().map(|trace| trace.trace_id.clone()).collect();
+    assert_eq!((found.len() as u64, result.traces.len() as u64), (most + 3000, most + 3000));
+    assert_eq!(cluster.nodes.iter().map(Node::fetches).collect::<Vec<_>>(), [2, 2, 0]);
 }
 
 #[tokio::test]
@@ -682,8 +711,19 @@ async fn every_row_arrives_once_in_an_aggregate() {
 #[tokio::test]
 async fn scans_run_where_their_live_spans_are() {
     let cluster = TestCluster::start(live(), blocks()).await;
+    let fetches = || cluster.nodes.iter().map(Node::fetches).sum::<u64>();
     let plan = cluster.coordinator.distribute(scan(&cluster, 2, is_live).await).await.unwrap();
     assert!(displayable(plan.as_ref()).indent(false).to_string().contains("DistributedExec"), "a scan of two partitions is divided");
+    let for_split_traces = fetches();
+    assert!(for_split_traces > 0);
+    cluster.coordinator.run(&plan).await.unwrap();
+    search(&*cluster, "{ }", 1000, None).await;
+    assert_eq!(fetches(), for_split_traces, "only split traces are fetched, and they are kept");
+    rows(&cluster, "bare scan", scan(&cluster, 1, is_live).await).await;
+    assert!(fetches() > for_split_traces, "what nothing divides is fetched");
+    let text = cluster.coordinator.explain(&TenantId::single(), &request("{ }", 5, None)).await.unwrap();
+    assert_eq!(text.matches("SpansetScanExec").count(), 4, "three workers and the coordinator:\n{text}");
+
     let search = cluster.coordinator.plan_search(&TenantId::single(), &request("{ }", 5, None)).await.unwrap().unwrap();
     let shown = displayable(search.as_ref()).indent(false).to_string();
     for node in ["DistributedExec", "NewestResultsExec: limit=5", "UnionExec", "NetworkCoalesceExec", "ShareExec: worker=coordinator"] {

@@ -16,14 +16,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::{
+    arrow::record_batch::RecordBatch,
     catalog::Session,
-    common::{DFSchema, DataFusionError, Result as DataFusionResult, internal_datafusion_err},
+    common::{
+        DFSchema, DataFusionError, Result as DataFusionResult, internal_datafusion_err,
+        tree_node::{TreeNode, TreeNodeRecursion},
+    },
     execution::{
         SessionStateBuilder,
         context::{QueryPlanner, SessionState},
     },
     logical_expr::{EmptyRelation, LogicalPlan},
-    physical_plan::{ExecutionPlan, union::UnionExec},
+    physical_plan::{ExecutionPlan, displayable, execute_stream, union::UnionExec},
 };
 use datafusion_distributed::{DistributedExt, DistributedLeafExec, NetworkCoalesceExec, SessionStateBuilderExt, WorkerResolver};
 use futures::TryStreamExt;
@@ -40,7 +44,7 @@ use skein_engine::{
         share::{self, ShareExec},
         trace_details::search_results,
     },
-    query::{QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult, Window},
     spans::TraceId,
     tenant::TenantId,
     traceql::{self, Query},
@@ -50,7 +54,8 @@ use url::Url;
 use crate::{
     codec::PlanCodec,
     live_client::LiveClient,
-    peers::{Peers, Workers, worker_name, worker_url},
+    metrics::CoordinatorMetrics,
+    peers::{Peers, Workers, worker_names, worker_url},
     resolver::PeerResolver,
     spread,
 };
@@ -69,11 +74,12 @@ pub struct Coordinator {
     remote: Arc<LiveClient>,
     resolver: Arc<PeerResolver>,
     session: SessionState,
+    metrics: CoordinatorMetrics,
 }
 
 impl Coordinator {
     /// A coordinator of `workers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
-    pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>) -> Self {
+    pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, metrics: CoordinatorMetrics) -> Self {
         let peers = Peers::default();
         let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
         let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
@@ -88,7 +94,7 @@ impl Coordinator {
             .with_distributed_route_tasks_handler(spread::route_tasks)
             .with_distributed_planner()
             .build();
-        Self { engine, workers, remote, resolver, session }
+        Self { engine, workers, remote, resolver, session, metrics }
     }
 
     /// The sources of a query and the shares in which they are dealt out. Cost: a question to every worker, and reading the split traces
@@ -96,8 +102,7 @@ impl Coordinator {
     pub async fn survey(&self, tenant: &TenantId, window: Option<Window>) -> Result<(Survey, Vec<Share>)> {
         let survey = self.engine.survey(tenant, window, &*self.remote).await?;
         let blocks: Vec<_> = survey.blocks.iter().map(|block| (block.meta().id, block.meta().data_bytes)).collect();
-        let workers = self.workers.urls().iter().map(|url| Ok(worker_name(&worker_url(url)?))).collect::<Result<Vec<_>>>()?;
-        let shares = deal(&workers, &survey.live, &blocks)?;
+        let shares = deal(&worker_names(&*self.workers)?, &survey.live, &blocks)?;
         Ok((survey, shares))
     }
 
@@ -159,15 +164,28 @@ impl Coordinator {
         Ok((self.sources(tenant, names).leaving_out(survey.split.clone()), survey))
     }
 
-    /// Runs a plan of one partition to its end. Dropping the future stops the work of all workers. Errors: as the nodes', naming the worker.
-    pub async fn run(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<datafusion::arrow::record_batch::RecordBatch>> {
-        let stream = plan.execute(0, self.session.task_ctx())?;
+    /// Runs a plan to its end. Dropping the future stops the work of all workers. Errors: as the nodes', naming the worker.
+    pub async fn run(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<RecordBatch>> {
+        let stream = execute_stream(plan.clone(), self.session.task_ctx())?;
         Ok(stream.try_collect().await?)
+    }
+
+    /// The plan of a search as text: what runs here, then what each worker runs. Errors: as [`plan_search`](Self::plan_search).
+    pub async fn explain(&self, tenant: &TenantId, request: &SearchRequest) -> Result<String> {
+        let Some(plan) = self.plan_search(tenant, request).await? else { return Ok("nothing to search\n".into()) };
+        let mut text = displayable(&*plan).indent(true).to_string();
+        plan.apply(|node| {
+            if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
+                text.extend(leaf.variants().iter().map(|share| format!("\n{}", displayable(&**share).indent(true))));
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(text)
     }
 
     async fn search_once(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchResult> {
         let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
-        let mut result = SearchResult { traces: Vec::new(), stats: ScanStats::default() };
+        let mut result = SearchResult::default();
         for batch in self.run(&plan).await? {
             result.stats += share::from_batch(&batch)?.1;
             result.traces.extend(search_results(&batch)?);
@@ -188,6 +206,7 @@ impl QueryService for Coordinator {
                 // Live spans of which the listed version is gone, or a block that was replaced and deleted: a new plan has what is there now.
                 Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
                     tracing::debug!(%tenant, %error, "a search is planned again");
+                    self.metrics.planned_again();
                 }
                 result => return result,
             }

@@ -12,6 +12,7 @@
 //! | [`resolver`] | sources by name in a cluster |
 //! | [`ticket`] | what processes ask each other about live spans; the messages |
 //! | [`live_service`], [`live_client`] | answering and asking |
+//! | [`metrics`] | what they count |
 //! | [`peers`] | connections to workers |
 //! | [`peer_errors`] | errors of a worker in a plan: their kind, and which worker |
 //! | [`status`] | error kinds to gRPC status |
@@ -20,6 +21,7 @@ pub mod codec;
 pub mod coordinator;
 pub mod live_client;
 pub mod live_service;
+pub mod metrics;
 pub mod peer_errors;
 pub mod peers;
 pub mod resolver;

@@ -23,7 +23,7 @@ use skein_engine::{
 use tonic::{Status, Streaming};
 
 use crate::{
-    peers::{Peers, Workers, worker_url},
+    peers::{Peers, Workers, worker_names, worker_url},
     status::from_status,
     ticket::{
         BlockHeader, BlockPiece, IDS_PER_MESSAGE, LIVE, LivePiece, LiveRequest, MESSAGE_BYTES_MAX, NamesPiece, NamesRequest, TAG_NAMES, TAG_VALUES,
@@ -58,7 +58,7 @@ impl LiveClient {
 
     /// Runs `ask` for every worker.
     async fn all<T, F: Future<Output = Result<T>>>(&self, ask: impl Fn(Arc<str>) -> F) -> Result<Vec<T>> {
-        try_join_all(self.workers.urls().into_iter().map(ask)).await
+        try_join_all(worker_names(&*self.workers)?.into_iter().map(ask)).await
     }
 
     async fn list_one(&self, worker: Arc<str>, tenant: &TenantId) -> Result<LiveListing> {

@@ -20,6 +20,7 @@ use skein_engine::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    metrics::WorkerMetrics,
     status::to_status,
     ticket::{
         BlockHeader, BlockPiece, IDS_PER_MESSAGE, LIVE, LivePiece, LiveRequest, LookedAt, MESSAGE_BYTES_MAX, NamesPiece, NamesRequest, PIECE_BYTES,
@@ -36,23 +37,25 @@ type Answer<T> = BoxStream<'static, StatusResult<T>>;
 /// The service over one engine.
 pub struct LiveService {
     engine: Arc<Engine>,
+    metrics: WorkerMetrics,
 }
 
 impl LiveService {
     /// The service as tonic serves it.
-    pub fn server(engine: Arc<Engine>) -> FlightServiceServer<Self> {
-        FlightServiceServer::new(Self { engine }).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+    pub fn server(engine: Arc<Engine>, metrics: WorkerMetrics) -> FlightServiceServer<Self> {
+        FlightServiceServer::new(Self { engine, metrics }).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     async fn answer(&self, action: Action) -> StatusResult<Pieces> {
-        let answer = match action.r#type.as_str() {
-            LIVE => self.live(decode(action.body).map_err(|e| to_status(&e))?),
-            TRACES => self.traces(decode(action.body).map_err(|e| to_status(&e))?).await,
-            TRACE => self.trace(decode(action.body).map_err(|e| to_status(&e))?).await,
-            TAG_NAMES => self.tag_names(decode(action.body).map_err(|e| to_status(&e))?).await,
-            TAG_VALUES => self.tag_values(decode(action.body).map_err(|e| to_status(&e))?).await,
+        let (name, answer) = match action.r#type.as_str() {
+            LIVE => (LIVE, async { self.live(decode(action.body)?) }.await),
+            TRACES => (TRACES, async { self.traces(decode(action.body)?).await }.await),
+            TRACE => (TRACE, async { self.trace(decode(action.body)?).await }.await),
+            TAG_NAMES => (TAG_NAMES, async { self.tag_names(decode(action.body)?).await }.await),
+            TAG_VALUES => (TAG_VALUES, async { self.tag_values(decode(action.body)?).await }.await),
             other => return Err(Status::unimplemented(format!("there is no action '{other}'"))),
         };
+        self.metrics.answered(name, answer.is_err());
         answer.map_err(|error| to_status(&error))
     }
 
@@ -149,7 +152,12 @@ impl FlightService for LiveService {
 
     async fn do_action(&self, request: Request<Action>) -> StatusResult<Response<Self::DoActionStream>> {
         let pieces = self.answer(request.into_inner()).await?;
-        Ok(Response::new(stream::iter(pieces.map(|body| Ok(arrow_flight::Result { body }))).boxed()))
+        let metrics = self.metrics.clone();
+        let pieces = pieces.map(move |body| {
+            metrics.sent(body.len());
+            Ok(arrow_flight::Result { body })
+        });
+        Ok(Response::new(stream::iter(pieces).boxed()))
     }
 
     async fn list_actions(&self, _: Request<Empty>) -> StatusResult<Response<Self::ListActionsStream>> {

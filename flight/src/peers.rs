@@ -50,6 +50,14 @@ pub fn worker_name(url: &Url) -> Arc<str> {
     url.as_str().trim_end_matches('/').into()
 }
 
+/// The names of all workers, each once. Errors: `Invalid` for what is no address.
+pub fn worker_names(workers: &dyn Workers) -> Result<Vec<Arc<str>>> {
+    let mut names = workers.urls().iter().map(|url| Ok(worker_name(&worker_url(url)?))).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
 /// The address of a worker. Errors: `Invalid`.
 pub fn worker_url(worker: &str) -> Result<Url> {
     Url::parse(worker).map_err(|e| Error::invalid(format!("the address '{worker}' of a worker")).with_source(e))

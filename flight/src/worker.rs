@@ -15,6 +15,7 @@ use crate::{
     codec::PlanCodec,
     live_client::LiveClient,
     live_service::LiveService,
+    metrics::WorkerMetrics,
     peer_errors::keep_kinds,
     peers::{Peers, Workers, worker_name, worker_url},
     resolver::PeerResolver,
@@ -24,12 +25,13 @@ use crate::{
 pub struct WorkerNode {
     engine: Arc<Engine>,
     worker: Worker,
+    metrics: WorkerMetrics,
 }
 
 impl WorkerNode {
     /// The worker that others reach as `url`, with the blocks and live spans of `engine`; `workers` are all of the cluster, for plans
     /// whose stages ask one another. Errors: `Invalid` when `url` is no address.
-    pub fn new(engine: Arc<Engine>, url: &str, workers: Arc<dyn Workers>) -> Result<Self> {
+    pub fn new(engine: Arc<Engine>, url: &str, workers: Arc<dyn Workers>, metrics: WorkerMetrics) -> Result<Self> {
         let peers = Peers::default();
         let remote = Arc::new(LiveClient::new(workers, peers.clone()));
         let resolver = Arc::new(PeerResolver::new(engine.resolver(), Some(worker_name(&worker_url(url)?)), remote));
@@ -39,13 +41,13 @@ impl WorkerNode {
             let builder = builder.with_distributed_channel_resolver(peers.clone()).with_distributed_worker_plan_rewrite_handler(keep_kinds);
             async move { Ok(builder.build()) }
         });
-        Ok(Self { engine, worker })
+        Ok(Self { engine, worker, metrics })
     }
 
     /// Serves until `stop` resolves and the requests under way have ended. Errors: `Unavailable` when the listener fails.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> Result<()> {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let services = Server::builder().add_service(self.worker.into_worker_server()).add_service(LiveService::server(self.engine));
+        let services = Server::builder().add_service(self.worker.into_worker_server()).add_service(LiveService::server(self.engine, self.metrics));
         let served = services.serve_with_incoming_shutdown(incoming, stop).await;
         served.map_err(|e| Error::unavailable("serving a worker").with_source(e))
     }

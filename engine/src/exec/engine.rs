@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use async_trait::async_trait;
 use datafusion::{execution::TaskContext, physical_plan::ExecutionPlan, prelude::SessionContext};
 use futures::{TryStreamExt, future::try_join_all};
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
 use skein_proto::otlp::trace::v1::ResourceSpans;
 
@@ -97,7 +97,7 @@ struct Core {
     live: Arc<dyn LiveSpans>,
     blocks: Cache<BlockId, Arc<BlockReader>>,
     blooms: Cache<(BlockId, u32), Arc<BloomShard>>,
-    ordered: Cache<(BlockId, u64), Arc<MemorySource>>,
+    ordered: Cache<(TenantId, BlockId, u64), Arc<MemorySource>>,
     block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
     joined: Cache<SourceKey, Joined>,
 }
@@ -115,7 +115,12 @@ impl Engine {
                 .max_capacity(settings.block_cache_bytes)
                 .build(),
             blooms: Cache::builder().weigher(|_, _| 128 << 10).max_capacity(settings.bloom_cache_bytes).build(),
-            ordered: Cache::builder().weigher(move |_, source| weight(source)).max_capacity(settings.memory_source_bytes).build(),
+            // The least recently used goes, never the newest: what was listed for a plan is asked for in a moment.
+            ordered: Cache::builder()
+                .weigher(move |_, source| weight(source))
+                .max_capacity(settings.memory_source_bytes)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
             block_splits: Cache::new(64),
             joined: Cache::builder()
                 .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
@@ -176,8 +181,9 @@ impl Core {
         Ok(candidates)
     }
 
-    fn order(&self, generation: &LiveGeneration) -> Arc<MemorySource> {
-        self.ordered.get_with((generation.block, generation.set.version), || Arc::new(MemorySource::new(generation.set.clone())))
+    fn order(&self, tenant: &TenantId, generation: &LiveGeneration) -> Arc<MemorySource> {
+        let key = (tenant.clone(), generation.block, generation.set.version);
+        self.ordered.get_with(key, || Arc::new(MemorySource::new(generation.set.clone())))
     }
 
     /// Live spans first, then the blocks that are not among them: in this order nothing is missed and nothing is seen twice.
@@ -195,7 +201,7 @@ impl Core {
         let blocks = self.open_all(&metas).await?;
         let mut sources: Vec<(SourceName, SourceRef)> = Vec::with_capacity(live.len() + blocks.len() + 1);
         for generation in &live {
-            sources.push((SourceName::Live { id: generation.block, at: None }, self.order(generation)));
+            sources.push((SourceName::Live { id: generation.block, at: None }, self.order(tenant, generation)));
         }
         for block in blocks {
             sources.push((SourceName::Block { id: block.meta().id }, block));
@@ -312,11 +318,11 @@ impl SourceResolver for Core {
         let mut sources: Vec<SourceRef> = Vec::with_capacity(names.len());
         for name in names {
             match name {
-                SourceName::Live { id, at: Some(LiveAt { version, .. }) } => sources.push(self.listed(&live, *id, *version)?),
+                SourceName::Live { id, at: Some(LiveAt { version, .. }) } => sources.push(self.listed(tenant, &live, *id, *version)?),
                 SourceName::Block { id } | SourceName::Live { id, at: None } => {
                     let generation = live.iter().find(|generation| generation.block == *id);
                     match (generation, blocks.blocklist.known().find(|meta| meta.id == *id)) {
-                        (Some(generation), _) if matches!(name, SourceName::Live { .. }) => sources.push(self.order(generation)),
+                        (Some(generation), _) if matches!(name, SourceName::Live { .. }) => sources.push(self.order(tenant, generation)),
                         (_, Some(meta)) => sources.push(self.open(meta).await?),
                         _ => sources.push(self.open(&self.meta_in_store(tenant, *id).await?).await?),
                     }
@@ -401,7 +407,7 @@ impl Engine {
     /// Sources as they are: what is said of single spans needs no trace to be whole.
     async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>, _metrics: &ScanMetrics) -> Result<Vec<SourceRef>> {
         let (live, metas) = self.core.snapshot(tenant, window);
-        let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(generation) as SourceRef).collect();
+        let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(tenant, generation) as SourceRef).collect();
         sources.extend(self.core.open_all(&metas).await?.into_iter().map(|block| block as SourceRef));
         Ok(sources)
     }

@@ -6,9 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 
-use super::{Core, Engine, Joined, SourceKey, live_trace, read_trace, widened};
+use super::{Core, Engine, Joined, OPENS_AT_ONCE, SourceKey, live_trace, read_trace, widened};
 use crate::{
     block::{
         reader::BlockReader,
@@ -67,7 +67,7 @@ impl Engine {
     /// What is live here. Cost: orders what is new since the last listing, some 200 ns a span.
     pub fn list_live(&self, tenant: &TenantId) -> LocalListing {
         let live = self.core.live.live(tenant);
-        let ordered = |generation: &LiveGeneration| (generation.block, generation.set.version, self.core.order(generation));
+        let ordered = |generation: &LiveGeneration| (generation.block, generation.set.version, self.core.order(tenant, generation));
         let generations = live.iter().filter(|generation| !generation.set.is_empty()).map(ordered).collect();
         LocalListing { generations, recent_blocks: self.recent_blocks(tenant) }
     }
@@ -83,7 +83,7 @@ impl Engine {
     /// The traces `ids` of version `version` of the live spans that will become `block`, or all of them, as a block; None if there are
     /// none. Cost: some 2 µs a span. Errors: `Unavailable` when this version is gone.
     pub async fn live_traces(&self, tenant: &TenantId, block: BlockId, version: u64, ids: Option<&[u128]>) -> Result<Option<BlockObjects>> {
-        let source = self.core.listed(&self.core.live.live(tenant), block, version)?;
+        let source = self.core.listed(tenant, &self.core.live.live(tenant), block, version)?;
         let Some(ids) = ids else { return block_of(source.spans().set.clone()) };
         let mut builder = SpanBuilder::default();
         append_traces(ids.iter().copied(), &(source as SourceRef), &mut builder, &ScanMetrics::default()).await?;
@@ -117,7 +117,7 @@ impl Engine {
 
     fn live_sources(&self, tenant: &TenantId) -> Vec<SourceRef> {
         let live = self.core.live.live(tenant);
-        live.iter().filter(|generation| !generation.set.is_empty()).map(|generation| self.core.order(generation) as SourceRef).collect()
+        live.iter().filter(|generation| !generation.set.is_empty()).map(|generation| self.core.order(tenant, generation) as SourceRef).collect()
     }
 
     /// Attribute names in the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
@@ -191,13 +191,13 @@ impl Engine {
 
 impl Core {
     /// The ordered spans of a listed version, which may no longer be the newest. Errors: `Unavailable` when it is gone.
-    pub(super) fn listed(&self, live: &[LiveGeneration], block: BlockId, version: u64) -> Result<Arc<MemorySource>> {
-        if let Some(source) = self.ordered.get(&(block, version)) {
+    pub(super) fn listed(&self, tenant: &TenantId, live: &[LiveGeneration], block: BlockId, version: u64) -> Result<Arc<MemorySource>> {
+        if let Some(source) = self.ordered.get(&(tenant.clone(), block, version)) {
             return Ok(source);
         }
         let same = live.iter().find(|generation| generation.block == block && generation.set.version == version);
         let gone = || Error::unavailable(format!("version {version} of the live spans of block {block} is gone"));
-        same.map(|generation| self.order(generation)).ok_or_else(gone)
+        same.map(|generation| self.order(tenant, generation)).ok_or_else(gone)
     }
 
     /// The blocks of the catalog and those of `recent` that it does not have yet. Cost: a request for each of these.
@@ -208,12 +208,15 @@ impl Core {
         let mut missing: Vec<BlockId> = recent.iter().copied().filter(|id| !known.contains(id)).collect();
         missing.sort_unstable();
         missing.dedup();
-        for id in missing {
-            match self.meta_in_store(tenant, id).await {
-                Ok(meta) => blocklist = blocklist.with(&Change::Added(meta)),
-                // Replaced and deleted since: its spans are in a block that the catalog or another of these has.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        for some in missing.chunks(OPENS_AT_ONCE) {
+            let reading: Vec<_> = some.iter().map(|id| self.meta_in_store(tenant, *id)).collect();
+            for meta in join_all(reading).await {
+                match meta {
+                    Ok(meta) => blocklist = blocklist.with(&Change::Added(meta)),
+                    // Replaced and deleted since: its spans are in a block that the catalog or another of these has.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(blocklist)
