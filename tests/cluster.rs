@@ -6,7 +6,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -40,7 +40,10 @@ use prometheus::Registry;
 use prost::Message;
 use skein_engine::{
     block::{put::put_block, writer::write_block},
-    catalog::{Catalog, CatalogMetrics, meta::write_meta},
+    catalog::{
+        BlockMeta, Catalog, CatalogMetrics,
+        meta::{mark_compacted, write_meta},
+    },
     error::{ErrorKind, Result},
     exec::{
         engine::{Engine, EngineSettings},
@@ -140,6 +143,7 @@ impl Drop for Node {
 /// A coordinator and its workers. Answers queries as one process does, on the runtime on which it was started.
 pub struct TestCluster {
     coordinator: Arc<Coordinator>,
+    catalog: Arc<Catalog>,
     nodes: Vec<Node>,
     store: Arc<dyn ObjectStore>,
 }
@@ -153,13 +157,20 @@ fn settings() -> EngineSettings {
 }
 
 /// Writes a block with its meta and adds it to `catalogs`.
-async fn add_block(store: &dyn ObjectStore, id: BlockId, set: SpanSet, catalogs: &[Arc<Catalog>]) {
+async fn add_block(store: &dyn ObjectStore, id: BlockId, set: SpanSet, catalogs: &[Arc<Catalog>]) -> BlockMeta {
+    add_block_for(store, id, set, Vec::new(), catalogs).await
+}
+
+/// The same for a block that replaces others.
+async fn add_block_for(store: &dyn ObjectStore, id: BlockId, set: SpanSet, replaces: Vec<BlockId>, catalogs: &[Arc<Catalog>]) -> BlockMeta {
     let order = order_spans(&set);
     let schema = SpanSchema::of(&set, ColumnPolicy::BLOCK);
     let objects = write_block(&OrderedSpans::new(set, order, schema)).unwrap();
-    let meta = put_block(store, &TenantId::single(), id, objects).await.unwrap();
+    let mut meta = put_block(store, &TenantId::single(), id, objects).await.unwrap();
+    meta.replaces = replaces;
     write_meta(store, &meta).await.unwrap();
     catalogs.iter().for_each(|catalog| catalog.add_block(meta.clone()));
+    meta
 }
 
 impl TestCluster {
@@ -203,9 +214,9 @@ impl TestCluster {
         for set in blocks {
             add_block(&*store, BlockId::random(), set, &catalogs).await;
         }
-        let engine = Arc::new(Engine::new(store.clone(), own, Arc::new(skein_engine::exec::live::NoLiveSpans), settings));
+        let engine = Arc::new(Engine::new(store.clone(), own.clone(), Arc::new(skein_engine::exec::live::NoLiveSpans), settings));
         let metrics = CoordinatorMetrics::new(&Registry::new()).unwrap();
-        Self { coordinator: Arc::new(Coordinator::new(engine, workers, metrics)), nodes, store }
+        Self { coordinator: Arc::new(Coordinator::new(engine, workers, metrics)), catalog: own, nodes, store }
     }
 }
 
@@ -452,7 +463,7 @@ async fn what_becomes_a_block_meanwhile_is_neither_lost_nor_doubled() {
     let before = cluster.coordinator.plan_search(&TenantId::single(), &request("{ }", 1000, None)).await.unwrap().unwrap();
     let node = &cluster.nodes[0];
     let flushed = node.live.live(&TenantId::single()).remove(0);
-    add_block(&*cluster.store, flushed.block, flushed.set, std::slice::from_ref(&node.catalog)).await;
+    let meta = add_block(&*cluster.store, flushed.block, flushed.set.clone(), std::slice::from_ref(&node.catalog)).await;
     let expected = search(&one, "{ }", 1000, None).await;
     assert_eq!(search(&*cluster, "{ }", 1000, None).await, expected, "both a block and live");
     node.live.replace(Vec::new());
@@ -462,6 +473,66 @@ async fn what_becomes_a_block_meanwhile_is_neither_lost_nor_doubled() {
     let batches = cluster.coordinator.run(&before).await.unwrap();
     let found: usize = batches.iter().map(|batch| skein_engine::plan::trace_details::search_results(batch).unwrap().len()).sum();
     assert_eq!(found, expected.len(), "a plan from before reads the version that it listed");
+
+    let other = &cluster.nodes[2];
+    let replaced = other.live.live(&TenantId::single()).remove(0);
+    let replaced = add_block(&*cluster.store, replaced.block, replaced.set, std::slice::from_ref(&other.catalog)).await;
+    mark_compacted(&*cluster.store, &replaced).await.unwrap();
+    mark_compacted(&*cluster.store, &meta).await.unwrap();
+    other.live.replace(Vec::new());
+    assert_eq!(search(&*cluster, "{ }", 1000, None).await, expected, "blocks that were replaced before anyone else had polled them");
+    add_block_for(&*cluster.store, BlockId::random(), flushed.set, vec![flushed.block], std::slice::from_ref(&cluster.catalog)).await;
+    assert_eq!(search(&*cluster, "{ }", 1000, None).await, expected, "its successor, of which its worker does not know");
+    let spans = cluster.search(&TenantId::single(), request("{ }", 1000, None)).await.unwrap().stats.spans;
+    assert_eq!(spans, one.search(&TenantId::single(), request("{ }", 1000, None)).await.unwrap().stats.spans, "each span is looked at once");
+}
+
+/// Traces come, a part of their spans at another worker, and become blocks that the coordinator learns of late or not at all. Every search
+/// finds every trace that was there when it began, whole, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spans_that_move_while_they_are_searched_are_seen_once() {
+    const COMING: u64 = 90;
+    let cluster = TestCluster::start(vec![set_of([]), set_of([]), set_of([])], Vec::new()).await;
+    let complete = AtomicU64::new(0);
+    let moving = async {
+        let mut live: Vec<(BlockId, Vec<(u64, u64)>)> = (0..3).map(|_| (BlockId::random(), Vec::new())).collect();
+        for trace in 1..=COMING {
+            let (home, other) = ((trace % 3) as usize, ((trace / 3) % 3) as usize);
+            live[home].1.extend((1..=3).map(|span| (trace, span)));
+            live[other].1.extend((3..=SPANS).map(|span| (trace, span)));
+            for at in [home, other] {
+                let set = set_of(live[at].1.iter().copied());
+                cluster.nodes[at].live.replace(vec![LiveGeneration { block: live[at].0, set }]);
+            }
+            complete.store(trace, SeqCst);
+            if trace % 4 == 0 {
+                let catalogs: &[Arc<Catalog>] = &[cluster.nodes[home].catalog.clone(), cluster.catalog.clone()];
+                let known = &catalogs[..if trace % 8 == 0 { 1 } else { 2 }];
+                let (block, spans) = std::mem::replace(&mut live[home], (BlockId::random(), Vec::new()));
+                add_block(&*cluster.store, block, set_of(spans), known).await;
+                cluster.nodes[home].live.replace(Vec::new());
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut searches = 0;
+    let searching = async {
+        loop {
+            let before = complete.load(SeqCst);
+            let found: Vec<String> = search(&*cluster, "{ } | count() = 5", 1000, None).await.into_iter().map(|trace| trace.trace_id).collect();
+            let once: BTreeSet<&String> = found.iter().collect();
+            assert_eq!(once.len(), found.len(), "a trace twice");
+            for trace in 1..=before {
+                assert!(once.contains(&format!("{trace:x}")), "trace {trace} of {before} is missing or torn");
+            }
+            searches += 1;
+            if before == COMING {
+                break;
+            }
+        }
+    };
+    tokio::join!(moving, searching);
+    assert!(searches > 1, "no search ran meanwhile");
 }
 
 #[tokio::test]
@@ -721,8 +792,9 @@ async fn scans_run_where_their_live_spans_are() {
     assert_eq!(fetches(), for_split_traces, "only split traces are fetched, and they are kept");
     rows(&cluster, "bare scan", scan(&cluster, 1, is_live).await).await;
     assert!(fetches() > for_split_traces, "what nothing divides is fetched");
-    let text = cluster.coordinator.explain(&TenantId::single(), &request("{ }", 5, None)).await.unwrap();
+    let text = cluster.coordinator.explain_search(&TenantId::single(), request("{ }", 5, None), true).await.unwrap();
     assert_eq!(text.matches("SpansetScanExec").count(), 4, "three workers and the coordinator:\n{text}");
+    assert!(text.contains("ScanStats { traces: "), "{text}");
 
     let search = cluster.coordinator.plan_search(&TenantId::single(), &request("{ }", 5, None)).await.unwrap().unwrap();
     let shown = displayable(search.as_ref()).indent(false).to_string();

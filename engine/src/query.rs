@@ -36,16 +36,19 @@ pub struct ScanStats {
     pub row_groups_skipped: u64,
 }
 
-impl std::ops::AddAssign for ScanStats {
-    fn add_assign(&mut self, more: Self) {
-        self.traces += more.traces;
-        self.spans += more.spans;
-        self.bytes += more.bytes;
-        self.reads += more.reads;
-        self.blocks += more.blocks;
-        self.block_bytes += more.block_bytes;
-        self.row_groups += more.row_groups;
-        self.row_groups_skipped += more.row_groups_skipped;
+impl ScanStats {
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            traces: self.traces + other.traces,
+            spans: self.spans + other.spans,
+            bytes: self.bytes + other.bytes,
+            reads: self.reads + other.reads,
+            blocks: self.blocks + other.blocks,
+            block_bytes: self.block_bytes + other.block_bytes,
+            row_groups: self.row_groups + other.row_groups,
+            row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
+        }
     }
 }
 

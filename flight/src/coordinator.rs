@@ -170,9 +170,10 @@ impl Coordinator {
         Ok(stream.try_collect().await?)
     }
 
-    /// The plan of a search as text: what runs here, then what each worker runs. Errors: as [`plan_search`](Self::plan_search).
-    pub async fn explain(&self, tenant: &TenantId, request: &SearchRequest) -> Result<String> {
-        let Some(plan) = self.plan_search(tenant, request).await? else { return Ok("nothing to search\n".into()) };
+    /// The plan of a search as text: what runs here, then what each worker runs. With `analyze` it is run first, and the last line says
+    /// what all of them read. Errors: as [`plan_search`](Self::plan_search) and [`run`](Self::run).
+    pub async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
+        let Some(plan) = self.plan_search(tenant, &request).await? else { return Ok("nothing to search\n".into()) };
         let mut text = displayable(&*plan).indent(true).to_string();
         plan.apply(|node| {
             if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
@@ -180,6 +181,11 @@ impl Coordinator {
             }
             Ok(TreeNodeRecursion::Continue)
         })?;
+        if analyze {
+            for batch in self.run(&plan).await? {
+                text.push_str(&format!("\n{:?}\n", share::from_batch(&batch)?.1));
+            }
+        }
         Ok(text)
     }
 
@@ -187,7 +193,7 @@ impl Coordinator {
         let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
         let mut result = SearchResult::default();
         for batch in self.run(&plan).await? {
-            result.stats += share::from_batch(&batch)?.1;
+            result.stats = result.stats.plus(&share::from_batch(&batch)?.1);
             result.traces.extend(search_results(&batch)?);
         }
         Ok(result)

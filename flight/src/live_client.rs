@@ -233,7 +233,7 @@ impl RemoteLive for LiveClient {
                     while let Some(piece) = pieces.next::<ValuesPiece>().await? {
                         recent_blocks.extend(block_ids_from_bytes(&piece.recent_blocks)?);
                         values.values.extend(piece.values);
-                        values.stats += piece.looked_at.map(ScanStats::from).unwrap_or_default();
+                        values.stats = values.stats.plus(&piece.looked_at.map(ScanStats::from).unwrap_or_default());
                     }
                     Ok((values, recent_blocks))
                 }

@@ -300,7 +300,7 @@ impl NamesPiece {
                 None => names.scopes.push((scope, self.names)),
             }
         }
-        names.stats += self.looked_at.map(ScanStats::from).unwrap_or_default();
+        names.stats = names.stats.plus(&self.looked_at.map(ScanStats::from).unwrap_or_default());
         Ok(())
     }
 }

@@ -85,7 +85,7 @@ impl ExecutionPlan for NewestResultsExec {
             let (mut newest, mut scanned) = (BTreeMap::new(), crate::query::ScanStats::default());
             while let Some(batch) = inputs.next().await {
                 let (results, stats) = share::from_batch(&batch?)?;
-                scanned += stats;
+                scanned = scanned.plus(&stats);
                 for result in results {
                     newest.insert((Reverse(result.start_unix_nano), result.id), result);
                     if newest.len() > limit {

@@ -85,7 +85,8 @@ pub fn from_batch(batch: &RecordBatch) -> Result<(Vec<ShareResult>, ScanStats)> 
     let scanned = batch.column(3).as_binary::<i32>();
     let mut stats = ScanStats::default();
     for json in scanned.iter().flatten() {
-        stats += serde_json::from_slice::<ScanStats>(json).map_err(|e| Error::internal("reading scan statistics").with_source(e))?;
+        let more: ScanStats = serde_json::from_slice(json).map_err(|e| Error::internal("reading scan statistics").with_source(e))?;
+        stats = stats.plus(&more);
     }
     let rows = (0..batch.num_rows()).filter(|&row| scanned.is_null(row));
     Ok((rows.map(|row| result_at(batch, row)).collect::<Result<_>>()?, stats))

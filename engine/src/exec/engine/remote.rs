@@ -130,7 +130,7 @@ impl Engine {
             scopes.entry(scope).or_default().extend(names);
         }
         all.scopes = scopes.into_iter().map(|(scope, names)| (scope, names.into_iter().collect())).collect();
-        answers.iter().for_each(|names| all.stats += names.stats);
+        all.stats = answers.iter().fold(all.stats, |stats, names| stats.plus(&names.stats));
         Ok(all)
     }
 
@@ -141,7 +141,7 @@ impl Engine {
         let blocks = self.block_sources(tenant, request.window, &recent_blocks).await?;
         let mut all = self.values_in(&blocks, request, &ScanMetrics::default()).await?;
         for answer in answers {
-            all.stats += answer.stats;
+            all.stats = all.stats.plus(&answer.stats);
             all.values.extend(answer.values);
         }
         all.values.sort_by(|a, b| (&a.r#type, &a.value).cmp(&(&b.r#type, &b.value)));
