@@ -66,6 +66,7 @@ use skein_engine::{
 use skein_flight::{
     coordinator::Coordinator,
     metrics::{CoordinatorMetrics, WorkerMetrics},
+    peers::Peers,
     ticket::IDS_PER_MESSAGE,
     worker::WorkerNode,
 };
@@ -216,7 +217,7 @@ impl TestCluster {
         }
         let engine = Arc::new(Engine::new(store.clone(), own.clone(), Arc::new(skein_engine::exec::live::NoLiveSpans), settings));
         let metrics = CoordinatorMetrics::new(&Registry::new()).unwrap();
-        Self { coordinator: Arc::new(Coordinator::new(engine, workers, metrics)), catalog: own, nodes, store }
+        Self { coordinator: Arc::new(Coordinator::new(engine, workers, Peers::default(), metrics)), catalog: own, nodes, store }
     }
 }
 
@@ -567,6 +568,20 @@ async fn a_worker_that_dies_is_named() {
     check(cluster.search(&TenantId::single(), request("{ }", 1000, None)).await.unwrap_err());
     check(cluster.trace_by_id(&TenantId::single(), TraceId::default(), None).await.unwrap_err());
     check(cluster.tag_names(&TenantId::single(), TagNamesRequest::default()).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_is_named() {
+    let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url: Arc<str> = format!("http://{}", deaf.local_addr().unwrap()).into();
+    let engine = one_process(Vec::new(), blocks()).await;
+    let metrics = CoordinatorMetrics::new(&Registry::new()).unwrap();
+    let peers = Peers::with_keep_alive(Duration::from_millis(50));
+    let coordinator = Coordinator::new(Arc::new(engine), Arc::new(vec![url.clone()]), peers, metrics);
+    let answer = tokio::time::timeout(SOON, coordinator.search(&TenantId::single(), request("{ }", 1000, None))).await;
+    let error = answer.expect("a worker that hangs is given up").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.message().contains(&*url), "{error}");
 }
 
 /// A store whose reads of data files never end, and which counts those that wait.

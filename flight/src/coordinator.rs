@@ -78,9 +78,8 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator of `workers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
-    pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, metrics: CoordinatorMetrics) -> Self {
-        let peers = Peers::default();
+    /// A coordinator of `workers`, reached over `peers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
+    pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
         let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
         let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
         let session = SessionStateBuilder::new()

@@ -28,7 +28,7 @@ use crate::peer_errors::from_peer;
 
 /// A worker that does not take a connection for so long is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A worker is asked so often whether it is still there while a request is under way, and may take so long to say so.
+/// Short enough that a query does not wait long for a worker that is gone, long enough for one that is busy.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Addresses kept. Far more than a cluster has; beyond it the connections begin anew.
 const CHANNELS_MAX: usize = 1024;
@@ -64,13 +64,28 @@ pub fn worker_url(worker: &str) -> Result<Url> {
 }
 
 /// Connections, made when they are first needed and again when they are lost. A clone shares them.
-#[derive(Debug, Clone, Default)]
-pub struct Peers(Arc<Mutex<HashMap<Url, Channel>>>);
+#[derive(Debug, Clone)]
+pub struct Peers {
+    channels: Arc<Mutex<HashMap<Url, Channel>>>,
+    keep_alive: Duration,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self::with_keep_alive(KEEP_ALIVE)
+    }
+}
 
 impl Peers {
+    /// Connections whose workers are asked so often, while a request is under way, whether they are still there, and are given up when
+    /// they do not say so for as long again.
+    pub fn with_keep_alive(keep_alive: Duration) -> Self {
+        Self { channels: Arc::default(), keep_alive }
+    }
+
     /// The connection to a worker. Does not wait for it. Errors: `Invalid` when `url` is no address.
     pub fn channel(&self, url: &Url) -> Result<Channel> {
-        let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(url) {
             return Ok(channel.clone());
         }
@@ -78,8 +93,8 @@ impl Peers {
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
+            .http2_keep_alive_interval(self.keep_alive)
+            .keep_alive_timeout(self.keep_alive)
             .connect_lazy();
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
