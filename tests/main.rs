@@ -10,6 +10,7 @@
 //! | `api` | the edges of the HTTP API |
 //! | `bounds` | limits of tenants, clients that leave, a large trace |
 //! | `cli` | the command line |
+//! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `formats` | that other tools open the blocks |
 //! | `naive` | random searches over random traces, in process: the engine answers what a plain evaluator of the language does |
 //!
@@ -29,6 +30,7 @@
 mod api;
 mod bounds;
 mod cli;
+mod cluster;
 mod conformance;
 mod durability;
 mod formats;
