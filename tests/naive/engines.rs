@@ -25,6 +25,7 @@ use skein_engine::{
 };
 
 use super::model::{Span, request};
+use crate::cluster::TestCluster;
 use super::traces::{PLACES, World};
 
 /// Engines that must answer the same, by name.
@@ -34,7 +35,7 @@ pub type Engines = Vec<(&'static str, Arc<dyn QueryService>)>;
 const FEW_COLUMNS: ColumnPolicy = ColumnPolicy { rows_per_mille_min: 150, columns_max: 4 };
 
 /// Engines over the spans of `world`: all live in one or several generations, all in one block, some live and the others in two blocks with some
-/// in several of these places, and the two blocks merged.
+/// in several of these places, the two blocks merged, and a cluster of three workers with live spans each.
 pub async fn engines(world: &World) -> Engines {
     let divided = [(spans(world.at(1)), FEW_COLUMNS), (spans(world.at(2)), ColumnPolicy::BLOCK)];
     let (all, live) = (spans(world.all()), spans(world.at(0)));
@@ -46,6 +47,12 @@ pub async fn engines(world: &World) -> Engines {
         ("one block with few columns", engine(&[], &[(all, FEW_COLUMNS)], false).await),
         ("two blocks and live", engine(&[live.clone()], &divided, false).await),
         ("two merged blocks and live", engine(&[live], &divided, true).await),
+        ("three workers", TestCluster::start(generations.clone(), Vec::new()).await),
+        ("three workers and a block", {
+            let mut live = generations;
+            let block = live.pop().into_iter().filter(|set| !set.is_empty()).collect();
+            TestCluster::start(live, block).await
+        }),
     ]
 }
 
