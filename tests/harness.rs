@@ -484,6 +484,22 @@ impl Server {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
+    /// The most memory that the process has had since its start; None where the system does not tell.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        let pid = self.process.as_ref().expect("the process runs").child.id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"))?;
+        Some(kibibytes.trim().parse::<u64>().ok()? << 10)
+    }
+
+    /// Processor time that the process has used, in hundredths of a second; None where the system does not tell.
+    pub fn processor_ticks(&self) -> Option<u64> {
+        let pid = self.process.as_ref().expect("the process runs").child.id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+    }
+
     /// SIGKILL, at once.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("the process runs");

@@ -1,4 +1,5 @@
-//! The engine: span schema, TraceQL, plans, blocks, catalog and compaction. Knows no HTTP and no cluster.
+//! The engine: span schema, TraceQL, plans, blocks, catalog and compaction. Knows no HTTP and no network: other processes only by
+//! a trait.
 
 pub mod block;
 pub mod catalog;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod plan;
 pub mod query;
 pub mod spans;
+pub mod stop;
 pub mod store;
 pub mod tenant;
 pub mod traceql;

@@ -1,6 +1,7 @@
 //! What can be asked of the stored and live spans of a tenant: the contract between the engine and the API in front of it.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
 
 use crate::{error::Result, metrics::intervals::Intervals, spans::TraceId, tenant::TenantId};
@@ -15,7 +16,7 @@ pub struct Window {
 }
 
 /// What a query read; the figures that the API shows as `metrics`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanStats {
     /// Traces looked at.
     pub traces: u64,

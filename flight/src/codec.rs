@@ -15,11 +15,14 @@ use skein_engine::{
     plan::{
         metrics_merge::MetricsMergeExec,
         metrics_scan::MetricsScanExec,
+        newest_results::NewestResultsExec,
         newest_traces::NewestTracesExec,
+        share::{ShareExec, sources_of},
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
     query::Window,
+    spans::TraceId,
     tenant::TenantId,
     traceql::{self, MetricsExpr, MetricsFunction, Pipeline, QueryBody},
 };
@@ -29,8 +32,7 @@ use skein_engine::{
 #[serde(rename_all = "snake_case")]
 enum Node {
     SpansetScan {
-        tenant: String,
-        sources: Vec<SourceName>,
+        sources: Sources,
         query: String,
         window: Option<(u32, u32)>,
         traces: usize,
@@ -41,13 +43,18 @@ enum Node {
         limit: usize,
     },
     TraceDetails {
-        tenant: String,
-        sources: Vec<SourceName>,
+        /// None: those of the scan below, which are then opened and counted once for both.
+        sources: Option<Sources>,
         query: String,
     },
+    Share {
+        worker: Arc<str>,
+    },
+    NewestResults {
+        limit: usize,
+    },
     MetricsScan {
-        tenant: String,
-        sources: Vec<SourceName>,
+        sources: Sources,
         query: String,
         intervals: Intervals,
         partitions: usize,
@@ -56,6 +63,21 @@ enum Node {
         kind: CellKind,
         intervals: usize,
     },
+}
+
+/// A source set by name.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sources {
+    tenant: String,
+    names: Vec<SourceName>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<TraceId>,
+}
+
+impl From<&SourceSet> for Sources {
+    fn from(set: &SourceSet) -> Self {
+        Self { tenant: set.tenant().to_string(), names: set.names().to_vec(), left_out: set.left_out().to_vec() }
+    }
 }
 
 /// Writes and reads every node of [`skein_engine::plan`].
@@ -73,8 +95,9 @@ impl PlanCodec {
         Self { resolver }
     }
 
-    fn sources(&self, tenant: &str, names: Vec<SourceName>) -> Result<Arc<SourceSet>> {
-        Ok(Arc::new(SourceSet::new(TenantId::parse(tenant)?, names, self.resolver.clone())))
+    fn sources(&self, sources: Sources) -> Result<Arc<SourceSet>> {
+        let set = SourceSet::new(TenantId::parse(&sources.tenant)?, sources.names, self.resolver.clone());
+        Ok(Arc::new(set.leaving_out(sources.left_out.into())))
     }
 }
 
@@ -113,19 +136,25 @@ impl PhysicalExtensionCodec for PlanCodec {
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(match serde_json::from_slice(buf).map_err(json_error)? {
-            Node::SpansetScan { tenant, sources, query, window, traces, spans_per_spanset, partitions } => {
+            Node::SpansetScan { sources, query, window, traces, spans_per_spanset, partitions } => {
                 let window = window.map(|(start_seconds, end_seconds)| Window { start_seconds, end_seconds });
-                let sources = self.sources(&tenant, sources)?;
                 let limits = ScanLimits { window, traces, spans_per_spanset };
-                Arc::new(SpansetScanExec::new(sources, pipeline(&query)?, limits, partitions))
+                Arc::new(SpansetScanExec::new(self.sources(sources)?, pipeline(&query)?, limits, partitions))
             }
             Node::NewestTraces { limit } => Arc::new(NewestTracesExec::new(only_input(inputs)?, limit)),
-            Node::TraceDetails { tenant, sources, query } => {
-                Arc::new(TraceDetailsExec::new(only_input(inputs)?, self.sources(&tenant, sources)?, pipeline(&query)?))
+            Node::TraceDetails { sources, query } => {
+                let input = only_input(inputs)?;
+                let sources = match sources {
+                    Some(sources) => self.sources(sources)?,
+                    None => sources_of(&input).ok_or_else(|| internal_datafusion_err!("trace details have no sources"))?.clone(),
+                };
+                Arc::new(TraceDetailsExec::new(input, sources, pipeline(&query)?))
             }
-            Node::MetricsScan { tenant, sources, query, intervals, partitions } => {
+            Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
+            Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
+            Node::MetricsScan { sources, query, intervals, partitions } => {
                 let (pipeline, function) = operand(&query)?;
-                Arc::new(MetricsScanExec::new(self.sources(&tenant, sources)?, pipeline, function, intervals, partitions))
+                Arc::new(MetricsScanExec::new(self.sources(sources)?, pipeline, function, intervals, partitions))
             }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
@@ -134,8 +163,7 @@ impl PhysicalExtensionCodec for PlanCodec {
     fn try_encode(&self, node: Arc<dyn ExecutionPlan>, buf: &mut Vec<u8>, _converter: &dyn PhysicalProtoConverterExtension) -> Result<()> {
         let described = if let Some(scan) = node.downcast_ref::<SpansetScanExec>() {
             Node::SpansetScan {
-                tenant: scan.sources().tenant().to_string(),
-                sources: scan.sources().names().to_vec(),
+                sources: Sources::from(&**scan.sources()),
                 query: scan.pipeline().to_string(),
                 window: scan.limits().window.map(|window| (window.start_seconds, window.end_seconds)),
                 traces: scan.limits().traces,
@@ -145,15 +173,16 @@ impl PhysicalExtensionCodec for PlanCodec {
         } else if let Some(newest) = node.downcast_ref::<NewestTracesExec>() {
             Node::NewestTraces { limit: newest.limit() }
         } else if let Some(details) = node.downcast_ref::<TraceDetailsExec>() {
-            Node::TraceDetails {
-                tenant: details.sources().tenant().to_string(),
-                sources: details.sources().names().to_vec(),
-                query: details.pipeline().to_string(),
-            }
+            let below = node.children().first().and_then(|input| sources_of(input)).is_some_and(|below| Arc::ptr_eq(below, details.sources()));
+            let sources = (!below).then(|| Sources::from(&**details.sources()));
+            Node::TraceDetails { sources, query: details.pipeline().to_string() }
+        } else if let Some(share) = node.downcast_ref::<ShareExec>() {
+            Node::Share { worker: share.worker().clone() }
+        } else if let Some(newest) = node.downcast_ref::<NewestResultsExec>() {
+            Node::NewestResults { limit: newest.limit() }
         } else if let Some(scan) = node.downcast_ref::<MetricsScanExec>() {
             Node::MetricsScan {
-                tenant: scan.sources().tenant().to_string(),
-                sources: scan.sources().names().to_vec(),
+                sources: Sources::from(&**scan.sources()),
                 query: format!("{} | {}", scan.pipeline(), scan.function()),
                 intervals: *scan.intervals(),
                 partitions: scan.partitions(),

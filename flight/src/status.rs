@@ -68,6 +68,16 @@ pub fn from_status(status: &Status) -> Error {
     Error::new(kind, status.message())
 }
 
+/// The name of a kind where it travels as text.
+pub(crate) fn name_of_kind(kind: ErrorKind) -> &'static str {
+    KINDS.iter().find(|(known, ..)| *known == kind).map_or("INTERNAL", |(.., name)| name)
+}
+
+/// The kind of a name.
+pub(crate) fn kind_of_name(name: &str) -> Option<ErrorKind> {
+    KINDS.iter().find(|(.., known)| *known == name).map(|(kind, ..)| *kind)
+}
+
 fn kind_in_details(details: &[u8]) -> Option<ErrorKind> {
     let details = RpcStatus::decode(details).ok()?.details;
     let info = details.iter().find(|any| any.type_url == ERROR_INFO_TYPE)?;

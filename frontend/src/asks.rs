@@ -12,13 +12,10 @@ use skein_engine::{
 };
 use skein_proto::tempo;
 
-use crate::{Frontend, logfmt, merge, settings::QueryLimits, tenancy::Tenants, window::search_window};
+use crate::{Frontend, logfmt, merge, queue::Turn, settings::QueryLimits, tenancy::Tenants, window::search_window};
 
 /// Tenants of one request that are asked at the same time.
 const TENANTS_AT_ONCE: usize = 8;
-
-/// Groups of conditions in a filter of names or values (Tempo: `max_condition_groups_per_tag_query`).
-const CONDITION_GROUPS_MAX: usize = 100;
 
 /// Names of TraceQL intrinsics, as the tag endpoints list them: query-api 5.2.
 pub(crate) const INTRINSICS: [&str; 25] = [
@@ -111,12 +108,13 @@ impl Frontend {
     }
 
     /// Checks the lenient filter of a request for names or values. Errors: `Invalid` when it is too long or has too many `||`.
-    fn check_filter(&self, filter: Option<&str>) -> Result<()> {
+    fn check_filter(&self, tenants: &Tenants, filter: Option<&str>) -> Result<()> {
         let Some(filter) = filter else { return Ok(()) };
         self.check_query_size(filter)?;
-        if traceql::tag_filter(filter).is_some_and(|filter| traceql::condition_groups(&filter) > CONDITION_GROUPS_MAX) {
+        let groups_max = self.strictest(tenants, |limits| limits.max_condition_groups_per_tag_query);
+        if groups_max > 0 && traceql::tag_filter(filter).is_some_and(|filter| traceql::condition_groups(&filter) > groups_max) {
             return Err(Error::invalid(format!(
-                "maximum condition groups reached (limit: {CONDITION_GROUPS_MAX}). Reduce the number of OR conditions in the query"
+                "maximum condition groups reached (limit: {groups_max}). Reduce the number of OR conditions in the query"
             )));
         }
         Ok(())
@@ -129,15 +127,25 @@ impl Frontend {
     }
 
     fn window(&self, tenants: &Tenants, times: &Times) -> Result<Window> {
-        let own = self.strictest(tenants, |limits| limits.max_search_duration);
-        let duration_max: Duration = if own.is_zero() { self.settings.search.max_duration } else { own };
+        let duration_max = self.strictest(tenants, |limits| own_or(limits.max_search_duration, self.settings.search.max_duration));
         search_window(times.start, times.end, times.since.as_deref(), self.clock.now_unix_nano(), &self.settings, duration_max)
     }
 
     /// Waits for a turn, then asks for each tenant and gives the answers in the order of the tenants.
     pub(crate) async fn for_each_tenant<T, F: Future<Output = Result<T>>>(&self, tenants: &Tenants, ask: impl Fn(TenantId) -> F) -> Result<Vec<T>> {
-        let _turn = self.queue.admit(&tenants.name()).await?;
-        stream::iter(tenants.ids().iter().cloned().map(ask)).buffered(TENANTS_AT_ONCE).try_collect().await
+        let (answers, _turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
+        Ok(answers)
+    }
+
+    /// The same for answers that are large until they are written: the turn goes on until it is dropped.
+    async fn for_each_tenant_keeping_turn<T, F: Future<Output = Result<T>>>(
+        &self,
+        tenants: &Tenants,
+        ask: impl Fn(TenantId) -> F,
+    ) -> Result<(Vec<T>, Turn<'_>)> {
+        let turn = self.queue.admit(&tenants.name()).await?;
+        let answers = stream::iter(tenants.ids().iter().cloned().map(ask)).buffered(TENANTS_AT_ONCE).try_collect().await?;
+        Ok((answers, turn))
     }
 
     /// Runs a search by TraceQL or by tags.
@@ -209,15 +217,16 @@ impl Frontend {
         Ok(SearchRequest { query, limit: limit as usize, spans_per_spanset: if by_tags { 1 } else { spans as usize }, window: Some(window) })
     }
 
-    /// Finds a trace; empty when no tenant has it.
-    pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        let results = self.for_each_tenant(tenants, |tenant| async move { self.queries.trace_by_id(&tenant, id, window).await }).await?;
-        Ok(merge::trace::merge(results))
+    /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, since a trace may fill much memory.
+    pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<(TraceResult, Turn<'_>)> {
+        let ask = |tenant: TenantId| async move { self.queries.trace_by_id(&tenant, id, window).await };
+        let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
+        Ok((merge::trace::merge(results), turn))
     }
 
     /// Lists attribute names by scope; the intrinsics, when asked for, come last and are not limited.
     pub(crate) async fn tag_names(&self, tenants: &Tenants, ask: NamesAsk) -> Result<tempo::SearchTagsV2Response> {
-        self.check_filter(ask.filter.as_deref())?;
+        self.check_filter(tenants, ask.filter.as_deref())?;
         let (attributes, intrinsics, scope) = match ask.scope.as_str() {
             "" | "none" => (true, true, None),
             "intrinsic" => (false, true, None),
@@ -274,7 +283,7 @@ impl Frontend {
             return Err(Error::invalid("please provide a non-empty tagName"));
         }
         traceql::parse_identifier(&ask.tag).map_err(|e| e.context("please provide a valid tagName"))?;
-        self.check_filter(ask.filter.as_deref())?;
+        self.check_filter(tenants, ask.filter.as_deref())?;
         let window = self.window(tenants, &ask.times)?;
         let request = TagValuesRequest { tag: ask.tag, filter: ask.filter, window: Some(window) };
         let results = self
@@ -326,6 +335,11 @@ impl Frontend {
             bytes => bytes,
         }
     }
+}
+
+/// A tenant's own limit; zero is that of the settings.
+pub(crate) fn own_or(own: Duration, of_settings: Duration) -> Duration {
+    if own.is_zero() { of_settings } else { own }
 }
 
 const TAG_SCOPES: [(TagScope, &str); 5] = [

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use skein_engine::stop;
 use skein_proto::{
     otlp::{
         common::v1::{AnyValue, ArrayValue, EntityRef, InstrumentationScope, KeyValue, KeyValueList, any_value::Value},
@@ -122,6 +123,10 @@ impl Object<'_> {
         for (index, value) in values.iter().enumerate() {
             if index > 0 {
                 self.out.push(',');
+            }
+            // Nobody reads what is left incomplete.
+            if index % stop::ROWS_BETWEEN_CHECKS == 0 && stop::is_stopped() {
+                break;
             }
             write_message(self.out, value);
         }
@@ -381,6 +386,15 @@ impl ToJson for Status {
 impl ToJson for tempo::Trace {
     fn fields(&self, object: &mut Object<'_>) {
         object.list("resourceSpans", &self.resource_spans);
+    }
+}
+
+/// A trace as the first version of its endpoint names it.
+pub(crate) struct Batches<'a>(pub(crate) &'a [ResourceSpans]);
+
+impl ToJson for Batches<'_> {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.list("batches", self.0);
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub(crate) queue_length: IntGaugeVec,
     pub(crate) discarded: IntCounterVec,
     pub(crate) queue_seconds: prometheus::Histogram,
+    /// Queries that have a turn: `queue`.
+    pub(crate) queries_running: IntGauge,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -57,6 +59,10 @@ impl Metrics {
             queue_seconds: add(
                 registry,
                 prometheus::Histogram::with_opts(seconds("tempo_query_frontend_queue_duration_seconds", "Time that queries waited")),
+            )?,
+            queries_running: add(
+                registry,
+                IntGauge::with_opts(Opts::new("skein_frontend_queries_running", "Queries that run, at most max_concurrent_queries")),
             )?,
             tenants: Mutex::default(),
         })

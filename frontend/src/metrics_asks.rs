@@ -9,7 +9,7 @@ use skein_engine::{
 };
 use skein_proto::tempo::{InstantSeries, PartialStatus, QueryInstantResponse, QueryRangeResponse};
 
-use crate::{Frontend, merge, tenancy::Tenants};
+use crate::{Frontend, asks::own_or, merge, tenancy::Tenants};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -71,8 +71,7 @@ impl Frontend {
         if self.metrics_cutoff().is_some_and(|cutoff| ask.start >= cutoff) {
             return Err(Error::invalid("query window falls entirely within query_end_cutoff"));
         }
-        let own = self.strictest(tenants, |limits| limits.max_metrics_duration);
-        let duration_max = if own.is_zero() { settings.metrics.max_duration } else { own };
+        let duration_max = self.strictest(tenants, |limits| own_or(limits.max_metrics_duration, settings.metrics.max_duration));
         let length = ask.end - ask.start;
         if !duration_max.is_zero() && length > nanos(duration_max) {
             let shown = format_duration(duration_max);

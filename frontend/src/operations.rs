@@ -47,6 +47,9 @@ pub trait Operations: Send + Sync + 'static {
         let _ = tenant;
         QueryLimits::default()
     }
+
+    /// All limits of `tenant` as YAML, those on writing too.
+    fn limits_yaml(&self, tenant: &TenantId) -> String;
 }
 
 /// What `/api/status/buildinfo` and `tempo_build_info` tell. Grafana reads `version` as a semantic version and switches its features by it.

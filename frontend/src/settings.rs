@@ -136,6 +136,8 @@ pub struct QueryLimits {
     pub max_bytes_per_trace: usize,
     /// `max_bytes_per_tag_values_query`: bytes of names or values in an answer, cut silently.
     pub max_bytes_per_tag_values_query: usize,
+    /// `max_condition_groups_per_tag_query`: groups of conditions, joined by `||`, in a filter of names or values.
+    pub max_condition_groups_per_tag_query: usize,
     /// `max_search_duration`: replaces `search.max_duration` when it is not 0.
     pub max_search_duration: Duration,
     /// `max_metrics_duration`: replaces `metrics.max_duration` when it is not 0.
@@ -149,6 +151,7 @@ impl Default for QueryLimits {
         Self {
             max_bytes_per_trace: 0,
             max_bytes_per_tag_values_query: 1_000_000,
+            max_condition_groups_per_tag_query: 100,
             max_search_duration: Duration::ZERO,
             max_metrics_duration: Duration::ZERO,
             left_pad_trace_ids: false,

@@ -99,7 +99,7 @@ fn settings(arguments: &Arguments) -> Result<Loaded> {
         http_endpoint: Some(format!("127.0.0.1:{}", arguments.otlp_http_port)),
         ..OtlpSettings::default()
     };
-    Ok(Loaded { settings, otlp, warnings: Vec::new() })
+    Ok(Loaded { settings, otlp, tenant_file: None, warnings: Vec::new() })
 }
 
 async fn show(arguments: Arguments, addresses: Addresses, stop: StopHandle) -> Result<ExitCode> {

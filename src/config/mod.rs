@@ -5,6 +5,7 @@
 //! | [`schema`] | the keys: which are read, which are accepted without effect |
 //! | [`walk`] | the check of a configuration against them |
 //! | [`receivers`] | `distributor.receivers` |
+//! | [`tenants`] | the file of limits per tenant |
 //! | [`flags`] | the command line |
 //! | [`envsubst`] | `${…}` in the file |
 //!
@@ -15,6 +16,7 @@ pub mod envsubst;
 pub mod flags;
 pub mod receivers;
 pub mod schema;
+pub mod tenants;
 pub mod walk;
 
 use std::{path::PathBuf, time::Duration};
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_yaml_ng::{Mapping, Value};
 use skein_engine::{
     clock::go_duration,
-    compact::CompactionSettings,
+    compact::{CompactionSettings, TenantCompaction},
     error::{Error, Result},
     store::StorageSettings,
 };
@@ -31,6 +33,7 @@ use skein_frontend::settings::{FrontendSettings, QueryLimits};
 use skein_ingest::{limits::IngestionLimits, receivers::server::OtlpSettings, wal::SyncMode};
 
 use flags::Flags;
+use tenants::TenantFile;
 
 /// Everything that can be set. Names are Tempo's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -261,25 +264,37 @@ fn sync_name<S: Serializer>(sync: &SyncMode, serializer: S) -> Result<S::Ok, S::
 }
 
 /// `overrides`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OverridesSection {
-    /// `defaults`: the limits of every tenant.
+    /// `defaults`: the limits of every tenant that the file does not name.
     pub defaults: LimitsSection,
+    /// The file of limits per tenant; empty is none.
+    pub per_tenant_override_config: String,
+    /// How often the file is read again.
+    #[serde(with = "go_duration")]
+    pub per_tenant_override_period: Duration,
 }
 
-/// `overrides.defaults`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+impl Default for OverridesSection {
+    fn default() -> Self {
+        Self { defaults: LimitsSection::default(), per_tenant_override_config: String::new(), per_tenant_override_period: Duration::from_secs(10) }
+    }
+}
+
+/// The limits of a tenant: `overrides.defaults`, or an entry of the file of limits per tenant. An entry replaces the defaults as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct LimitsSection {
     pub ingestion: IngestionSection,
     pub read: ReadSection,
     pub global: GlobalSection,
+    pub compaction: TenantCompactionSection,
 }
 
 /// `overrides.defaults.ingestion`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IngestionSection {
     /// Uncompressed protobuf bytes per second; 0 is no limit, and the default here.
@@ -297,7 +312,7 @@ impl Default for IngestionSection {
 }
 
 /// `overrides.defaults.read`; 0 is no limit of its own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReadSection {
     /// Longest search window; 0 is `query_frontend.search.max_duration`.
@@ -308,27 +323,54 @@ pub struct ReadSection {
     pub max_metrics_duration: Duration,
     /// Bytes of names or values in an answer.
     pub max_bytes_per_tag_values_query: usize,
+    /// Groups of conditions, joined by `||`, in a filter of names or values.
+    pub max_condition_groups_per_tag_query: usize,
     /// Ids in search answers have 32 digits.
     pub left_pad_trace_ids: bool,
 }
 
 impl Default for ReadSection {
     fn default() -> Self {
-        let QueryLimits { max_search_duration, max_metrics_duration, max_bytes_per_tag_values_query, left_pad_trace_ids, .. } =
-            QueryLimits::default();
-        Self { max_search_duration, max_metrics_duration, max_bytes_per_tag_values_query, left_pad_trace_ids }
+        let limits = QueryLimits::default();
+        Self {
+            max_search_duration: limits.max_search_duration,
+            max_metrics_duration: limits.max_metrics_duration,
+            max_bytes_per_tag_values_query: limits.max_bytes_per_tag_values_query,
+            max_condition_groups_per_tag_query: limits.max_condition_groups_per_tag_query,
+            left_pad_trace_ids: limits.left_pad_trace_ids,
+        }
     }
 }
 
 /// `overrides.defaults.global`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GlobalSection {
     /// Largest trace that is returned, in protobuf bytes; 0 is no limit, and the default here. Nothing is refused for it at writing.
     pub max_bytes_per_trace: usize,
 }
 
+/// `overrides.defaults.compaction`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TenantCompactionSection {
+    /// 0 is `compactor.compaction.block_retention`.
+    #[serde(with = "go_duration")]
+    pub block_retention: Duration,
+    /// 0 is `compactor.compaction.compaction_window`.
+    #[serde(with = "go_duration")]
+    pub compaction_window: Duration,
+    /// Blocks are not merged; old ones are deleted all the same.
+    pub compaction_disabled: bool,
+}
+
 impl LimitsSection {
+    /// How blocks are merged and how long they are kept.
+    pub fn compaction(&self) -> TenantCompaction {
+        let TenantCompactionSection { block_retention, compaction_window, compaction_disabled } = self.compaction;
+        TenantCompaction { block_retention, compaction_window, compaction_disabled }
+    }
+
     /// Limits of writing; what is 0 here is unlimited.
     pub fn ingestion_limits(&self) -> IngestionLimits {
         let unlimited = |bytes| if bytes == 0 { u64::MAX } else { bytes };
@@ -344,6 +386,7 @@ impl LimitsSection {
         QueryLimits {
             max_bytes_per_trace: self.global.max_bytes_per_trace,
             max_bytes_per_tag_values_query: self.read.max_bytes_per_tag_values_query,
+            max_condition_groups_per_tag_query: self.read.max_condition_groups_per_tag_query,
             max_search_duration: self.read.max_search_duration,
             max_metrics_duration: self.read.max_metrics_duration,
             left_pad_trace_ids: self.read.left_pad_trace_ids,
@@ -358,11 +401,13 @@ pub struct Loaded {
     pub settings: Settings,
     /// What `distributor.receivers` says.
     pub otlp: OtlpSettings,
+    /// The file of limits per tenant, if there is one.
+    pub tenant_file: Option<TenantFile>,
     /// Things to know, one a line.
     pub warnings: Vec<String>,
 }
 
-/// Loads the settings that `flags` ask for. The only place that reads the environment. Errors: `Invalid`, every wrong key on a line.
+/// Loads the settings that `flags` ask for, and checks the file of limits per tenant. Errors: `Invalid`, every wrong key on a line.
 pub fn load(flags: &Flags) -> Result<Loaded> {
     let text = match &flags.config_file {
         Some(path) => {
@@ -376,10 +421,14 @@ pub fn load(flags: &Flags) -> Result<Loaded> {
     } else {
         text
     };
-    read(&text, flags).map_err(|error| match &flags.config_file {
+    let mut loaded = read(&text, flags).map_err(|error| match &flags.config_file {
         Some(path) => error.context(path),
         None => error,
-    })
+    })?;
+    if let Some(file) = &loaded.tenant_file {
+        loaded.warnings.extend(file.read()?.warnings);
+    }
+    Ok(loaded)
 }
 
 /// Reads settings from the text of a file and from flags.
@@ -414,7 +463,9 @@ fn read(text: &str, flags: &Flags) -> Result<Loaded> {
     if !findings.errors.is_empty() {
         return Err(invalid(&findings.errors));
     }
-    Ok(Loaded { settings, otlp, warnings: findings.warnings })
+    let path = &settings.overrides.per_tenant_override_config;
+    let tenant_file = (!path.is_empty()).then(|| TenantFile { path: path.into(), expand_env: flags.expand_env });
+    Ok(Loaded { settings, otlp, tenant_file, warnings: findings.warnings })
 }
 
 /// Puts the keys of `upper` over those of `lower`, section by section.
@@ -477,6 +528,7 @@ fn validate(settings: &mut Settings, findings: &mut walk::Findings) {
         ("ingester.flush_check_period", settings.ingester.flush_check_period.is_zero()),
         ("ingester.max_block_bytes", settings.ingester.max_block_bytes == 0),
         ("storage.trace.wal.path", settings.storage.trace.wal.path.as_os_str().is_empty()),
+        ("overrides.per_tenant_override_period", settings.overrides.per_tenant_override_period.is_zero()),
     ];
     findings.errors.extend(positive.iter().filter(|(_, empty)| *empty).map(|(key, _)| format!("{key}: must not be zero or empty")));
     let poll = settings.storage.trace.store.poll_interval();
@@ -530,7 +582,7 @@ mod tests {
 
     #[test]
     fn a_tempo_configuration_is_read() {
-        let Loaded { settings, otlp, warnings } = loaded(
+        let Loaded { settings, otlp, warnings, .. } = loaded(
             "
 stream_over_http_enabled: true
 server:

@@ -68,6 +68,30 @@ const INGESTION_LIMITS: Node = Section(&[
     ("max_global_traces_per_user", Ignored),
 ]);
 
+/// A tenant's limits: `overrides.defaults`, and each tenant's in the file of overrides.
+pub const LIMITS: Node = Section(&[
+    ("ingestion", INGESTION_LIMITS),
+    (
+        "read",
+        Section(&[
+            ("max_search_duration", Key(Duration)),
+            ("max_metrics_duration", Key(Duration)),
+            ("max_bytes_per_tag_values_query", Key(Integer)),
+            ("max_blocks_per_tag_values_query", Ignored),
+            ("max_condition_groups_per_tag_query", Key(Integer)),
+            ("unsafe_query_hints", Ignored),
+            ("left_pad_trace_ids", Key(Bool)),
+            ("metrics_spanonly_fetch", Ignored),
+        ]),
+    ),
+    ("global", Section(&[("max_bytes_per_trace", Key(Integer))])),
+    ("compaction", Section(&[("block_retention", Key(Duration)), ("compaction_window", Key(Duration)), ("compaction_disabled", Key(Bool))])),
+    ("storage", Ignored),
+    ("forwarders", Ignored),
+    ("cost_attribution", Ignored),
+    ("metrics_generator", Ignored),
+]);
+
 /// The whole tree.
 pub const ROOT: Node = Section(&[
     ("target", Key(Text)),
@@ -384,33 +408,9 @@ pub const ROOT: Node = Section(&[
     (
         "overrides",
         Section(&[
-            (
-                "defaults",
-                Section(&[
-                    ("ingestion", INGESTION_LIMITS),
-                    (
-                        "read",
-                        Section(&[
-                            ("max_search_duration", Key(Duration)),
-                            ("max_metrics_duration", Key(Duration)),
-                            ("max_bytes_per_tag_values_query", Key(Integer)),
-                            ("max_blocks_per_tag_values_query", Ignored),
-                            ("max_condition_groups_per_tag_query", Ignored),
-                            ("unsafe_query_hints", Ignored),
-                            ("left_pad_trace_ids", Key(Bool)),
-                            ("metrics_spanonly_fetch", Ignored),
-                        ]),
-                    ),
-                    ("global", Section(&[("max_bytes_per_trace", Key(Integer))])),
-                    ("compaction", Section(&[("block_retention", Ignored), ("compaction_window", Ignored), ("compaction_disabled", Ignored)])),
-                    ("storage", Ignored),
-                    ("forwarders", Ignored),
-                    ("cost_attribution", Ignored),
-                    ("metrics_generator", Ignored),
-                ]),
-            ),
-            ("per_tenant_override_config", Ignored),
-            ("per_tenant_override_period", Ignored),
+            ("defaults", LIMITS),
+            ("per_tenant_override_config", Key(Text)),
+            ("per_tenant_override_period", Key(Duration)),
             ("user_configurable_overrides", Ignored),
             ("enable_legacy_overrides", Ignored),
         ]),

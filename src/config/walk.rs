@@ -201,24 +201,41 @@ fn line_of(text: &str, path: &[String]) -> Option<usize> {
     None
 }
 
+/// The flat keys of Tempo's older form that a section of limits had.
+#[derive(Debug, Default)]
+pub struct FlatLimits {
+    /// Flat name, place in the scoped form, value.
+    pub moved: Vec<(&'static str, &'static [&'static str], Value)>,
+    /// Names without meaning here.
+    pub ignored: Vec<String>,
+}
+
+/// Takes the flat keys out of `section`.
+pub fn take_flat_limits(section: &mut Mapping) -> FlatLimits {
+    let mut flat = FlatLimits::default();
+    for &(name, place) in LEGACY_OVERRIDES {
+        flat.moved.extend(section.remove(name).map(|value| (name, place, value)));
+    }
+    let of_generator = |key: &Value| key.as_str().filter(|key| key.starts_with("metrics_generator_")).map(str::to_owned);
+    flat.ignored = section.keys().filter_map(of_generator).collect();
+    for name in &flat.ignored {
+        section.remove(name.as_str());
+    }
+    flat
+}
+
 /// Moves the flat keys directly below `overrides` to their places in `overrides.defaults`.
 fn move_legacy_overrides(config: &mut Value, findings: &mut Findings) {
     let Some(Value::Mapping(overrides)) = config.get_mut("overrides") else { return };
-    for (flat, place) in LEGACY_OVERRIDES {
-        if let Some(value) = overrides.remove(*flat) {
-            let new = format!("overrides.defaults.{}", place.join("."));
-            findings.warnings.push(format!("overrides.{flat}: the older form of {new}"));
-            let mut defaults = overrides.remove("defaults").unwrap_or(Value::Null);
-            set(&mut defaults, place, value);
-            overrides.insert("defaults".into(), defaults);
-        }
+    let flat = take_flat_limits(overrides);
+    for (name, place, value) in flat.moved {
+        let new = format!("overrides.defaults.{}", place.join("."));
+        findings.warnings.push(format!("overrides.{name}: the older form of {new}"));
+        let mut defaults = overrides.remove("defaults").unwrap_or(Value::Null);
+        set(&mut defaults, place, value);
+        overrides.insert("defaults".into(), defaults);
     }
-    let generator: Vec<Value> =
-        overrides.keys().filter(|key| key.as_str().is_some_and(|key| key.starts_with("metrics_generator_"))).cloned().collect();
-    for key in generator {
-        overrides.remove(&key);
-        findings.warnings.push(format!("overrides.{}: has no effect here", key.as_str().unwrap_or_default()));
-    }
+    findings.warnings.extend(flat.ignored.iter().map(|name| format!("overrides.{name}: has no effect here")));
 }
 
 /// Puts `value` at `path`, making the sections on the way and replacing what is not one.

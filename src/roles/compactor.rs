@@ -20,6 +20,7 @@ pub fn spawn(shared: &Shared, storage: &Storage, merger: Arc<dyn Merger>) -> Res
         shared.settings.compactor.compaction.clone(),
         CompactionMetrics::new(&shared.registry)?,
     );
+    let scheduler = scheduler.with_tenants(shared.overrides.clone());
     Ok(Task::spawn_watching("compaction", &shared.query, |stop| async move {
         scheduler.run(stop).await;
         Ok(())

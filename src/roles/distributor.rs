@@ -16,11 +16,10 @@ use super::Shared;
 pub async fn open(shared: &Shared, mut otlp: OtlpSettings, sink: Arc<dyn TraceSink>, metrics: Arc<Metrics>) -> Result<OtlpServer> {
     let settings = &shared.settings;
     otlp.stop_timeout = settings.server.graceful_shutdown_timeout;
-    let limits = Arc::new(settings.overrides.defaults.ingestion_limits());
     let behaviour = DistributorSettings {
         retry_after_on_resource_exhausted: settings.distributor.retry_after_on_resource_exhausted,
         ..DistributorSettings::default()
     };
-    let distributor = Arc::new(Distributor::new(sink, limits, metrics, behaviour, monotonic_clock()));
+    let distributor = Arc::new(Distributor::new(sink, shared.overrides.clone(), metrics, behaviour, monotonic_clock()));
     OtlpServer::bind(otlp, distributor).await
 }

@@ -12,6 +12,7 @@ use skein_engine::{
         TraceResult, Window,
     },
     spans::TraceId,
+    stop::Stop,
     tenant::TenantId,
 };
 use skein_ingest::{
@@ -114,8 +115,10 @@ struct OnQueryThreads {
 
 impl OnQueryThreads {
     async fn run<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let stop = Stop::default();
+        let _waiting = stop.on_drop();
         let mut task = JoinSet::new();
-        task.spawn_on(work, &self.threads);
+        task.spawn_on(stop.scope(work), &self.threads);
         match task.join_next().await {
             Some(Ok(result)) => result,
             Some(Err(error)) => Err(Error::internal("running a query").with_source(error)),

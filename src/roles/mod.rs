@@ -8,6 +8,7 @@
 //! | [`query_frontend`] | the HTTP and gRPC API |
 //! | [`compactor`] | merging and retention |
 //! | [`process`] | readiness, signals, `/flush` and `/shutdown` |
+//! | [`overrides`] | the limits of each tenant |
 //!
 //! Start: ports of the API are bound (a taken one fails at once), the store is listed, the log is replayed, receivers and API are
 //! served, and only then is the process ready. Stop: `/ready` says no for `shutdown_delay`, receivers end, background work ends, live
@@ -16,6 +17,7 @@
 pub mod compactor;
 pub mod distributor;
 pub mod ingester;
+pub mod overrides;
 pub mod process;
 pub mod query_frontend;
 pub mod storage;
@@ -33,6 +35,7 @@ use crate::{
     config::{Loaded, Settings},
     runtime,
 };
+use overrides::Overrides;
 use process::{Process, StopHandle};
 
 /// What every role is given.
@@ -43,6 +46,8 @@ pub struct Shared {
     pub registry: Registry,
     /// The wall clock.
     pub clock: Arc<dyn Clock>,
+    /// Everyone's limits.
+    pub overrides: Arc<Overrides>,
     /// Threads for queries, block writing and compaction. The caller's own are for the network.
     pub query: tokio::runtime::Handle,
 }
@@ -81,8 +86,10 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(Addresses, StopHandle)) -> Result<
 }
 
 async fn serve(loaded: Loaded, query: tokio::runtime::Handle, ready: impl FnOnce(Addresses, StopHandle)) -> Result<()> {
-    let Loaded { settings, otlp, .. } = loaded;
-    let shared = Arc::new(Shared { settings, registry: Registry::new(), clock: Arc::new(SystemClock), query });
+    let Loaded { settings, otlp, tenant_file, .. } = loaded;
+    let registry = Registry::new();
+    let overrides = Arc::new(Overrides::open(settings.overrides.defaults, tenant_file, &registry)?);
+    let shared = Arc::new(Shared { settings, registry, clock: Arc::new(SystemClock), overrides, query });
     process::register_metrics(&shared.registry)?;
     let (stop, stop_asked) = StopHandle::new();
     process::stop_on_signals(stop.clone())?;
@@ -103,6 +110,7 @@ async fn serve(loaded: Loaded, query: tokio::runtime::Handle, ready: impl FnOnce
     };
     let receiving = Task::spawn("receivers", |stopped| stopping_if_it_fails(stop.clone(), async move { receivers.serve(stopped).await }));
     let polling = storage.spawn_polling();
+    let reloading = overrides::spawn(&shared);
     let compacting = compactor::spawn(&shared, &storage, ingester.merger.clone())?;
     let serving = Task::spawn("API", {
         let settings = shared.settings.clone();
@@ -120,6 +128,7 @@ async fn serve(loaded: Loaded, query: tokio::runtime::Handle, ready: impl FnOnce
     let mut result = receiving.stop().await;
     result = result.and(compacting.stop().await);
     result = result.and(polling.stop().await);
+    result = result.and(reloading.stop().await);
     result = result.and(ingester.cutting.stop().await);
     result = result.and(ingester.lifecycle.stop(flush_all).await);
     result = result.and(serving.stop().await);

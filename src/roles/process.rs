@@ -1,6 +1,7 @@
 //! The process as its operator drives it: readiness, signals, `/flush`, `/shutdown`, status pages.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -26,7 +27,7 @@ use tokio::{
 };
 
 use super::{Shared, ingester::Lifecycle};
-use crate::config::Settings;
+use crate::config::{LimitsSection, Settings};
 
 /// How far the process is; the numbers are those of [`Process::state`].
 const STARTING: u8 = 0;
@@ -173,8 +174,10 @@ impl Operations for Process {
     }
 
     fn runtime_config_yaml(&self, diff: bool) -> String {
-        let overrides = &self.shared.settings.overrides;
-        if diff { yaml_diff(overrides, &Settings::default().overrides) } else { yaml(overrides) }
+        let tenants = self.shared.overrides.tenants();
+        let entries = tenants.iter().map(|(tenant, limits)| (tenant.to_string(), *limits)).collect();
+        let config = RuntimeConfig { defaults: *self.shared.overrides.defaults(), overrides: entries };
+        if diff { yaml_diff(&config, &RuntimeConfig::default()) } else { yaml(&config) }
     }
 
     fn services(&self) -> Vec<(String, String)> {
@@ -186,9 +189,26 @@ impl Operations for Process {
         SERVICES.iter().map(|service| ((*service).to_owned(), state.to_owned())).collect()
     }
 
-    fn limits(&self, _tenant: &TenantId) -> QueryLimits {
-        self.shared.settings.overrides.defaults.query_limits()
+    fn tenants_with_overrides(&self) -> Vec<TenantId> {
+        self.shared.overrides.tenants().iter().map(|(tenant, _)| tenant.clone()).collect()
     }
+
+    fn limits(&self, tenant: &TenantId) -> QueryLimits {
+        self.shared.overrides.limits(tenant).query_limits()
+    }
+
+    fn limits_yaml(&self, tenant: &TenantId) -> String {
+        yaml(&self.shared.overrides.limits(tenant))
+    }
+}
+
+/// What `/status/runtime_config` shows.
+#[derive(Default, Serialize)]
+struct RuntimeConfig {
+    /// Limits of tenants without an entry.
+    defaults: LimitsSection,
+    /// Entries of the file of limits per tenant.
+    overrides: BTreeMap<String, LimitsSection>,
 }
 
 fn yaml(value: &impl Serialize) -> String {

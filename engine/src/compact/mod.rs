@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::go_duration,
     error::{Error, Result},
+    tenant::TenantId,
 };
 
 /// `compactor.compaction`: Tempo's keys, and its scheduler's for the number of inputs.
@@ -85,7 +86,41 @@ impl Default for CompactionSettings {
     }
 }
 
+/// What a tenant has of its own. Keys of Tempo's overrides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TenantCompaction {
+    /// Replaces [`CompactionSettings::block_retention`] when it is not 0.
+    pub block_retention: Duration,
+    /// Replaces [`CompactionSettings::compaction_window`] when it is not 0.
+    pub compaction_window: Duration,
+    /// The tenant's blocks are not merged; retention goes on.
+    pub compaction_disabled: bool,
+}
+
+/// Knows what each tenant has of its own. Asked at the time of use, so an implementation may reload.
+pub trait TenantCompactions: Send + Sync + 'static {
+    /// What `tenant` has of its own now.
+    fn compaction(&self, tenant: &TenantId) -> TenantCompaction;
+}
+
+/// The same for everyone.
+impl TenantCompactions for TenantCompaction {
+    fn compaction(&self, _tenant: &TenantId) -> TenantCompaction {
+        *self
+    }
+}
+
 impl CompactionSettings {
+    /// The settings for a tenant with `own`.
+    pub fn of_tenant(&self, own: &TenantCompaction) -> Self {
+        let or = |own: Duration, common: Duration| if own.is_zero() { common } else { own };
+        Self {
+            block_retention: or(own.block_retention, self.block_retention),
+            compaction_window: or(own.compaction_window, self.compaction_window),
+            ..self.clone()
+        }
+    }
+
     /// Checks that compaction can work with these. Errors: `Invalid`, naming the key.
     pub fn validate(&self) -> Result<()> {
         let wrong = if self.compaction_window < Duration::from_secs(1) {

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use object_store::ObjectStore;
 use tokio::sync::watch;
 
-use super::{CompactionMetrics, CompactionSettings, Job, retention, select};
+use super::{CompactionMetrics, CompactionSettings, Job, TenantCompaction, TenantCompactions, retention, select};
 use crate::{
     catalog::{
         BlockMeta, Catalog, WalRange,
@@ -74,6 +74,7 @@ pub struct Scheduler {
     merger: Arc<dyn Merger>,
     clock: Arc<dyn Clock>,
     settings: CompactionSettings,
+    tenants: Arc<dyn TenantCompactions>,
     metrics: CompactionMetrics,
     /// Blocks that wait after a failure; only live ones.
     backoff: HashMap<TenantId, HashMap<BlockId, Backoff>>,
@@ -93,7 +94,14 @@ impl Scheduler {
         metrics: CompactionMetrics,
     ) -> Self {
         let (backoff, unsettled) = (HashMap::new(), HashSet::new());
-        Self { store, catalog, poller, merger, clock, settings, metrics, backoff, unsettled }
+        let tenants = Arc::new(TenantCompaction::default());
+        Self { store, catalog, poller, merger, clock, settings, tenants, metrics, backoff, unsettled }
+    }
+
+    /// The same for tenants that have settings of their own.
+    pub fn with_tenants(mut self, tenants: Arc<dyn TenantCompactions>) -> Self {
+        self.tenants = tenants;
+        self
     }
 
     /// Passes over all tenants, waits `compaction_cycle`, and so on until `stop` is true or its sender is gone. A merge under way is
@@ -130,12 +138,16 @@ impl Scheduler {
                 };
             }
             self.mark_superseded(&tenant).await;
-            self.merge_tenant(&tenant, stop, &mut report).await;
+            let own = self.tenants.compaction(&tenant);
+            let settings = self.settings.of_tenant(&own);
+            if !own.compaction_disabled {
+                self.merge_tenant(&tenant, &settings, stop, &mut report).await;
+            }
             if self.unsettled.contains(&tenant) {
                 continue;
             }
             let now = self.clock.now_unix_nano();
-            let done = retention::apply(&*self.store, &self.catalog, &tenant, now, &self.settings, &self.metrics).await;
+            let done = retention::apply(&*self.store, &self.catalog, &tenant, now, &settings, &self.metrics).await;
             report.retention.marked += done.marked;
             report.retention.deleted += done.deleted;
             report.retention.failed += done.failed;
@@ -149,12 +161,12 @@ impl Scheduler {
     }
 
     /// Merges until nothing is left to do, the tenant's time is over or the store is away.
-    async fn merge_tenant(&mut self, tenant: &TenantId, stop: &watch::Receiver<bool>, report: &mut CycleReport) {
+    async fn merge_tenant(&mut self, tenant: &TenantId, settings: &CompactionSettings, stop: &watch::Receiver<bool>, report: &mut CycleReport) {
         let watch = Stopwatch::start();
         loop {
-            let jobs = self.jobs(tenant);
+            let jobs = self.jobs(tenant, settings);
             self.metrics.set_outstanding(tenant, jobs.iter().map(|job| job.inputs.len()).sum());
-            let Some(job) = jobs.into_iter().next().filter(|_| !is_stopped(stop) && watch.elapsed() < self.settings.max_time_per_tenant) else {
+            let Some(job) = jobs.into_iter().next().filter(|_| !is_stopped(stop) && watch.elapsed() < settings.max_time_per_tenant) else {
                 return;
             };
             let Some(result) = self.run_job(tenant, &job, stop).await else { return };
@@ -175,15 +187,15 @@ impl Scheduler {
     }
 
     /// The merges to do, without the blocks that wait after a failure.
-    fn jobs(&mut self, tenant: &TenantId) -> Vec<Job> {
+    fn jobs(&mut self, tenant: &TenantId, settings: &CompactionSettings) -> Vec<Job> {
         let snapshot = self.catalog.snapshot(tenant);
         let (live, now) = (snapshot.blocklist.live(), self.clock.now_unix_nano());
-        let Some(backoff) = self.backoff.get_mut(tenant) else { return select(live, now, &self.settings) };
+        let Some(backoff) = self.backoff.get_mut(tenant) else { return select(live, now, settings) };
         let ids: HashSet<BlockId> = live.iter().map(|block| block.id).collect();
         backoff.retain(|id, _| ids.contains(id));
         let waits = |id: &BlockId| backoff.get(id).is_some_and(|backoff| backoff.until_unix_nano > now);
         let ready: Vec<_> = live.iter().filter(|block| !waits(&block.id)).cloned().collect();
-        select(&ready, now, &self.settings)
+        select(&ready, now, settings)
     }
 
     fn back_off(&mut self, tenant: &TenantId, job: &Job) {

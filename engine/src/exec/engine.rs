@@ -1,4 +1,7 @@
-//! The engine of one process: catalog, caches and live spans, and the answers to queries.
+//! The engine of one process: catalog, caches and live spans, and the answers to queries. `remote` is what it tells other processes of its
+//! live spans, and how it plans over theirs.
+
+mod remote;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -9,14 +12,15 @@ use datafusion::{
     prelude::SessionContext,
 };
 use futures::{TryStreamExt, future::try_join_all};
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
 use skein_proto::otlp::trace::v1::ResourceSpans;
 
+pub use self::remote::{LocalListing, Survey};
 use super::{
     live::{LiveGeneration, LiveSpans},
     source::{MemorySource, SourceRef},
-    sources::{SourceName, SourceResolver, SourceSet},
+    sources::{LiveAt, SourceName, SourceResolver, SourceSet},
     split::{common, join_traces, split_ids},
     stats::{ScanMetrics, stats_of_plan},
     tags,
@@ -104,7 +108,7 @@ struct Core {
     live: Arc<dyn LiveSpans>,
     blocks: Cache<BlockId, Arc<BlockReader>>,
     blooms: Cache<(BlockId, u32), Arc<BloomShard>>,
-    ordered: Cache<(BlockId, u64), Arc<MemorySource>>,
+    ordered: Cache<(TenantId, BlockId, u64), Arc<MemorySource>>,
     block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
     joined: Cache<SourceKey, Joined>,
 }
@@ -122,7 +126,12 @@ impl Engine {
                 .max_capacity(settings.block_cache_bytes)
                 .build(),
             blooms: Cache::builder().weigher(|_, _| 128 << 10).max_capacity(settings.bloom_cache_bytes).build(),
-            ordered: Cache::builder().weigher(move |_, source| weight(source)).max_capacity(settings.memory_source_bytes).build(),
+            // The least recently used goes, never the newest: what was listed for a plan is asked for in a moment.
+            ordered: Cache::builder()
+                .weigher(move |_, source| weight(source))
+                .max_capacity(settings.memory_source_bytes)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
             block_splits: Cache::new(64),
             joined: Cache::builder()
                 .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
@@ -139,6 +148,29 @@ impl Engine {
         let sources = self.core.sources(tenant, request.window, &metrics).await?;
         let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
         lower_search(query, sources, request, self.settings.partitions)
+    }
+
+    /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
+    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
+        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let sources = Arc::new(sources);
+        let mut stats = ScanStats::default();
+        let mut operands = Operands::new();
+        for (pipeline, function) in operands_of(&query) {
+            let key = operand_key(pipeline, function);
+            if operands.contains_key(&key) {
+                continue;
+            }
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
+            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
+            for batch in self.execute(&plan).await? {
+                partial.merge_batch(&batch)?;
+            }
+            stats = stats.plus(&stats_of_plan(&plan));
+            operands.insert(key, series::finish(function, &request.intervals, partial));
+        }
+        add_blocks(&mut stats, sources.sources().await?);
+        Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
     }
 
     /// Opens sources by name, for plans that come from elsewhere.
@@ -183,8 +215,9 @@ impl Core {
         Ok(candidates)
     }
 
-    fn order(&self, generation: &LiveGeneration) -> Arc<MemorySource> {
-        self.ordered.get_with((generation.block, generation.set.version), || Arc::new(MemorySource::new(generation.set.clone())))
+    fn order(&self, tenant: &TenantId, generation: &LiveGeneration) -> Arc<MemorySource> {
+        let key = (tenant.clone(), generation.block, generation.set.version);
+        self.ordered.get_with(key, || Arc::new(MemorySource::new(generation.set.clone())))
     }
 
     /// Live spans first, then the blocks that are not among them: in this order nothing is missed and nothing is seen twice.
@@ -198,15 +231,11 @@ impl Core {
 
     /// All sources of a tenant, opened; the joined one last, if there is one.
     async fn sources(&self, tenant: &TenantId, window: Option<Window>, metrics: &ScanMetrics) -> Result<Vec<(SourceName, SourceRef)>> {
-        let wide = window.map(|window| Window {
-            start_seconds: window.start_seconds.saturating_sub(SPLIT_SLACK_SECONDS),
-            end_seconds: window.end_seconds.saturating_add(SPLIT_SLACK_SECONDS),
-        });
-        let (live, metas) = self.snapshot(tenant, wide);
+        let (live, metas) = self.snapshot(tenant, widened(window));
         let blocks = self.open_all(&metas).await?;
         let mut sources: Vec<(SourceName, SourceRef)> = Vec::with_capacity(live.len() + blocks.len() + 1);
         for generation in &live {
-            sources.push((SourceName::Live { id: generation.block }, self.order(generation)));
+            sources.push((SourceName::Live { id: generation.block, at: None }, self.order(tenant, generation)));
         }
         for block in blocks {
             sources.push((SourceName::Block { id: block.meta().id }, block));
@@ -228,15 +257,8 @@ impl Core {
         if let Some(joined) = self.joined.get(&key) {
             return Ok(joined);
         }
-        let ids = |at: usize| sources[at].1.traces().ids();
-        let of_blocks = self.block_splits.get_with((key.tenant.clone(), key.blocks.clone()), || {
-            let lists: Vec<&[u128]> = (live..sources.len()).map(ids).collect();
-            Arc::new(split_ids(&lists))
-        });
-        let mut split = BTreeSet::clone(&of_blocks);
-        for at in 0..live {
-            (at + 1..sources.len()).for_each(|other| common(ids(at), ids(other), &mut split));
-        }
+        let lists: Vec<&[u128]> = sources.iter().map(|(_, source)| source.traces().ids()).collect();
+        let split = self.split(&key, live, &lists);
         let source = if split.is_empty() {
             None
         } else {
@@ -246,6 +268,16 @@ impl Core {
         let joined: Joined = Arc::new((split, source));
         self.joined.insert(key, joined.clone());
         Ok(joined)
+    }
+
+    /// The ids in more than one of `lists`, of which the first `live` are of live spans, the others of the blocks of `key`.
+    fn split(&self, key: &SourceKey, live: usize, lists: &[&[u128]]) -> BTreeSet<u128> {
+        let of_blocks = self.block_splits.get_with((key.tenant.clone(), key.blocks.clone()), || Arc::new(split_ids(&lists[live..])));
+        let mut split = BTreeSet::clone(&of_blocks);
+        for at in 0..live {
+            lists[at + 1..].iter().for_each(|other| common(lists[at], other, &mut split));
+        }
+        split
     }
 
     /// False when the block certainly lacks the trace.
@@ -283,6 +315,14 @@ impl Core {
     }
 }
 
+/// The window in which other spans of the traces of `window` are looked for.
+fn widened(window: Option<Window>) -> Option<Window> {
+    window.map(|window| Window {
+        start_seconds: window.start_seconds.saturating_sub(SPLIT_SLACK_SECONDS),
+        end_seconds: window.end_seconds.saturating_add(SPLIT_SLACK_SECONDS),
+    })
+}
+
 /// The spans of one trace in a live set, as a source of their own: the whole set is not ordered for it.
 fn live_trace(set: &SpanSet, id: TraceId) -> Option<Arc<MemorySource>> {
     set.only_trace(id).map(|set| Arc::new(MemorySource::new(set)))
@@ -312,12 +352,13 @@ impl SourceResolver for Core {
         let mut sources: Vec<SourceRef> = Vec::with_capacity(names.len());
         for name in names {
             match name {
-                SourceName::Block { id } | SourceName::Live { id } => {
+                SourceName::Live { id, at: Some(LiveAt { version, .. }) } => sources.push(self.listed(tenant, &live, *id, *version)?),
+                SourceName::Block { id } | SourceName::Live { id, at: None } => {
                     let generation = live.iter().find(|generation| generation.block == *id);
                     match (generation, blocks.blocklist.known().find(|meta| meta.id == *id)) {
-                        (Some(generation), _) if matches!(name, SourceName::Live { .. }) => sources.push(self.order(generation)),
+                        (Some(generation), _) if matches!(name, SourceName::Live { .. }) => sources.push(self.order(tenant, generation)),
                         (_, Some(meta)) => sources.push(self.open(meta).await?),
-                        _ => return Err(Error::not_found(format!("block {id} of tenant {tenant} is not known here"))),
+                        _ => sources.push(self.open(&self.meta_in_store(tenant, *id).await?).await?),
                     }
                 }
                 SourceName::Joined { traces } => {
@@ -365,37 +406,34 @@ impl QueryService for Engine {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
         let opening = ScanMetrics::default();
         let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
-        let opened: Vec<SourceRef> = sources.iter().map(|(_, source)| source.clone()).collect();
-        let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
-        let mut stats = opening.snapshot();
-        let mut operands = Operands::new();
-        for (pipeline, function) in operands_of(&query) {
-            let key = operand_key(pipeline, function);
-            if operands.contains_key(&key) {
-                continue;
-            }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
-            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
-            for batch in self.execute(&plan).await? {
-                partial.merge_batch(&batch)?;
-            }
-            stats = stats.plus(&stats_of_plan(&plan));
-            operands.insert(key, series::finish(function, &request.intervals, partial));
-        }
-        add_blocks(&mut stats, &opened);
-        Ok(evaluate::finish(&query, &operands, &request, stats))
+        let sources = SourceSet::opened(tenant.clone(), sources, self.core.clone());
+        let mut result = self.metrics_over(sources, &request).await?;
+        result.stats = result.stats.plus(&opening.snapshot());
+        Ok(result)
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
         let metrics = ScanMetrics::default();
         let sources = self.plain_sources(tenant, request.window, &metrics).await?;
+        self.names_in(&sources, &request, &metrics).await
+    }
+
+    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
+        traceql::parse_identifier(&request.tag)?;
+        let metrics = ScanMetrics::default();
+        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
+        self.values_in(&sources, &request, &metrics).await
+    }
+}
+
+impl Engine {
+    async fn names_in(&self, sources: &[SourceRef], request: &TagNamesRequest, metrics: &ScanMetrics) -> Result<TagNames> {
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
         let mut names = match filter {
-            Some(filter) => tags::names_where(&sources, &filter, request.window, &metrics).await?,
-            None => tags::all_names(&sources),
+            Some(filter) => tags::names_where(sources, &filter, request.window, metrics).await?,
+            None => tags::all_names(sources),
         };
         if !sources.is_empty() {
             names.entry(TagScope::Resource).or_default().insert("service.name".to_owned());
@@ -405,33 +443,29 @@ impl QueryService for Engine {
         }
         let scopes = names.into_iter().map(|(scope, names)| (scope, names.into_iter().collect())).collect();
         let mut stats = metrics.snapshot();
-        add_blocks(&mut stats, &sources);
+        add_blocks(&mut stats, sources);
         Ok(TagNames { scopes, stats })
     }
 
-    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
+    async fn values_in(&self, sources: &[SourceRef], request: &TagValuesRequest, metrics: &ScanMetrics) -> Result<TagValues> {
         let field = traceql::parse_identifier(&request.tag)?;
-        let metrics = ScanMetrics::default();
-        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
-        let values = tags::values_of(&sources, &field, filter.as_ref(), request.window, &metrics).await?;
+        let values = tags::values_of(sources, &field, filter.as_ref(), request.window, metrics).await?;
         let mut stats = metrics.snapshot();
-        add_blocks(&mut stats, &sources);
+        add_blocks(&mut stats, sources);
         Ok(TagValues { values, stats })
     }
-}
 
-impl Engine {
     /// Sources as they are: what is said of single spans needs no trace to be whole.
     async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>, _metrics: &ScanMetrics) -> Result<Vec<SourceRef>> {
         let (live, metas) = self.core.snapshot(tenant, window);
-        let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(generation) as SourceRef).collect();
+        let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(tenant, generation) as SourceRef).collect();
         sources.extend(self.core.open_all(&metas).await?.into_iter().map(|block| block as SourceRef));
         Ok(sources)
     }
 }
 
-fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {
+pub(crate) fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {
     let blocks = sources.iter().map(|source| source.data_bytes()).filter(|&bytes| bytes > 0);
     (stats.blocks, stats.block_bytes) = blocks.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
 }

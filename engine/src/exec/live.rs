@@ -1,7 +1,15 @@
-//! Live spans as the engine sees them. The ingester implements the trait; the engine knows no ingester.
+//! Live spans as the engine sees them: those of this process, and those that other processes list. The ingester implements the first
+//! trait, whoever speaks to other processes the second; the engine knows neither.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{source::SourceRef, sources::LiveAt};
 use crate::{
-    spans::{BlockId, set::SpanSet},
+    error::Result,
+    query::{TagNames, TagNamesRequest, TagValues, TagValuesRequest},
+    spans::{BlockId, TraceId, set::SpanSet},
     tenant::TenantId,
 };
 
@@ -34,4 +42,53 @@ impl LiveSpans for NoLiveSpans {
     fn tenants(&self) -> Vec<TenantId> {
         Vec::new()
     }
+}
+
+/// A live generation of another process as it was listed.
+#[derive(Debug, Clone)]
+pub struct ListedGeneration {
+    /// The block it will become.
+    pub block: BlockId,
+    /// Whose it is, and its version.
+    pub at: LiveAt,
+    /// Its traces, ascending, each once.
+    pub trace_ids: Arc<Vec<u128>>,
+    /// Its spans.
+    pub spans: u64,
+}
+
+/// The live spans of all other processes.
+#[derive(Debug, Default, Clone)]
+pub struct LiveListing {
+    /// The generations; none is empty.
+    pub generations: Vec<ListedGeneration>,
+    /// Blocks that the processes have known of since before they listed their live spans: what was live a moment ago is among them, though
+    /// a catalog that polls the store may not have it yet.
+    pub recent_blocks: Vec<BlockId>,
+}
+
+/// Spans of one trace that are live in other processes.
+#[derive(Debug, Default)]
+pub struct LiveTrace {
+    /// A source for each process that has some.
+    pub sources: Vec<SourceRef>,
+    /// As in [`LiveListing`].
+    pub recent_blocks: Vec<BlockId>,
+}
+
+/// Live spans of other processes. Every call asks all it concerns and fails when one does not answer: the answer is complete or an error,
+/// which names the process.
+#[async_trait]
+pub trait RemoteLive: std::fmt::Debug + Send + Sync + 'static {
+    /// What is live. Errors: `Unavailable`.
+    async fn list(&self, tenant: &TenantId) -> Result<LiveListing>;
+    /// The spans of the traces `ids` of a listed generation, or all of it as one source.
+    /// Errors: `Unavailable`, also when the listed version is gone.
+    async fn traces(&self, tenant: &TenantId, block: BlockId, at: &LiveAt, ids: Option<&[u128]>) -> Result<Vec<SourceRef>>;
+    /// The spans of one trace. Errors: `Unavailable`.
+    async fn trace(&self, tenant: &TenantId, id: TraceId) -> Result<LiveTrace>;
+    /// Attribute names of live spans, one answer for each process, and blocks as in [`LiveListing`]. Errors: `Unavailable`.
+    async fn tag_names(&self, tenant: &TenantId, request: &TagNamesRequest) -> Result<(Vec<TagNames>, Vec<BlockId>)>;
+    /// Values of an attribute of live spans, one answer for each process, and blocks as in [`LiveListing`]. Errors: `Unavailable`.
+    async fn tag_values(&self, tenant: &TenantId, request: &TagValuesRequest) -> Result<(Vec<TagValues>, Vec<BlockId>)>;
 }

@@ -4,6 +4,7 @@ pub mod engine;
 pub mod eval;
 pub mod live;
 pub mod prune;
+pub mod shares;
 pub mod shown;
 pub mod source;
 pub mod sources;

@@ -24,6 +24,8 @@ enum Evidence<'a> {
     Resources(&'a str),
     /// The columns of a span attribute.
     Attribute(&'a str),
+    /// The keys of event attributes.
+    Event(&'a str),
     /// The statistics of the column of an intrinsic.
     Intrinsic(Intrinsic),
 }
@@ -34,6 +36,7 @@ fn evidence(term: &FieldExpr) -> Option<(Evidence<'_>, CompareOp, &Static)> {
     let (FieldExpr::Field(field), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return None };
     let evidence = match field {
         FieldRef::Attribute { scope: AttributeScope::Resource, name } if *op == CompareOp::Eq => Evidence::Resources(name),
+        FieldRef::Attribute { scope: AttributeScope::Event, name } if *op == CompareOp::Eq => Evidence::Event(name),
         FieldRef::Attribute { scope: AttributeScope::Span, name } if *op != CompareOp::Ne => Evidence::Attribute(name),
         FieldRef::Intrinsic(intrinsic @ (Intrinsic::Duration | Intrinsic::TraceDuration | Intrinsic::Status | Intrinsic::Kind))
             if *op != CompareOp::Ne =>
@@ -50,6 +53,7 @@ pub fn prunes_by(term: &FieldExpr) -> Option<&'static str> {
     evidence(term).map(|(evidence, ..)| match evidence {
         Evidence::Resources(_) => "resources",
         Evidence::Attribute(_) => "column types, statistics and bloom filters",
+        Evidence::Event(_) => "keys of events",
         Evidence::Intrinsic(_) => "statistics",
     })
 }
@@ -64,6 +68,7 @@ pub async fn ruled_out(term: &FieldExpr, source: &SourceRef, group: usize, metri
             attribute_rules_out(key, op, literal, source, group, metrics).await
         }
         Evidence::Attribute(_) => Ok(None),
+        Evidence::Event(key) => Ok((!events_may_have(key, source)).then_some(Pruned::Columns)),
         Evidence::Intrinsic(intrinsic) => Ok((!intrinsic_may_match(intrinsic, op, literal, source, group)).then_some(Pruned::Columns)),
     }
 }
@@ -74,6 +79,11 @@ fn resources_may_match(key: &str, literal: &Static, source: &SourceRef, group: u
     let values = source.resources().values_of(key);
     let here = |number: i64| range.as_ref().is_none_or(|range| range.contains(&number));
     values.iter().zip(0..).any(|(value, number)| here(number) && compare(CompareOp::Eq, value, &literal))
+}
+
+fn events_may_have(key: &str, source: &SourceRef) -> bool {
+    let schema = source.schema();
+    schema.event_attribute_columns(key).next().is_some() || (schema.event_rest && source.rest_may_have(RestScope::Event, key))
 }
 
 async fn attribute_rules_out(

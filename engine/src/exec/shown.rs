@@ -123,6 +123,13 @@ fn has_own_place(field: &FieldRef) -> bool {
     )
 }
 
+/// The event or link a shown value comes from; the greatest is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Chosen {
+    has_value: bool,
+    entry: u32,
+}
+
 impl ShownField {
     /// What is shown of the field on each of `rows`: None for nothing. Errors: as [`mask`].
     pub fn values(&self, frame: &Frame, rows: &[u32]) -> Result<Vec<Option<Value>>> {
@@ -130,8 +137,9 @@ impl ShownField {
         rows.iter().for_each(|&row| bits[row as usize] = true);
         let wanted: BooleanBuffer = bits.into();
         let mut shown: Vec<Option<Value>> = vec![None; frame.len()];
+        let mut from: Vec<Chosen> = vec![Chosen::default(); frame.len()];
         for term in &self.terms {
-            self.term_values(term, frame, &wanted, &mut shown)?;
+            self.term_values(term, frame, &wanted, (&mut shown, &mut from))?;
         }
         if self.always {
             let vector = frame.vector_of_spans(&self.field)?;
@@ -145,7 +153,14 @@ impl ShownField {
         Ok(rows.iter().map(|&row| shown[row as usize].clone()).collect())
     }
 
-    fn term_values(&self, term: &FieldExpr, frame: &Frame, wanted: &BooleanBuffer, shown: &mut [Option<Value>]) -> Result<()> {
+    /// Of several events or links that fit, by one term or several, the last is shown that has a value.
+    fn term_values(
+        &self,
+        term: &FieldExpr,
+        frame: &Frame,
+        wanted: &BooleanBuffer,
+        (shown, from): (&mut [Option<Value>], &mut [Chosen]),
+    ) -> Result<()> {
         let missing = matches!(term, FieldExpr::Missing(_));
         let vector = frame.vector(&self.field)?;
         let level = level_of(&self.field);
@@ -158,8 +173,12 @@ impl ShownField {
         let bindings = frame.bindings(wanted, level == FieldLevel::Event, level == FieldLevel::Link)?;
         let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
         for at in bound_truth(term, frame, &bindings)?.set_indices() {
-            let value = if missing { Value::Nil } else { vector.get(chosen.value(at) as usize) };
-            shown[bindings.spans.value(at) as usize] = Some(value);
+            let (row, entry) = (bindings.spans.value(at) as usize, chosen.value(at));
+            let candidate = Chosen { has_value: !missing, entry };
+            if shown[row].is_none() || candidate > from[row] {
+                shown[row] = Some(if missing { Value::Nil } else { vector.get(entry as usize) });
+                from[row] = candidate;
+            }
         }
         Ok(())
     }

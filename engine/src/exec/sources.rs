@@ -35,6 +35,9 @@ pub enum SourceName {
     Live {
         /// The id of the block to be.
         id: BlockId,
+        /// In a cluster, where they are. None: in the process that made the plan, as they are when it runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<LiveAt>,
     },
     /// The whole of those traces whose spans lie in several of the other sources. The others leave them out.
     Joined {
@@ -43,10 +46,20 @@ pub enum SourceName {
     },
 }
 
+/// Where live spans are, and which of them were listed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LiveAt {
+    /// The worker that has them.
+    pub worker: Arc<str>,
+    /// Their version when they were listed: a plan leaves traces out by their ids, so it holds for this version only.
+    pub version: u64,
+}
+
 /// Opens sources by name.
 #[async_trait]
 pub trait SourceResolver: std::fmt::Debug + Send + Sync {
-    /// Opens `names` in order. A live source that has become a block since is that block. Errors: `NotFound`, `Data`, `Unavailable`.
+    /// Opens `names` in order. A live source without a version that has become a block since is that block. Errors: `NotFound`, `Data`,
+    /// `Unavailable`, the last also for live spans of which the listed version is gone: a new plan may succeed.
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>>;
 }
 
@@ -55,6 +68,7 @@ pub trait SourceResolver: std::fmt::Debug + Send + Sync {
 pub struct SourceSet {
     tenant: TenantId,
     names: Vec<SourceName>,
+    left_out: Arc<[TraceId]>,
     resolver: Arc<dyn SourceResolver>,
     opened: OnceCell<Vec<SourceRef>>,
     excluded: Vec<OnceLock<Vec<Range<usize>>>>,
@@ -66,13 +80,28 @@ impl SourceSet {
     /// Sources to be opened when the plan runs.
     pub fn new(tenant: TenantId, names: Vec<SourceName>, resolver: Arc<dyn SourceResolver>) -> Self {
         let excluded = names.iter().map(|_| OnceLock::new()).collect();
-        Self { tenant, names, resolver, opened: OnceCell::new(), excluded, metrics: Arc::default() }
+        Self { tenant, names, left_out: Arc::default(), resolver, opened: OnceCell::new(), excluded, metrics: Arc::default() }
     }
 
     /// Sources that are open.
     pub fn opened(tenant: TenantId, sources: Vec<(SourceName, SourceRef)>, resolver: Arc<dyn SourceResolver>) -> Self {
         let (names, sources) = sources.into_iter().unzip();
         Self { opened: OnceCell::new_with(Some(sources)), ..Self::new(tenant, names, resolver) }
+    }
+
+    /// The same sources without `traces`, which another process has whole.
+    pub fn leaving_out(self, traces: Arc<[TraceId]>) -> Self {
+        Self { left_out: traces, ..self }
+    }
+
+    /// The traces that another process has whole.
+    pub fn left_out(&self) -> &Arc<[TraceId]> {
+        &self.left_out
+    }
+
+    /// Who opens them.
+    pub fn resolver(&self) -> &Arc<dyn SourceResolver> {
+        &self.resolver
     }
 
     /// Whose spans.
@@ -90,7 +119,8 @@ impl SourceSet {
         Ok(self.opened.get_or_try_init(|| self.resolver.resolve(&self.tenant, &self.names)).await?)
     }
 
-    /// The rows that source number `at`, opened as `source`, leaves out because the joined source has their traces; ascending. Found once
+    /// The rows that source number `at`, opened as `source`, leaves out because the joined source, here or in another process, has their
+    /// traces; ascending. Found once
     /// for each query.
     pub fn excluded_rows(&self, at: usize, source: &SourceRef) -> &[Range<usize>] {
         if matches!(self.names[at], SourceName::Joined { .. }) {
@@ -101,7 +131,8 @@ impl SourceSet {
                 SourceName::Joined { traces } => Some(traces),
                 _ => None,
             });
-            let mut rows: Vec<_> = joined.flatten().filter_map(|id| source.traces().rows_of(u128::from_be_bytes(id.0))).collect();
+            let traces = joined.flatten().chain(&*self.left_out);
+            let mut rows: Vec<_> = traces.filter_map(|id| source.traces().rows_of(u128::from_be_bytes(id.0))).collect();
             rows.sort_unstable_by_key(|range| range.start);
             rows
         })

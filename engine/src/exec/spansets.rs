@@ -13,10 +13,8 @@ use arrow::{
 
 use super::eval::{
     ColumnNeeds, Frame,
-    mask::{Env, mask},
-    scalar::evaluate,
+    mask::{mask, values},
     value::compare,
-    vector::Vector,
 };
 use crate::{
     error::{Error, Result},
@@ -25,6 +23,7 @@ use crate::{
         stats::ScanMetrics,
     },
     spans::{schema::Column, value::Value},
+    stop,
     traceql::{Aggregate, AggregateFilter, AttributeScope, FieldExpr, FieldRef, Form, Intrinsic, Pipeline, Relation, SpansetExpr, SpansetOp, Stage},
 };
 
@@ -336,6 +335,7 @@ impl SpansetPipeline {
             if matches.len() == limit {
                 break;
             }
+            stop::check()?;
             let (id, rows) = traces.trace_at(base + row).ok_or_else(|| Error::data("the index names no trace for a row"))?;
             if rows.start < base || rows.end - base > touched.len() {
                 return Err(Error::data("a trace reaches beyond its row group"));
@@ -397,6 +397,7 @@ fn select_spansets(expr: &SpansetExpr, inputs: &PipelineInputs<'_>, input: Spans
 }
 
 fn select_rows(expr: &SpansetExpr, inputs: &PipelineInputs<'_>, input: &Spanset) -> Result<Vec<u32>> {
+    stop::check()?;
     match expr {
         SpansetExpr::Filter(filter) => {
             let bits = inputs.masks.get(&key_of(filter)).ok_or_else(|| Error::internal("a filter was not evaluated"))?;
@@ -513,16 +514,6 @@ impl PipelineInputs<'_> {
             }
         }
     }
-
-    /// The values of `expr` in `rows`.
-    fn values(&self, expr: &FieldExpr, rows: &[u32]) -> Result<Vec<Value>> {
-        if let FieldExpr::Field(field) = expr {
-            let vector: Vector = self.frame.vector_of_spans(field)?;
-            return Ok(rows.iter().map(|&row| vector.get(row as usize)).collect());
-        }
-        let env: &dyn Env = self.frame;
-        rows.iter().map(|&row| evaluate(expr, env, row as usize)).collect()
-    }
 }
 
 fn inverse(relation: Relation) -> Relation {
@@ -539,7 +530,7 @@ fn group_by(expr: &FieldExpr, inputs: &PipelineInputs<'_>, spanset: Spanset) -> 
     let name = format!("by({expr})");
     let mut groups: Vec<Spanset> = Vec::new();
     let mut by_value: HashMap<String, usize> = HashMap::new();
-    for (&row, value) in spanset.rows.iter().zip(inputs.values(expr, &spanset.rows)?) {
+    for (&row, value) in spanset.rows.iter().zip(values(expr, inputs.frame, &spanset.rows)?) {
         let at = *by_value.entry(format!("{value:?}")).or_insert_with(|| {
             let mut attributes = spanset.attributes.clone();
             attributes.push((name.clone(), value));
@@ -554,9 +545,9 @@ fn group_by(expr: &FieldExpr, inputs: &PipelineInputs<'_>, spanset: Spanset) -> 
 fn apply_aggregate(filter: &AggregateFilter, inputs: &PipelineInputs<'_>, mut spanset: Spanset) -> Result<Option<Spanset>> {
     let value = match argument(&filter.aggregate) {
         None => Value::Int(spanset.rows.len() as i64),
-        Some(expr) => aggregate(&filter.aggregate, inputs.values(expr, &spanset.rows)?),
+        Some(expr) => aggregate(&filter.aggregate, values(expr, inputs.frame, &spanset.rows)?),
     };
-    if value == Value::Nil || !compare(filter.op, &value, &(&filter.value).into()) {
+    if value.as_f64().is_none() || !compare(filter.op, &value, &(&filter.value).into()) {
         return Ok(None);
     }
     spanset.attributes.push((filter.aggregate.to_string(), value));
@@ -573,31 +564,41 @@ fn aggregate(aggregate: &Aggregate, values: Vec<Value>) -> Value {
             let wanted = if matches!(aggregate, Aggregate::Max(_)) { std::cmp::Ordering::Greater } else { std::cmp::Ordering::Less };
             values.iter().skip(1).fold(first, |best, value| if order(value, best) == wanted { value } else { best }).clone()
         }
-        _ => {
-            let total = sum(&values);
-            if matches!(aggregate, Aggregate::Avg(_)) { average(&total, values.len()) } else { total }
-        }
+        Aggregate::Avg(_) => average(&values),
+        Aggregate::Sum(_) | Aggregate::Count => sum(&values),
     }
 }
 
+/// The values that have the type of the first.
+fn of_first_type(values: &[Value]) -> impl Iterator<Item = &Value> {
+    values.iter().filter(|value| std::mem::discriminant(*value) == std::mem::discriminant(&values[0]))
+}
+
+/// The sum of integers or durations, without overflow.
+fn whole_sum(values: &[Value]) -> i128 {
+    of_first_type(values).map(|value| if let Value::Int(value) | Value::Duration(value) = value { i128::from(*value) } else { 0 }).sum()
+}
+
+fn float_sum(values: &[Value]) -> f64 {
+    of_first_type(values).filter_map(Value::as_f64).sum()
+}
+
+/// Sums of integers and durations wrap, as all their arithmetic does.
 fn sum(values: &[Value]) -> Value {
-    let same = |value: &&Value| std::mem::discriminant(*value) == std::mem::discriminant(&values[0]);
-    let whole = || {
-        values.iter().filter(same).fold(0i64, |sum, value| if let Value::Int(v) | Value::Duration(v) = value { sum.wrapping_add(*v) } else { sum })
-    };
     match &values[0] {
-        Value::Int(_) => Value::Int(whole()),
-        Value::Duration(_) => Value::Duration(whole()),
-        Value::Float(_) => Value::Float(values.iter().filter(same).filter_map(Value::as_f64).sum()),
+        Value::Int(_) => Value::Int(whole_sum(values) as i64),
+        Value::Duration(_) => Value::Duration(whole_sum(values) as i64),
+        Value::Float(_) => Value::Float(float_sum(values)),
         other => other.clone(),
     }
 }
 
-fn average(total: &Value, count: usize) -> Value {
-    match total {
-        Value::Int(total) => Value::Float(*total as f64 / count as f64),
-        Value::Float(total) => Value::Float(total / count as f64),
-        Value::Duration(total) => Value::Duration(total / count as i64),
+fn average(values: &[Value]) -> Value {
+    let count = values.len();
+    match &values[0] {
+        Value::Int(_) => Value::Float(whole_sum(values) as f64 / count as f64),
+        Value::Duration(_) => Value::Duration((whole_sum(values) / count as i128) as i64),
+        Value::Float(_) => Value::Float(float_sum(values) / count as f64),
         other => other.clone(),
     }
 }

@@ -7,7 +7,7 @@ use super::{
     source::{MemorySource, SourceRef},
     stats::ScanMetrics,
 };
-use crate::{error::Result, spans::builder::SpanBuilder};
+use crate::{error::Result, spans::builder::SpanBuilder, stop};
 
 /// The ids that occur in more than one of `lists`, each ascending. Cost: merging them two by two.
 pub fn split_ids(lists: &[&[u128]]) -> BTreeSet<u128> {
@@ -58,6 +58,7 @@ pub async fn append_traces(ids: impl Iterator<Item = u128>, source: &SourceRef, 
         let own: Vec<Range<usize>> =
             ranges.iter().filter(|range| all.contains(&range.start)).map(|range| range.start - all.start..range.end - all.start).collect();
         if !own.is_empty() {
+            stop::check()?;
             let batch = source.read(group, &columns, &events, Some(&own), metrics).await?;
             builder.append_batch(&batch, source.schema(), source.resources(), source.scopes())?;
         }

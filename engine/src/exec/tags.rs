@@ -25,6 +25,7 @@ use crate::{
         tables::Shared,
         value::Value,
     },
+    stop,
     traceql::{AttributeScope, FieldExpr, FieldRef, Intrinsic, Static},
 };
 
@@ -65,6 +66,7 @@ async fn for_each_group(
     let (units, outside) = scan_units(sources, window);
     metrics.pruned(Pruned::Window, outside);
     for unit in units {
+        stop::check()?;
         let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None);
         let mut rows = active_rows(&mut frame, unit.group, window, &[], metrics).await?;
         metrics.row_group(frame.len() as u64);

@@ -20,6 +20,7 @@ use crate::{
         cells::CellKind,
         partial::{self, Partial},
     },
+    stop,
 };
 
 /// Adds up the partial series of its input's partitions.
@@ -95,7 +96,7 @@ impl ExecutionPlan for MetricsMergeExec {
         let mut inputs = stream::SelectAll::new();
         for partition in 0..self.input.output_partitioning().partition_count() {
             // A task for each partition, so that they use all CPUs; it ends when the stream is dropped.
-            inputs.push(spawn_buffered(self.input.execute(partition, context.clone())?, 1));
+            inputs.push(spawn_buffered(stop::inherited(self.input.execute(partition, context.clone())?), 1));
         }
         let (mut all, metrics) = (Partial::new(self.kind, self.intervals), self.metrics.clone());
         let result = async move {

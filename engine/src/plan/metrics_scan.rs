@@ -29,6 +29,7 @@ use crate::{
         observe::{self, Observer},
         partial,
     },
+    stop,
     traceql::{MetricsFunction, Pipeline},
 };
 
@@ -98,9 +99,8 @@ impl Scan {
         }
         let mut observer = Observer::new(self.function.clone(), self.intervals);
         for unit in units.into_iter().skip(partition).step_by(partitions) {
+            stop::check()?;
             self.observe(unit, &mut observer).await?;
-            // A query that nobody waits for any more ends here.
-            tokio::task::yield_now().await;
         }
         let batch = observer.into_partial().to_batch()?;
         self.metrics.busy(watch.elapsed());

@@ -6,6 +6,12 @@
 //!   NewestTracesExec    the newest `limit` traces of all partitions
 //!     SpansetScanExec   filters and spanset pipeline over row groups, newest first, one partition per CPU
 //! ```
+//! On a cluster each worker runs these over its share, and the coordinator over the traces that several hold:
+//! ```text
+//! NewestResultsExec     the newest `limit` results of all shares
+//!   ShareExec           results of one share, then what it read; one for each worker
+//!     TraceDetailsExec  ...
+//! ```
 //! A metrics query is, for each of its operands:
 //! ```text
 //! MetricsMergeExec      partial series of all partitions, added up
@@ -27,7 +33,9 @@ use datafusion::{
 pub mod matches;
 pub mod metrics_merge;
 pub mod metrics_scan;
+pub mod newest_results;
 pub mod newest_traces;
+pub mod share;
 pub mod spanset_scan;
 pub mod trace_details;
 

@@ -19,7 +19,7 @@ use super::{
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
-use crate::{exec::stats::ScanMetrics, spans::TraceId};
+use crate::{exec::stats::ScanMetrics, spans::TraceId, stop};
 
 /// Keeps the newest `limit` traces of its input's partitions.
 ///
@@ -122,9 +122,9 @@ impl ExecutionPlan for NewestTracesExec {
                 newest.add_all(&batch?)?;
             }
             let mut inputs = stream::SelectAll::new();
-            inputs.push(spawn_buffered(first));
+            inputs.push(spawn_buffered(stop::inherited(first)));
             for partition in 1..input.output_partitioning().partition_count() {
-                inputs.push(spawn_buffered(input.execute(partition, context.clone())?));
+                inputs.push(spawn_buffered(stop::inherited(input.execute(partition, context.clone())?)));
             }
             while let Some(batch) = inputs.next().await {
                 newest.add_all(&batch?)?;

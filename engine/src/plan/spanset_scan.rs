@@ -35,6 +35,7 @@ use crate::{
     },
     query::Window,
     spans::{TraceId, schema::Column},
+    stop,
     traceql::Pipeline,
 };
 
@@ -132,6 +133,7 @@ impl Scan {
     }
 
     async fn run(&self, unit: ScanUnit) -> crate::error::Result<Vec<MatchedTrace>> {
+        stop::check()?;
         let metrics = &*self.metrics;
         if unit.newest < self.bound.get() {
             metrics.pruned(Pruned::Limit, 1);

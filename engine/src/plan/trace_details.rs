@@ -22,7 +22,7 @@ use datafusion::{
 };
 use futures::{StreamExt, stream};
 use prost::Message;
-use skein_proto::tempo;
+use skein_proto::{otlp::common::v1::KeyValue, tempo};
 
 use super::{
     matches::{self, MatchedTrace, key_value},
@@ -184,7 +184,8 @@ fn all_spans(frame: &Frame, rows: Vec<(u32, u64)>, shown: &[ShownField]) -> Resu
         tempo::Span {
             span_id: SpanId::from_i64(ids.value(row)).to_string(),
             start_time_unix_nano: trace_start.wrapping_add(offsets.value(row) as u64),
-            duration_nanos: durations.value(row) as u64,
+            // A span that ends before it starts has none.
+            duration_nanos: u64::try_from(durations.value(row)).unwrap_or(0),
             ..Default::default()
         }
     };
@@ -194,12 +195,21 @@ fn all_spans(frame: &Frame, rows: Vec<(u32, u64)>, shown: &[ShownField]) -> Resu
         for (span, value) in spans.iter_mut().zip(shown.values(frame, &rows)?) {
             match value {
                 Some(value) if shown.field == FieldRef::Intrinsic(Intrinsic::Name) => span.name = value.to_string(),
-                Some(value) => span.attributes.push(key_value(shown.field.attribute_key(), &value)),
+                Some(value) => add_attribute(&mut span.attributes, key_value(shown.field.attribute_key(), &value)),
                 None => {}
             }
         }
     }
     Ok(spans)
+}
+
+/// Adds an attribute unless it is there: two fields of the query may be one, such as `.a` and `span.a`.
+fn add_attribute(attributes: &mut Vec<KeyValue>, attribute: KeyValue) {
+    // By bytes, so that NaN equals itself.
+    let same = |other: &KeyValue| other.key == attribute.key && other.encode_to_vec() == attribute.encode_to_vec();
+    if !attributes.iter().any(same) {
+        attributes.push(attribute);
+    }
 }
 
 fn service_stats(frame: &Frame, rows: std::ops::Range<usize>) -> Result<BTreeMap<String, tempo::ServiceStats>> {

@@ -182,8 +182,8 @@ fn append_rest(table: &mut AttributeTable, base: u32, row: usize, rest: &[u8], c
     while let Some((_, field)) = fields.next_field().map_err(damaged)? {
         let message = field.bytes().map_err(damaged)?;
         let pair = KeyValue::parse(message).map_err(damaged)?;
-        let has_column = std::str::from_utf8(pair.key).is_ok_and(|key| columns.contains_key(key));
-        if has_column {
+        let of_key = std::str::from_utf8(pair.key).ok().and_then(|key| columns.get(key));
+        if of_key.is_some_and(|columns| columns.iter().any(|(_, typed)| typed.is_valid(row))) {
             let mut kept = Vec::with_capacity(message.len() + 4);
             super::wire::write_bytes_field(&mut kept, 1, message);
             table.push_rest_fields(base + row as u32, &kept);

@@ -87,7 +87,8 @@ impl AttributeTable {
     }
 
     /// Takes one `KeyValue` message for `row`, the newest row. A key's second value in a row, and values that are not a string, a
-    /// number or a boolean, go to the rest as they are. Errors: every [`WireError`] but `Nesting`.
+    /// number or a boolean, go to the rest as they are; so a value in a column is always the first. Errors: every [`WireError`] but
+    /// `Nesting`.
     #[inline]
     pub fn push(&mut self, row: u32, message: &[u8]) -> Result<(), WireError> {
         let pair = KeyValue::parse(message)?;
@@ -101,6 +102,9 @@ impl AttributeTable {
             AnyValue::Double(_) => AttributeType::Double,
             AnyValue::Bool(_) => AttributeType::Bool,
             _ => {
+                if let Some(at) = self.find_key(pair.key) {
+                    self.keys[at as usize].last_row = row;
+                }
                 self.push_rest(row, message);
                 return Ok(());
             }

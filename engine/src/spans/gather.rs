@@ -446,7 +446,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// The rest of each row: what came as rest, then the values of demoted columns.
+/// The rest of each row: the values of demoted columns, each the first of its key, then what came as rest.
 fn rest_column(
     rows: &Rows<'_>,
     rest: &[&BytesColumn],
@@ -488,6 +488,14 @@ fn rest_column(
 
 /// Writes value `at` of `column` as a `KeyValue` in field 1.
 fn write_key_value(out: &mut Vec<u8>, key: &str, column: &SparseColumn, at: usize, strings: &StringArray) {
+    let mut pair = Vec::new();
+    write_bytes_field(&mut pair, 1, key.as_bytes());
+    write_bytes_field(&mut pair, 2, &any_value(column, at, strings));
+    write_bytes_field(out, 1, &pair);
+}
+
+/// Value `at` of `column` as an `AnyValue` message.
+pub(super) fn any_value(column: &SparseColumn, at: usize, strings: &StringArray) -> Vec<u8> {
     let mut value = Vec::new();
     match &column.values {
         Values::Int(values) => {
@@ -501,10 +509,7 @@ fn write_key_value(out: &mut Vec<u8>, key: &str, column: &SparseColumn, at: usiz
         Values::Bool(values) => value.extend_from_slice(&[2 << 3, u8::from(values[at])]),
         Values::Coded(_) | Values::Text { .. } => write_bytes_field(&mut value, 1, text_of(column, at, strings).as_bytes()),
     }
-    let mut pair = Vec::new();
-    write_bytes_field(&mut pair, 1, key.as_bytes());
-    write_bytes_field(&mut pair, 2, &value);
-    write_bytes_field(out, 1, &pair);
+    value
 }
 
 /// Notes the keys of the `KeyValue`s in field `number` of the messages in `bytes`.

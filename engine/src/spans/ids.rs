@@ -98,6 +98,11 @@ impl BlockId {
         Self(Uuid::new_v4())
     }
 
+    /// The id with this number.
+    pub fn from_u128(number: u128) -> Self {
+        Self(Uuid::from_u128(number))
+    }
+
     /// Reads the usual hyphenated form. Errors: `Invalid`.
     pub fn parse(text: &str) -> Result<Self> {
         Uuid::parse_str(text).map(Self).map_err(|e| Error::invalid(format!("block ID '{text}'")).with_source(e))

@@ -6,6 +6,7 @@
 //! | [`builder`] | spans to columns; the live form |
 //! | [`attributes`], [`columns`], [`pool`], [`tables`] | what the builder is made of |
 //! | [`set`] | immutable chunks with common dictionaries |
+//! | [`content`] | what two spans are compared by |
 //! | [`tree`] | block order, trees, duplicates |
 //! | [`schema`], [`gather`] | the columns of the span table, and a set as record batches |
 //! | [`append`] | record batches back into a builder |
@@ -16,6 +17,7 @@ pub mod append;
 pub mod attributes;
 pub mod builder;
 pub mod columns;
+pub mod content;
 pub mod gather;
 mod ids;
 pub mod otlp;

@@ -17,7 +17,10 @@ use super::{
     tables::Shared,
     wire::Fields,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    stop,
+};
 
 /// Puts spans together by resource and scope, in order of first sight.
 #[derive(Debug, Default)]
@@ -33,6 +36,9 @@ impl TraceAssembler {
         let reader = SpanReader::new(batch, schema)?;
         let (resource_ids, scope_ids) = (small_ints(batch, "resource_id")?, small_ints(batch, "scope_id")?);
         for row in rows {
+            if row % stop::ROWS_BETWEEN_CHECKS == 0 {
+                stop::check()?;
+            }
             let span = reader.span(row)?;
             let (resource, scope) = (resource_ids.value(row) as usize, scope_ids.value(row) as usize);
             self.scope_spans(resources, resource, scopes, scope)?.spans.push(span);

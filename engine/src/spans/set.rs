@@ -151,81 +151,9 @@ impl SpanSet {
     }
 }
 
-impl SpanSet {
-    /// Whether two rows hold the same span: equal in every field, attributes in any order. Cost: a binary search for each column.
-    pub fn rows_equal(&self, a: (u32, u32), b: (u32, u32)) -> bool {
-        let (x, y) = (&*self.chunks[a.0 as usize], &*self.chunks[b.0 as usize]);
-        let (i, j) = (a.1 as usize, b.1 as usize);
-        x.span_id[i] == y.span_id[j]
-            && x.parent_span_id[i] == y.parent_span_id[j]
-            && x.start_unix_nano[i] == y.start_unix_nano[j]
-            && x.duration_nanos[i] == y.duration_nanos[j]
-            && x.kind[i] == y.kind[j]
-            && x.status_code[i] == y.status_code[j]
-            && x.name[i] == y.name[j]
-            && x.resource[i] == y.resource[j]
-            && x.scope[i] == y.scope[j]
-            && bytes_at(&x.status_message, a.1) == bytes_at(&y.status_message, b.1)
-            && bytes_at(&x.trace_state, a.1) == bytes_at(&y.trace_state, b.1)
-            && x.rare.iter().zip(&y.rare).all(|(x, y)| rare_at(x, a.1) == rare_at(y, b.1))
-            && attributes_equal(&self.attributes, (&x.attributes, a.1), (&y.attributes, b.1))
-            && self.events_equal((x, a.1), (y, b.1))
-            && links_equal((&x.links, a.1), (&y.links, b.1))
-    }
-
-    fn events_equal(&self, (x, i): (&SpanChunk, u32), (y, j): (&SpanChunk, u32)) -> bool {
-        let (xs, ys) = (entries_of(&x.events.spans, i), entries_of(&y.events.spans, j));
-        xs.len() == ys.len()
-            && xs.zip(ys).all(|(m, n)| {
-                x.events.time_unix_nano[m] == y.events.time_unix_nano[n]
-                    && x.events.name[m] == y.events.name[n]
-                    && rare_at(&x.events.dropped_attributes, m as u32) == rare_at(&y.events.dropped_attributes, n as u32)
-                    && attributes_equal(&self.event_attributes, (&x.events.attributes, m as u32), (&y.events.attributes, n as u32))
-            })
-    }
-}
-
-fn entries_of(rows: &[u32], row: u32) -> std::ops::Range<usize> {
+/// The entries of a child column that belong to `row`; `rows` ascend.
+pub(super) fn entries_of(rows: &[u32], row: u32) -> std::ops::Range<usize> {
     rows.partition_point(|&other| other < row)..rows.partition_point(|&other| other <= row)
-}
-
-fn bytes_at(column: &BytesColumn, row: u32) -> Option<&[u8]> {
-    column.rows.binary_search(&row).ok().map(|at| column.get(at))
-}
-
-fn rare_at(column: &RareColumn, row: u32) -> Option<i64> {
-    column.rows.binary_search(&row).ok().map(|at| column.values[at])
-}
-
-fn attributes_equal(columns: &[(AttributeColumn, Arc<StringArray>)], (x, i): (&AttributeChunk, u32), (y, j): (&AttributeChunk, u32)) -> bool {
-    let value = |chunk: &AttributeChunk, id: u32, row: u32| {
-        let column = &chunk.columns[chunk.columns.binary_search_by_key(&id, |column| column.id).ok()?];
-        Some(scalar_at(column, column.rows.binary_search(&row).ok()?, &columns[id as usize].1))
-    };
-    bytes_at(&x.rest, i) == bytes_at(&y.rest, j) && (0..columns.len() as u32).all(|id| value(x, id, i) == value(y, id, j))
-}
-
-/// A value in a form that can be compared bit by bit.
-fn scalar_at(column: &SparseColumn, at: usize, strings: &StringArray) -> (u64, Vec<u8>) {
-    match &column.values {
-        Values::Coded(codes) => (0, strings.value(codes[at] as usize).as_bytes().to_vec()),
-        Values::Text { ends, bytes } => (0, bytes[if at == 0 { 0 } else { ends[at - 1] as usize }..ends[at] as usize].to_vec()),
-        Values::Int(values) => (values[at] as u64, Vec::new()),
-        Values::Double(values) => (values[at].to_bits(), Vec::new()),
-        Values::Bool(values) => (u64::from(values[at]), Vec::new()),
-    }
-}
-
-fn links_equal((x, i): (&LinkChunk, u32), (y, j): (&LinkChunk, u32)) -> bool {
-    let (xs, ys) = (entries_of(&x.spans, i), entries_of(&y.spans, j));
-    let other = |links: &LinkChunk, at: usize| {
-        links.other[if at == 0 { 0 } else { links.other_ends[at - 1] as usize }..links.other_ends[at] as usize].to_vec()
-    };
-    xs.len() == ys.len()
-        && xs.zip(ys).all(|(m, n)| {
-            (x.trace_id_high[m], x.trace_id_low[m], x.span_id[m]) == (y.trace_id_high[n], y.trace_id_low[n], y.span_id[n])
-                && other(x, m) == other(y, n)
-        })
 }
 
 impl SpanChunk {

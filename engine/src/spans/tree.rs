@@ -1,11 +1,12 @@
 //! The order of spans in a block, and their trees.
 //!
 //! Rows lie by trace, the trace that starts last first, equal starts by trace id; inside a trace parents before children, children by
-//! start. Copies of a span (same trace, span id and content) are dropped here.
+//! start. Copies of a span (same trace, span id and content) are dropped here. The order depends on the spans alone, not on how they came:
+//! spans of equal start and id are ordered by their content.
 
 use std::cmp::Ordering;
 
-use super::set::SpanSet;
+use super::{content::SpanContent, set::SpanSet};
 
 /// Marks, as a parent distance, the first row of a trace.
 pub const FIRST_OF_TRACE: i32 = -1;
@@ -143,7 +144,7 @@ const NO_PARENT: u32 = u32::MAX;
 /// Buffers kept from trace to trace.
 #[derive(Default)]
 struct Scratch {
-    by_id: Vec<(i64, u32)>,
+    by_id: Vec<(i64, Role, u32)>,
     parents: Vec<u32>,
     first_child: Vec<u32>,
     next_sibling: Vec<u32>,
@@ -153,7 +154,7 @@ struct Scratch {
 
 fn append_trace(set: &SpanSet, order: &mut SpanOrder, mut trace: TraceRows, nodes: &mut [Node], scratch: &mut Scratch) {
     nodes.sort_by_key(|node| (node.start, node.span_id as u64));
-    let kept = drop_copies(set, nodes);
+    let kept = settle_twins(set, nodes);
     order.duplicates += nodes.len() - kept;
     let nodes = &nodes[..kept];
     link_parents(nodes, scratch);
@@ -165,18 +166,26 @@ fn append_trace(set: &SpanSet, order: &mut SpanOrder, mut trace: TraceRows, node
     order.traces.push(trace);
 }
 
-/// Moves copies to the end and returns how many spans are left. Nodes are sorted by start and span id, so copies are neighbours up to
-/// spans that share both with another content.
-fn drop_copies(set: &SpanSet, nodes: &mut [Node]) -> usize {
-    let mut kept = 0;
-    for at in 0..nodes.len() {
-        let node = nodes[at];
-        let same_key = |other: &Node| other.start == node.start && other.span_id == node.span_id;
-        let copy = nodes[..kept].iter().rev().take_while(|other| same_key(other)).any(|other| set.rows_equal(other.row, node.row));
-        if !copy {
-            nodes[kept] = node;
+/// Orders spans of equal start and id by content, leaves copies out, and returns how many spans are left, at the front. Nodes are sorted by
+/// start and span id.
+fn settle_twins(set: &SpanSet, nodes: &mut [Node]) -> usize {
+    let (mut kept, mut from) = (0, 0);
+    while from < nodes.len() {
+        let same_key = |other: &&Node| other.start == nodes[from].start && other.span_id == nodes[from].span_id;
+        let until = from + nodes[from..].iter().take_while(same_key).count();
+        if until - from == 1 {
+            nodes[kept] = nodes[from];
             kept += 1;
+        } else {
+            let mut twins: Vec<(SpanContent, Node)> = nodes[from..until].iter().map(|node| (set.content(node.row), *node)).collect();
+            twins.sort_by(|(a, _), (b, _)| a.cmp(b));
+            twins.dedup_by(|(a, _), (b, _)| a == b);
+            for (_, node) in twins {
+                nodes[kept] = node;
+                kept += 1;
+            }
         }
+        from = until;
     }
     kept
 }
@@ -186,7 +195,7 @@ fn drop_copies(set: &SpanSet, nodes: &mut [Node]) -> usize {
 fn link_parents(nodes: &[Node], scratch: &mut Scratch) {
     let by_id = &mut scratch.by_id;
     by_id.clear();
-    by_id.extend(nodes.iter().enumerate().map(|(at, node)| (node.span_id, at as u32)));
+    by_id.extend(nodes.iter().enumerate().map(|(at, node)| (node.span_id, role_of(node.kind), at as u32)));
     by_id.sort_unstable();
     scratch.parents.clear();
     for (at, node) in nodes.iter().enumerate() {
@@ -196,19 +205,40 @@ fn link_parents(nodes: &[Node], scratch: &mut Scratch) {
     cut_cycles(&mut scratch.parents);
 }
 
-fn find_parent(nodes: &[Node], by_id: &[(i64, u32)], child: usize) -> u32 {
-    const SERVER: i32 = 2;
-    const CLIENT: i32 = 3;
-    let id = nodes[child].parent_span_id;
-    let from = by_id.partition_point(|&(other, _)| other < id);
-    let candidates = || by_id[from..].iter().take_while(|&&(other, _)| other == id).map(|&(_, at)| at).filter(|&at| at as usize != child);
-    if candidates().count() > 1 {
-        let wanted = if nodes[child].kind == SERVER { CLIENT } else { SERVER };
-        if let Some(suitable) = candidates().find(|&at| nodes[at as usize].kind == wanted) {
-            return suitable;
-        }
+/// What matters of a span's kind when several spans have one id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Client,
+    Server,
+    Other,
+}
+
+fn role_of(kind: i32) -> Role {
+    match kind {
+        2 => Role::Server,
+        3 => Role::Client,
+        _ => Role::Other,
     }
-    candidates().next().unwrap_or(NO_PARENT)
+}
+
+/// The parent of node `child`. `by_id` is sorted; a look-up stays logarithmic however many spans share an id.
+fn find_parent(nodes: &[Node], by_id: &[(i64, Role, u32)], child: usize) -> u32 {
+    let id = nodes[child].parent_span_id;
+    let from = by_id.partition_point(|&(other, ..)| other < id);
+    let candidate = |at: usize| by_id.get(at).filter(|&&(other, ..)| other == id).map(|&(.., node)| node);
+    match (candidate(from), candidate(from + 1)) {
+        (None, _) => return NO_PARENT,
+        (Some(only), None) => return if only as usize == child { NO_PARENT } else { only },
+        _ => {}
+    }
+    let first_of = |role: Role| {
+        let from = from + by_id[from..].partition_point(|&(other, its, _)| (other, its) < (id, role));
+        let own = by_id[from..].iter().take_while(|&&(other, its, _)| (other, its) == (id, role));
+        own.map(|&(.., node)| node).find(|&node| node as usize != child)
+    };
+    let wanted = if role_of(nodes[child].kind) == Role::Server { Role::Client } else { Role::Server };
+    let any = || [Role::Client, Role::Server, Role::Other].into_iter().filter_map(first_of).min();
+    first_of(wanted).or_else(any).unwrap_or(NO_PARENT)
 }
 
 fn cut_cycles(parents: &mut [u32]) {
@@ -292,4 +322,64 @@ pub fn positions(set: &SpanSet, order: &SpanOrder) -> Vec<Vec<u32>> {
         positions[chunk as usize][row as usize] = at as u32;
     }
     positions
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prost::Message;
+    use skein_proto::otlp::common::v1::{AnyValue, KeyValue, any_value::Value};
+
+    use super::*;
+    use crate::spans::builder::{SpanBuilder, SpanFields};
+
+    const SERVER: i32 = 2;
+    const CLIENT: i32 = 3;
+
+    /// Spans of one trace: id, parent, kind, and a number as attribute.
+    fn ordered(spans: impl IntoIterator<Item = (u64, u64, i32, i64)>) -> (SpanSet, SpanOrder) {
+        let mut builder = SpanBuilder::default();
+        let (resource, scope) = (builder.resource(None, b""), builder.scope(None, b""));
+        for (id, parent, kind, number) in spans {
+            let value = Some(AnyValue { value: Some(Value::IntValue(number)) });
+            builder.begin_span();
+            builder.attribute(&KeyValue { key: "number".into(), value, ..Default::default() }.encode_to_vec()).unwrap();
+            let (span_id, parent_span_id) = (id.to_be_bytes(), parent.to_be_bytes());
+            builder.finish_span(resource, scope, &SpanFields { trace_id: [1; 16], span_id, parent_span_id, kind, ..Default::default() });
+        }
+        let set = builder.snapshot();
+        let order = order_spans(&set);
+        (set, order)
+    }
+
+    /// Each row as its number and that of its parent, 0 if it has none. Rows came in the order of their numbers, from 1.
+    fn tree(spans: &[(u64, u64, i32)]) -> Vec<(u32, u32)> {
+        let (_, order) = ordered(spans.iter().zip(1..).map(|(&(id, parent, kind), number)| (id, parent, kind, number)));
+        let number = |at: usize| order.rows[at].1 + 1;
+        let parent = |at: usize| if order.parent_distance[at] > 0 { number(at - order.parent_distance[at] as usize) } else { 0 };
+        (0..order.rows.len()).map(|at| (number(at), parent(at))).collect()
+    }
+
+    #[test]
+    fn of_two_spans_with_one_id_the_role_decides() {
+        // A client and a server share id 2; the server lies below the client, the server's child below the server.
+        assert_eq!(tree(&[(1, 0, 1), (2, 1, CLIENT), (2, 2, SERVER), (3, 2, 1)]), [(1, 0), (2, 1), (3, 2), (4, 3)]);
+        assert_eq!(tree(&[(2, 2, SERVER), (2, 1, CLIENT), (1, 0, 1)]), [(3, 0), (2, 3), (1, 2)]);
+        // Without a suitable role the first that came.
+        assert_eq!(tree(&[(2, 0, 1), (2, 0, 4), (3, 2, 1)]), [(1, 0), (3, 1), (2, 0)]);
+        assert_eq!(tree(&[(2, 2, 1)]), [(1, 0)], "nothing is its own parent");
+    }
+
+    /// In quadratic time this would not end.
+    #[test]
+    fn a_hundred_thousand_spans_with_one_id_are_ordered() {
+        const SPANS: i64 = 100_000;
+        let twice = (0..SPANS).chain(0..SPANS).map(|number| (7, 0, SERVER, number));
+        let (_, order) = ordered(twice);
+        assert_eq!((order.rows.len(), order.duplicates), (SPANS as usize, SPANS as usize));
+        let with_children = (0..SPANS).map(|number| (7, 0, 1, number)).chain((0..SPANS).map(|number| (number as u64 + 8, 7, 1, number)));
+        let (_, order) = ordered(with_children);
+        assert_eq!((order.rows.len(), order.duplicates), (2 * SPANS as usize, 0));
+        assert_eq!(order.descendants.iter().max(), Some(&(SPANS as i32)), "all children lie below the first of their parents");
+    }
 }

@@ -67,8 +67,8 @@ pub fn int_pow(base: i64, exponent: i64) -> i64 {
     result
 }
 
-/// Tells whether `lhs op rhs` holds; `None` when the types do not go together or have no such operator. Numbers of different type are
-/// compared as floats, strings by bytes; booleans, statuses and kinds know only `=` and `!=`.
+/// Tells whether `lhs op rhs` holds; `None` when the types do not go together or have no such operator. Integers and durations are compared
+/// exactly, with floats as floats, strings by bytes; booleans, statuses and kinds know only `=` and `!=`.
 pub fn compare(op: CompareOp, lhs: &Static, rhs: &Static) -> Option<bool> {
     let equality_only = |equal: bool| match op {
         CompareOp::Eq => Some(equal),
@@ -88,7 +88,7 @@ pub fn compare(op: CompareOp, lhs: &Static, rhs: &Static) -> Option<bool> {
         (Static::Status(a), Static::Status(b)) => equality_only(a == b),
         (Static::Kind(a), Static::Kind(b)) => equality_only(a == b),
         (Static::String(a), Static::String(b)) => Some(ordered(Some(a.as_bytes().cmp(b.as_bytes())))),
-        (Static::Int(a), Static::Int(b)) | (Static::Duration(a), Static::Duration(b)) => Some(ordered(Some(a.cmp(b)))),
+        (Static::Int(a) | Static::Duration(a), Static::Int(b) | Static::Duration(b)) => Some(ordered(Some(a.cmp(b)))),
         _ => Some(ordered(as_f64(lhs)?.partial_cmp(&as_f64(rhs)?))),
     }
 }

@@ -10,11 +10,13 @@ use prost::Message;
 use skein_engine::{
     block::{put::put_block, writer::write_block},
     catalog::{Catalog, CatalogMetrics},
+    exec::sources::LiveAt,
     exec::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
     },
-    plan::trace_details::search_results,
+    lower::lower_search,
+    plan::{share, trace_details::search_results},
     query::SearchRequest,
     spans::{
         BlockId,
@@ -114,6 +116,56 @@ async fn a_plan_answers_the_same_after_the_wire() {
     }
 }
 
+/// The bytes of `plan` and the plan that they become.
+fn round_trip(plan: &Arc<dyn ExecutionPlan>, codec: &PlanCodec) -> (Vec<u8>, Arc<dyn ExecutionPlan>) {
+    let bytes = PhysicalPlanNode::try_from_physical_plan(plan.clone(), codec).unwrap().encode_to_vec();
+    let decoded = PhysicalPlanNode::decode(&*bytes).unwrap().try_into_physical_plan(&SessionContext::new().task_ctx(), codec).unwrap();
+    (bytes, decoded)
+}
+
+#[tokio::test]
+async fn every_node_of_a_cluster_search_is_the_same_after_the_wire() {
+    let engine = engine().await;
+    let codec = PlanCodec::new(engine.resolver());
+    let tenant = TenantId::single();
+    let at = LiveAt { worker: "http://a:1".into(), version: u64::MAX };
+    let names = vec![SourceName::Live { id: BlockId::random(), at: Some(at) }, SourceName::Block { id: BlockId::random() }];
+    let left_out: Arc<[TraceId]> = [TraceId([7; 16])].into();
+    let sources = Arc::new(SourceSet::new(tenant, names, engine.resolver()).leaving_out(left_out));
+    let request = SearchRequest { query: "{ name = `leaf` }".into(), limit: 7, spans_per_spanset: 2, window: None };
+    let search = lower_search(traceql::parse(&request.query).unwrap(), sources.clone(), &request, 3).unwrap().plan;
+    let share = ShareExec::new(search, "http://a:1".into()).unwrap();
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(Arc::new(share), 7));
+
+    let (bytes, decoded) = round_trip(&plan, &codec);
+    let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+    assert_eq!(text(&decoded), text(&plan));
+    let after = sources_of(&decoded).unwrap();
+    assert_eq!((after.tenant(), after.names(), after.left_out()), (sources.tenant(), sources.names(), sources.left_out()));
+    assert_eq!(round_trip(&decoded, &codec).0, bytes);
+    let details = decoded.children()[0].children()[0];
+    let scan = details.children()[0].children()[0];
+    assert!(Arc::ptr_eq(sources_of(details).unwrap(), sources_of(scan).unwrap()), "one set of sources for scan and details");
+}
+
+#[tokio::test]
+async fn a_share_leaves_traces_out_and_says_what_it_read() {
+    let engine = engine().await;
+    let request = SearchRequest { query: "{ }".into(), limit: 100, spans_per_spanset: 3, window: None };
+    let found = engine.plan_search(&TenantId::single(), &request).await.unwrap().sources;
+    let left_out: Arc<[TraceId]> = (1..=30u128).chain([32, 36, 40]).map(|number| TraceId(number.to_be_bytes())).collect();
+    let names: Vec<SourceName> = found.names().iter().filter(|name| !matches!(name, SourceName::Joined { .. })).cloned().collect();
+    let sources = Arc::new(SourceSet::new(TenantId::single(), names, engine.resolver()).leaving_out(left_out));
+    let search = lower_search(traceql::parse("{ }").unwrap(), sources, &request, 2).unwrap().plan;
+    let share = Arc::new(ShareExec::new(search, "w".into()).unwrap());
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(share, 4));
+    let batches = engine.execute(&round_trip(&plan, &PlanCodec::new(engine.resolver())).1).await.unwrap();
+    let (results, stats) = share::from_batch(&batches[0]).unwrap();
+    let ids: Vec<u128> = results.iter().map(|result| u128::from_be_bytes(result.id.0)).collect();
+    assert_eq!(ids, [39, 38, 37, 35]);
+    assert_eq!((stats.blocks, stats.spans), (1, 120));
+}
+
 #[test]
 fn damaged_nodes_are_errors() {
     #[derive(Debug)]
@@ -131,8 +183,11 @@ fn damaged_nodes_are_errors() {
         &b""[..],
         b"{}",
         br#"{"newest_traces":{"limit":1}}"#,
-        br#"{"trace_details":{"tenant":"..","sources":[],"query":"{ }"}}"#,
-        br#"{"spanset_scan":{"tenant":"t","sources":[],"query":"{","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
+        br#"{"trace_details":{"sources":{"tenant":"t","names":[]},"query":"{ }"}}"#,
+        br#"{"share":{"worker":"http://w"}}"#,
+        br#"{"newest_results":{"limit":1}}"#,
+        br#"{"spanset_scan":{"sources":{"tenant":"..","names":[]},"query":"{ }","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
+        br#"{"spanset_scan":{"sources":{"tenant":"t","names":[]},"query":"{","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
     ] {
         assert!(codec.try_decode(bytes, &[], &context, &converter).is_err(), "{}", String::from_utf8_lossy(bytes));
     }

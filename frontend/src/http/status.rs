@@ -108,13 +108,5 @@ pub(super) async fn overrides(State(frontend): State<Arc<Frontend>>, headers: He
 }
 
 pub(super) async fn overrides_of(State(frontend): State<Arc<Frontend>>, Path(tenant): Path<String>) -> Result<String, HttpError> {
-    let limits = frontend.operations.limits(&TenantId::parse(&tenant)?);
-    Ok(format!(
-        "max_bytes_per_trace: {}\nmax_bytes_per_tag_values_query: {}\nmax_search_duration: {}\nmax_metrics_duration: {}\nleft_pad_trace_ids: {}\n",
-        limits.max_bytes_per_trace,
-        limits.max_bytes_per_tag_values_query,
-        skein_engine::clock::format_duration(limits.max_search_duration),
-        skein_engine::clock::format_duration(limits.max_metrics_duration),
-        limits.left_pad_trace_ids,
-    ))
+    Ok(frontend.operations.limits_yaml(&TenantId::parse(&tenant)?))
 }

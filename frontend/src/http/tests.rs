@@ -2,7 +2,7 @@
 // The test macro enters a runtime.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::{io::Read, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::Read, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -179,6 +179,7 @@ impl QueryService for FakeQueries {
 #[derive(Default)]
 struct FakeOperations {
     limits: QueryLimits,
+    own_limits: BTreeMap<&'static str, QueryLimits>,
     stopping: Mutex<bool>,
     flushed: Mutex<Vec<Option<TenantId>>>,
 }
@@ -213,8 +214,16 @@ impl Operations for FakeOperations {
         vec![("ingester".into(), "Running".into())]
     }
 
-    fn limits(&self, _tenant: &TenantId) -> QueryLimits {
-        self.limits
+    fn tenants_with_overrides(&self) -> Vec<TenantId> {
+        self.own_limits.keys().map(|tenant| TenantId::parse(tenant).unwrap()).collect()
+    }
+
+    fn limits(&self, tenant: &TenantId) -> QueryLimits {
+        self.own_limits.get(tenant.as_str()).copied().unwrap_or(self.limits)
+    }
+
+    fn limits_yaml(&self, tenant: &TenantId) -> String {
+        format!("max_bytes_per_trace: {}\n", self.limits(tenant).max_bytes_per_trace)
     }
 }
 
@@ -252,8 +261,17 @@ impl Api {
     }
 
     fn at(prefix: &str, multitenancy_enabled: bool, settings: FrontendSettings, limits: QueryLimits) -> Self {
+        Self::over(prefix, multitenancy_enabled, settings, FakeOperations { limits, ..Default::default() })
+    }
+
+    /// An API whose tenants have limits of their own.
+    fn with_own_limits(settings: FrontendSettings, own_limits: impl IntoIterator<Item = (&'static str, QueryLimits)>) -> Self {
+        Self::over("", true, settings, FakeOperations { own_limits: own_limits.into_iter().collect(), ..Default::default() })
+    }
+
+    fn over(prefix: &str, multitenancy_enabled: bool, settings: FrontendSettings, operations: FakeOperations) -> Self {
         let queries = Arc::new(FakeQueries::default());
-        let operations = Arc::new(FakeOperations { limits, ..Default::default() });
+        let operations = Arc::new(operations);
         let parts = FrontendParts {
             queries: queries.clone(),
             operations: operations.clone(),
@@ -780,6 +798,118 @@ async fn a_request_ends_at_the_configured_time() {
     let api = Api::with(true, settings, QueryLimits::default());
     let answer = api.ask("/api/search", &[("x-scope-orgid", "slow")]).await;
     assert_eq!((answer.status, answer.text()), (503, "unable to process request in the configured timeout"));
+}
+
+#[tokio::test]
+async fn limits_are_each_tenants_own() {
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let own = |limits: fn(&mut QueryLimits)| {
+        let mut changed = QueryLimits::default();
+        limits(&mut changed);
+        changed
+    };
+    let short = own(|limits| (limits.max_search_duration, limits.max_metrics_duration) = (Duration::from_secs(3600), Duration::from_secs(60)));
+    let long = QueryLimits { max_search_duration: hours(200), ..Default::default() };
+    let few_groups = own(|limits| limits.max_condition_groups_per_tag_query = 2);
+    let small = own(|limits| limits.max_bytes_per_trace = 50);
+    let tenants = [("short", short), ("long", long), ("groups", few_groups), ("small", small)];
+    let api = Api::with_own_limits(FrontendSettings::default(), tenants);
+    let check = |tenant: &'static str, uri: String, status: u16, part: &'static str| {
+        let api = &api;
+        async move {
+            let answer = api.ask(&uri, &[("x-scope-orgid", tenant)]).await;
+            assert_eq!(answer.status, status, "{tenant} {uri}: {}", answer.text());
+            assert!(answer.text().contains(part), "{tenant} {uri}: {}", answer.text());
+        }
+    };
+    let search = |length: Duration| format!("/api/search?q=%7B%7D&start=1000&end={}", 1000 + length.as_secs());
+    check("short", search(hours(1)), 200, "").await;
+    check("short", search(hours(2)), 400, "range specified by start and end exceeds 1h0m0s. received start=1000 end=8200").await;
+    check("long", search(hours(200)), 200, "").await;
+    check("anyone", search(hours(169)), 400, "range specified by start and end exceeds 168h0m0s").await;
+    check("long|anyone", search(hours(169)), 400, "range specified by start and end exceeds 168h0m0s").await;
+    check("long|short", "/api/v2/search/tags?start=1000&end=9000".into(), 400, "exceeds 1h0m0s").await;
+
+    let metrics = |tenant, length: u64, part| {
+        let uri = format!("/api/metrics/query_range?q=%7B%7D%7Crate()&start={}&end={NOW_SECONDS}&step=60s", NOW_SECONDS - length);
+        let api = &api;
+        async move {
+            let answer = api.ask(&uri, &[("x-scope-orgid", tenant)]).await;
+            assert_eq!(answer.text().contains(part), length > 60, "{tenant}: {}", answer.text());
+        }
+    };
+    metrics("short", 61, "metrics query time range exceeds the maximum allowed duration of 1m0s").await;
+    metrics("short", 60, "exceeds the maximum allowed duration").await;
+
+    let names = "/api/v2/search/tags?q=%7Bspan.a%3D1%7C%7Cspan.b%3D1%7C%7Cspan.c%3D1%7D";
+    check("groups", names.into(), 400, "maximum condition groups reached (limit: 2)").await;
+    check("anyone", names.into(), 200, "").await;
+
+    let trace = format!("/api/traces/{KNOWN_ID}");
+    check("small", trace.clone(), 422, "trace exceeds max size (max bytes: 50)").await;
+    check("anyone", trace, 200, "").await;
+    check("", "/status/overrides".into(), 200, "groups\nlong\nshort\nsmall\n").await;
+    check("", "/status/overrides/small".into(), 200, "max_bytes_per_trace: 50\n").await;
+    check("", "/status/overrides/anyone".into(), 200, "max_bytes_per_trace: 0\n").await;
+}
+
+/// A client of the gRPC API, which is served for as long as the runtime lives.
+async fn grpc_client(api: &Api) -> tempo::streaming_querier_client::StreamingQuerierClient<tonic::transport::Channel> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (router, grpc, options) = (api.router.clone(), grpc::routes(api.frontend.clone()), ServeOptions::of(&api.frontend));
+    tokio::spawn(serve(listener, router, Some(grpc), options, std::future::pending()));
+    let channel = tonic::transport::Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    tempo::streaming_querier_client::StreamingQuerierClient::new(channel)
+}
+
+fn as_tenant<T>(tenant: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("x-scope-orgid", tenant.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn bounds_have_their_grpc_codes() {
+    let settings =
+        FrontendSettings { max_concurrent_queries: 1, max_outstanding_per_tenant: 0, max_query_expression_size_bytes: 10, ..Default::default() };
+    let long = QueryLimits { max_search_duration: Duration::from_secs(60), ..Default::default() };
+    let api = Api::with_own_limits(settings, [("a", long)]);
+    let mut client = grpc_client(&api).await;
+    let search = |query: &str, limit, spss, end| tempo::SearchRequest {
+        query: query.into(),
+        limit,
+        spans_per_span_set: spss,
+        start: 1000,
+        end,
+        ..Default::default()
+    };
+    let mut refused = async |message: tempo::SearchRequest| {
+        let status = client.search(as_tenant("a", message)).await.unwrap_err();
+        (status.code(), status.message().to_owned())
+    };
+    let invalid = |text: &str| (tonic::Code::InvalidArgument, text.to_owned());
+    assert_eq!(refused(search("{}", 0, 0, 1061)).await, invalid("range specified by start and end exceeds 1m0s. received start=1000 end=1061"));
+    assert_eq!(refused(search("{}", 262_145, 0, 1060)).await, invalid("limit 262145 exceeds max limit 262144"));
+    assert_eq!(refused(search("{}", 0, 101, 1060)).await, invalid("spans per span set exceeds 100. received 101"));
+    assert_eq!(refused(search("{ .a = 1 } ", 0, 0, 1060)).await, invalid("TraceQL expression exceeds the configured maximum size of 10 bytes"));
+    let slow = tokio::spawn({
+        let mut client = grpc_client(&api).await;
+        let message = search("{}", 0, 0, 1060);
+        async move { client.search(as_tenant("slow", message)).await.is_ok() }
+    });
+    api.queries.started.notified().await;
+    assert_eq!(refused(search("{}", 0, 0, 1060)).await, (tonic::Code::ResourceExhausted, "job queue full".to_owned()));
+    assert!(api.metrics().contains("skein_frontend_queries_running 1\n"));
+    slow.abort();
+    api.queries.dropped.notified().await;
+
+    let settings = FrontendSettings { api_timeout: Duration::from_millis(1), ..Default::default() };
+    let api = Api::with(true, settings, QueryLimits::default());
+    let late = grpc_client(&api).await.search(as_tenant("slow", search("{}", 0, 0, 1060))).await.unwrap_err();
+    let text = "unable to process request in the configured timeout";
+    assert_eq!((late.code(), late.message()), (tonic::Code::DeadlineExceeded, text));
+    assert!(api.metrics().contains("skein_frontend_queries_running 0\n"), "the query ended with the request");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use skein_engine::{
     error::{Error, ErrorKind, Result},
     query::Window,
     spans::{BlockId, TraceId},
+    stop::Stop,
     traceql,
 };
 use skein_proto::tempo::{PartialStatus, Trace, TraceByIdResponse};
@@ -24,6 +25,9 @@ use super::{
 };
 use crate::{Frontend, jsonpb, llm, merge, tenancy::Tenants};
 
+/// Most spans that are written where the request is served: some milliseconds of work.
+const SPANS_WRITTEN_HERE: usize = 5_000;
+
 pub(super) async fn v1(
     State(frontend): State<Arc<Frontend>>,
     Extension(tenants): Extension<Tenants>,
@@ -32,7 +36,7 @@ pub(super) async fn v1(
     params: Params,
 ) -> Result<Response, HttpError> {
     let id = TraceId::parse_hex(&id)?;
-    let found = frontend.trace(&tenants, id, window(&params)?).await?;
+    let (found, _turn) = frontend.trace(&tenants, id, window(&params)?).await?;
     if found.resource_spans.is_empty() {
         return Ok(StatusCode::NOT_FOUND.into_response());
     }
@@ -40,13 +44,13 @@ pub(super) async fn v1(
     if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
         return Err(HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, format!("trace exceeds max size (max bytes: {bytes_max})")));
     }
-    let trace = Trace { resource_spans: found.resource_spans };
-    let json = |trace| jsonpb::to_json(trace).replacen("resourceSpans", "batches", 1);
-    Ok(match Format::of(&headers) {
-        Format::Protobuf => format::body(format::PROTOBUF, trace.encode_to_vec()),
-        Format::Json => format::body(format::JSON, json(&trace)),
-        Format::Llm => format::body(format::LLM, json(&trace)),
+    let (spans, format) = (found.resource_spans, Format::of(&headers));
+    write(merge::trace::span_count(&spans), move || match format {
+        Format::Protobuf => format::body(format::PROTOBUF, Trace { resource_spans: spans }.encode_to_vec()),
+        Format::Json => format::body(format::JSON, jsonpb::to_json(&jsonpb::Batches(&spans))),
+        Format::Llm => format::body(format::LLM, jsonpb::to_json(&jsonpb::Batches(&spans))),
     })
+    .await
 }
 
 pub(super) async fn v2(
@@ -59,7 +63,7 @@ pub(super) async fn v2(
     let id = TraceId::parse_hex(&id)?;
     let window = window(&params)?;
     check_filter(&params)?;
-    let mut found = frontend.trace(&tenants, id, window).await?;
+    let (mut found, _turn) = frontend.trace(&tenants, id, window).await?;
     let bytes_max = frontend.strictest(&tenants, |limits| limits.max_bytes_per_trace);
     let (mut status, mut message) = (PartialStatus::Complete, String::new());
     if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
@@ -67,7 +71,8 @@ pub(super) async fn v2(
         status = PartialStatus::Partial;
         message = format!("Trace exceeds maximum size of {bytes_max} bytes, a partial trace is returned");
     }
-    Ok(match Format::of(&headers) {
+    let format = Format::of(&headers);
+    write(merge::trace::span_count(&found.resource_spans), move || match format {
         Format::Llm => format::body(format::LLM, llm::trace(id, &found.resource_spans, &found.stats, status, &message)),
         format => format.write(&TraceByIdResponse {
             trace: Some(Trace { resource_spans: found.resource_spans }),
@@ -76,6 +81,18 @@ pub(super) async fn v2(
             message,
         }),
     })
+    .await
+}
+
+/// Runs `write` on a thread of its own when there are many spans, so that the network's threads go on. A client that leaves stops it.
+async fn write(spans: usize, write: impl FnOnce() -> Response + Send + 'static) -> Result<Response, HttpError> {
+    if spans <= SPANS_WRITTEN_HERE {
+        return Ok(write());
+    }
+    let stop = Stop::default();
+    let _waiting = stop.on_drop();
+    let written = tokio::task::spawn_blocking(move || stop.sync_scope(write)).await;
+    Ok(written.map_err(|error| Error::internal("writing a trace").with_source(error))?)
 }
 
 /// Checks the parameters of 3.2. The window only says which blocks are looked at; a bound that is missing is open.

@@ -64,6 +64,11 @@ fn sort(resource_spans: &mut [ResourceSpans]) {
     resource_spans.sort_by_cached_key(|resource| resource.scope_spans.first().and_then(|scope| first(&scope.spans)));
 }
 
+/// Spans of a trace.
+pub(crate) fn span_count(resource_spans: &[ResourceSpans]) -> usize {
+    resource_spans.iter().flat_map(|resource| &resource.scope_spans).map(|scope| scope.spans.len()).sum()
+}
+
 /// Bytes of a trace as protobuf.
 pub(crate) fn encoded_bytes(resource_spans: &[ResourceSpans]) -> usize {
     resource_spans.iter().map(field_bytes).sum()

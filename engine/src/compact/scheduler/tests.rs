@@ -132,6 +132,29 @@ fn now() -> u64 {
 }
 
 #[tokio::test]
+async fn a_tenant_may_have_no_merges_and_another_retention() {
+    let store = Arc::new(InMemory::new());
+    let clock = Arc::new(TestClock::new(now()));
+    five_blocks(&*store, now()).await;
+    let mut process = Process::start(store.clone(), clock.clone()).await;
+    let own = TenantCompaction { compaction_disabled: true, block_retention: Duration::from_secs(3_600), ..Default::default() };
+    process.scheduler = process.scheduler.with_tenants(Arc::new(own));
+    assert_eq!(process.cycle().await, CycleReport::default());
+    clock.advance(Duration::from_secs(7_200));
+    let report = process.cycle().await;
+    assert_eq!((report.merged, report.retention.marked), (0, 5));
+}
+
+#[test]
+fn what_a_tenant_leaves_out_is_everyones() {
+    let settings = CompactionSettings::default();
+    assert_eq!(settings.of_tenant(&TenantCompaction::default()), settings);
+    let window = Duration::from_secs(60);
+    let own = settings.of_tenant(&TenantCompaction { compaction_window: window, ..Default::default() });
+    assert_eq!((own.compaction_window, own.block_retention), (window, settings.block_retention));
+}
+
+#[tokio::test]
 async fn blocks_are_merged_and_inputs_marked() {
     let store = Arc::new(InMemory::new());
     let clock = Arc::new(TestClock::new(now()));

@@ -9,7 +9,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 
-use super::vector::Vector;
+use super::{value::Matcher, vector::Vector};
 use crate::{
     error::{Error, Result},
     exec::{
@@ -73,6 +73,10 @@ impl ColumnNeeds {
                 schema.event_attribute_columns(key).for_each(|(at, _)| self.add_event(EventColumn::Attribute(at)));
                 if schema.event_rest && source.rest_may_have(RestScope::Event, key) {
                     self.add_event(EventColumn::Rest);
+                }
+                // Which events there are has to be known even if none has the key: each of them lacks it.
+                if self.events.is_empty() && schema.has(Column::Events) {
+                    self.add_event(EventColumn::TimeOffset);
                 }
             }
             AttributeScope::Link => self.add(Column::Links),
@@ -146,6 +150,7 @@ pub struct Frame {
     event_list: Option<ListArray>,
     vectors: RefCell<HashMap<FieldRef, Vector>>,
     ruled_out: Option<Pruned>,
+    matchers: RefCell<HashMap<String, Arc<Matcher>>>,
 }
 
 impl Frame {
@@ -156,7 +161,18 @@ impl Frame {
             None => source.row_groups()[group].rows as usize,
         };
         let (columns, events) = (HashMap::new(), HashMap::new());
-        Self { source, group, selection, rows, columns, events, event_list: None, vectors: RefCell::default(), ruled_out: None }
+        let (vectors, matchers) = (RefCell::default(), RefCell::default());
+        Self { source, group, selection, rows, columns, events, event_list: None, vectors, matchers, ruled_out: None }
+    }
+
+    /// A pattern, compiled once for the frame. Errors: `Invalid`.
+    pub fn matcher(&self, pattern: &str) -> Result<Arc<Matcher>> {
+        if let Some(matcher) = self.matchers.borrow().get(pattern) {
+            return Ok(matcher.clone());
+        }
+        let matcher = Arc::new(Matcher::new(pattern)?);
+        self.matchers.borrow_mut().insert(pattern.to_owned(), matcher.clone());
+        Ok(matcher)
     }
 
     /// Rows.
@@ -483,14 +499,16 @@ fn rest_values(array: &ArrayRef, key: &str, number: u32) -> Option<Vector> {
     (!values.is_empty()).then(|| Vector::Values(Arc::from(values)))
 }
 
+/// The first value of `key` that TraceQL sees.
 fn find_key(message: &[u8], key: &str, number: u32) -> Option<Value> {
     let mut fields = Fields::new(message);
     while let Ok(Some((at, field))) = fields.next_field() {
         if at == number
             && let Ok(pair) = field.bytes().and_then(KeyValue::parse)
             && pair.key == key.as_bytes()
+            && let Some(value) = pair.value.map(value_of_any).filter(|value| *value != Value::Nil)
         {
-            return Some(pair.value.map_or(Value::Nil, value_of_any));
+            return Some(value);
         }
     }
     None

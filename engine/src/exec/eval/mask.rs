@@ -1,6 +1,6 @@
 //! Expressions to bits, one a row.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use arrow::{
     array::Array,
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     spans::{SpanId, TraceId, schema::Column, value::Value},
+    stop,
     traceql::{CompareOp, FieldExpr, FieldRef, Intrinsic, Static},
 };
 
@@ -31,8 +32,10 @@ pub trait Env {
     fn vector(&self, field: &FieldRef) -> Result<Vector>;
     /// The frame itself when rows are spans.
     fn frame(&self) -> Option<&Frame>;
-    /// False when `expr` is a field of an event or link and `row` has chosen none.
+    /// False when `expr` reads an event or link and `row` has chosen none.
     fn is_bound(&self, expr: &FieldExpr, row: usize) -> bool;
+    /// A compiled pattern. Errors: `Invalid`.
+    fn matcher(&self, pattern: &str) -> Result<Arc<Matcher>>;
 }
 
 impl Env for Frame {
@@ -50,6 +53,10 @@ impl Env for Frame {
 
     fn is_bound(&self, _expr: &FieldExpr, _row: usize) -> bool {
         true
+    }
+
+    fn matcher(&self, pattern: &str) -> Result<Arc<Matcher>> {
+        Frame::matcher(self, pattern)
     }
 }
 
@@ -79,10 +86,13 @@ impl Env for BoundEnv<'_> {
     }
 
     fn is_bound(&self, expr: &FieldExpr, row: usize) -> bool {
-        match expr {
-            FieldExpr::Field(field) => self.chosen(level_of(field)).is_valid(row),
-            _ => true,
-        }
+        let mut bound = true;
+        expr.visit_fields(&mut |field| bound &= self.chosen(level_of(field)).is_valid(row));
+        bound
+    }
+
+    fn matcher(&self, pattern: &str) -> Result<Arc<Matcher>> {
+        self.frame.matcher(pattern)
     }
 }
 
@@ -129,8 +139,39 @@ pub fn bound_truth(expr: &FieldExpr, frame: &Frame, bindings: &Bindings) -> Resu
     truth(expr, &env, &BooleanBuffer::new_set(env.len()))
 }
 
+/// The value of `expr` for each of `rows`, which ascend. Of the events or links of a span the last counts that gives a value; an expression
+/// that is no plain field takes false only where none gives another value. Errors: as [`mask`].
+pub fn values(expr: &FieldExpr, frame: &Frame, rows: &[u32]) -> Result<Vec<Value>> {
+    if let FieldExpr::Field(field) = expr {
+        let vector = frame.vector_of_spans(field)?;
+        return Ok(rows.iter().map(|&row| vector.get(row as usize)).collect());
+    }
+    let (events, links) = levels(expr);
+    if !events && !links {
+        return rows.iter().map(|&row| evaluate(expr, frame, row as usize)).collect();
+    }
+    let mut wanted = vec![false; frame.len()];
+    rows.iter().for_each(|&row| wanted[row as usize] = true);
+    let bindings = frame.bindings(&wanted.into(), events, links)?;
+    let env = BoundEnv { frame, bindings: &bindings, vectors: RefCell::default() };
+    let mut out = vec![Value::Nil; rows.len()];
+    let mut at = 0;
+    for binding in 0..env.len() {
+        while rows[at] != bindings.spans.value(binding) {
+            at += 1;
+        }
+        match evaluate(expr, &env, binding)? {
+            Value::Nil => {}
+            Value::Bool(false) if out[at] != Value::Nil => {}
+            value => out[at] = value,
+        }
+    }
+    Ok(out)
+}
+
 /// The rows of `env` among `active` for which `expr` is true.
 fn truth(expr: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<BooleanBuffer> {
+    stop::check()?;
     let bits = match expr {
         FieldExpr::Literal(Static::Bool(true)) => return Ok(active.clone()),
         FieldExpr::Literal(_) => BooleanBuffer::new_unset(env.len()),
@@ -154,7 +195,7 @@ fn truth(expr: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<Bool
             _ => by_row(expr, env, active)?,
         },
         FieldExpr::Match { negated, lhs, pattern } => match &**lhs {
-            FieldExpr::Field(field) => env.vector(field)?.matches(&Matcher::new(pattern)?, *negated),
+            FieldExpr::Field(field) => env.vector(field)?.matches(env.matcher(pattern)?.as_ref(), *negated),
             _ => by_row(expr, env, active)?,
         },
         FieldExpr::Compare { op, lhs, rhs } => match (&**lhs, &**rhs) {
@@ -199,7 +240,10 @@ fn not(inner: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<Boole
 
 fn by_row(expr: &FieldExpr, env: &dyn Env, active: &BooleanBuffer) -> Result<BooleanBuffer> {
     let mut out = MutableBuffer::new_null(env.len());
-    for row in active.set_indices() {
+    for (count, row) in active.set_indices().enumerate() {
+        if count % stop::ROWS_BETWEEN_CHECKS == 0 {
+            stop::check()?;
+        }
         if evaluate(expr, env, row)? == Value::Bool(true) {
             arrow::util::bit_util::set_bit(out.as_slice_mut(), row);
         }

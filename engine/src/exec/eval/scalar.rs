@@ -1,9 +1,6 @@
 //! Expressions to values, row by row: for what has no faster form.
 
-use super::{
-    mask::Env,
-    value::{Matcher, compare},
-};
+use super::{mask::Env, value::compare};
 use crate::{
     error::{Error, Result},
     spans::value::Value,
@@ -33,7 +30,7 @@ pub fn evaluate(expr: &FieldExpr, env: &dyn Env, row: usize) -> Result<Value> {
         FieldExpr::Exists(inner) => Ok(Value::Bool(evaluate(inner, env, row)? != Value::Nil)),
         FieldExpr::Missing(inner) => Ok(Value::Bool(env.is_bound(inner, row) && evaluate(inner, env, row)? == Value::Nil)),
         FieldExpr::Compare { op, lhs, rhs } => Ok(Value::Bool(compare(*op, &evaluate(lhs, env, row)?, &evaluate(rhs, env, row)?))),
-        FieldExpr::Match { negated, lhs, pattern } => Ok(Value::Bool(Matcher::new(pattern)?.matches(&evaluate(lhs, env, row)?, *negated))),
+        FieldExpr::Match { negated, lhs, pattern } => Ok(Value::Bool(env.matcher(pattern)?.matches(&evaluate(lhs, env, row)?, *negated))),
         FieldExpr::Arith { op, lhs, rhs } => {
             let (a, b) = (evaluate(lhs, env, row)?, evaluate(rhs, env, row)?);
             let (Some(a), Some(b)) = (number(&a), number(&b)) else { return Ok(Value::Bool(false)) };

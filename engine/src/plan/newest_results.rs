@@ -1,0 +1,101 @@
+//! `NewestResultsExec`: the newest results of all shares of a search.
+
+use std::{cmp::Reverse, collections::BTreeMap, fmt, sync::Arc};
+
+use datafusion::{
+    common::{Result, internal_datafusion_err, tree_node::TreeNodeRecursion},
+    execution::TaskContext,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
+        SendableRecordBatchStream, common::spawn_buffered, execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{StreamExt, stream};
+
+use super::{properties, share};
+
+/// Keeps the newest `limit` results of all partitions of its input, which are of [`share::schema`].
+///
+/// **Shape**: one partition, one batch of [`share::schema`]: newest trace first, ties by trace id, as
+/// [`NewestTracesExec`](super::newest_traces::NewestTracesExec) orders them, then one row with the sum of what the shares read.
+/// **Memory**: `limit` results.
+#[derive(Debug)]
+pub struct NewestResultsExec {
+    input: Arc<dyn ExecutionPlan>,
+    limit: usize,
+    properties: Arc<PlanProperties>,
+}
+
+impl NewestResultsExec {
+    /// Keeps `limit` results of `input`.
+    pub fn new(input: Arc<dyn ExecutionPlan>, limit: usize) -> Self {
+        Self { input, limit, properties: properties(share::schema(), 1, EmissionType::Final) }
+    }
+
+    /// Results kept.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+}
+
+impl DisplayAs for NewestResultsExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NewestResultsExec: limit={}", self.limit)
+    }
+}
+
+impl ExecutionPlan for NewestResultsExec {
+    fn name(&self) -> &str {
+        "NewestResultsExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let input = children.into_iter().next().ok_or_else(|| internal_datafusion_err!("the newest results have one input"))?;
+        Ok(Arc::new(Self::new(input, self.limit)))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let mut inputs = stream::SelectAll::new();
+        for partition in 0..self.input.output_partitioning().partition_count() {
+            inputs.push(spawn_buffered(self.input.execute(partition, context.clone())?, 1));
+        }
+        let limit = self.limit;
+        let result = async move {
+            let (mut newest, mut scanned) = (BTreeMap::new(), crate::query::ScanStats::default());
+            while let Some(batch) = inputs.next().await {
+                let (results, stats) = share::from_batch(&batch?)?;
+                scanned = scanned.plus(&stats);
+                for result in results {
+                    newest.insert((Reverse(result.start_unix_nano), result.id), result);
+                    if newest.len() > limit {
+                        newest.pop_last();
+                    }
+                }
+            }
+            let results: Vec<share::ShareResult> = newest.into_values().collect();
+            Ok(share::to_batch(&results, Some(scanned))?)
+        };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(share::schema(), stream::once(result))))
+    }
+}
