@@ -50,6 +50,7 @@ use skein_engine::{
         live::{LiveGeneration, LiveSpans},
         sources::{SourceName, SourceSet},
     },
+    metrics::intervals::Intervals,
     plan::spanset_scan::{ScanLimits, SpansetScanExec},
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
@@ -79,7 +80,7 @@ use skein_proto::{
         resource::v1::Resource,
         trace::v1::{ResourceSpans, ScopeSpans, Span, Status, TracesData},
     },
-    tempo::TraceSearchMetadata,
+    tempo::{TimeSeries, TraceSearchMetadata},
 };
 use tokio::{net::TcpListener, runtime::Runtime};
 
@@ -405,6 +406,40 @@ async fn the_figures_of_a_search_are_those_of_one_process() {
         let (ours, expected) = (stats(&*cluster).await, stats(&one).await);
         assert_eq!(ours, expected, "{query}");
         assert_eq!(ours.blocks, 2);
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_those_of_one_process_and_count_each_span_once() {
+    let (cluster, one) = (TestCluster::start(live(), blocks()).await, one_process(live(), blocks()).await);
+    let whole = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
+    let steps = Intervals::of_range(1000 * SECOND, 2000 * SECOND, 60 * SECOND).unwrap();
+    let series = async |queries: &dyn QueryService, query: &str, intervals: Intervals| {
+        let request = MetricsRequest { query: query.into(), intervals, max_series: 0 };
+        queries.metrics(&TenantId::single(), request).await.unwrap_or_else(|error| panic!("{query}: {error}")).series
+    };
+    for query in [
+        "{ } | count_over_time()",
+        "{ } | rate() by (resource.service.name, name)",
+        "{ name = `root` } >> { status = error } | count_over_time() by (span.region)",
+        "{ } | avg_over_time(duration) by (name)",
+        "{ } | sum_over_time(span.http.status_code)",
+        "{ } | quantile_over_time(duration, .5, .9) by (name)",
+        "{ } | histogram_over_time(duration)",
+        "{ } | compare({ status = error })",
+        "{ } | count_over_time() by (name) | topk(2)",
+        "({ status = error } | rate()) / ({ } | rate())",
+    ] {
+        for intervals in [whole, steps] {
+            let (ours, expected) = (series(&*cluster, query, intervals).await, series(&one, query, intervals).await);
+            assert_eq!(ours, expected, "{query}");
+            assert!(!ours.is_empty(), "{query}");
+        }
+    }
+    let total = |series: Vec<TimeSeries>| series.iter().flat_map(|series| &series.samples).map(|sample| sample.value).sum::<f64>();
+    for intervals in [whole, steps] {
+        let counted = total(series(&*cluster, "{ } | count_over_time() by (name)", intervals).await);
+        assert_eq!(counted, (TRACES * SPANS) as f64, "each span once, over all and step by step");
     }
 }
 

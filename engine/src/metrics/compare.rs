@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::Result,
     exec::{
-        eval::{ColumnNeeds, Frame, mask::mask},
+        eval::{ColumnNeeds, Frame, mask::mask, vector::Vector},
         source::{RestScope, SourceRef},
     },
     plan::matches::key_value,
@@ -26,6 +26,9 @@ use crate::{
     },
     traceql::{AttributeScope, FieldExpr, FieldRef, Intrinsic},
 };
+
+/// Most distinct values of an attribute; of one that has more only the totals are told.
+pub const VALUES_MAX: usize = 10_000;
 
 /// Names of the two groups of spans, by whether a span is selected.
 pub const META_TYPES: [&str; 2] = ["baseline", "selection"];
@@ -80,10 +83,20 @@ pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
     needs
 }
 
+/// The distinct values of each attribute so far.
+#[derive(Debug, Default)]
+pub struct Distinct(HashMap<String, usize>);
+
+impl Distinct {
+    fn is_over(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|&count| count > VALUES_MAX)
+    }
+}
+
 /// Adds the spans of `frame` in `rows`. Those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
 /// included), are the selection. Errors: `Exhausted` for too many values, `Data`.
 pub fn observe(
-    partial: &mut Partial,
+    (partial, distinct): (&mut Partial, &mut Distinct),
     frame: &Frame,
     rows: &BooleanBuffer,
     intervals: &Intervals,
@@ -100,55 +113,73 @@ pub fn observe(
         let start = starts.0[row as usize].wrapping_add(starts.1[row as usize]);
         selected.value(row as usize) && window.is_none_or(|(after, until)| start > after && start <= until)
     };
-    let mut counter =
-        Counter { partial, chosen: &chosen, selected: chosen.rows.iter().map(|&row| is_selected(row)).collect(), intervals: intervals.count() };
+    let selected = chosen.rows.iter().map(|&row| is_selected(row)).collect();
+    let mut counter = Counter { partial, distinct, chosen: &chosen, selected };
     for field in fields(frame.source()) {
-        counter.count(&field.to_string(), &chosen.codes(&frame.vector_of_spans(&field)?)?)?;
+        counter.count(&field.to_string(), &frame.vector_of_spans(&field)?)?;
     }
     counter.count_rest(frame)
 }
 
 struct Counter<'a> {
     partial: &'a mut Partial,
+    distinct: &'a mut Distinct,
     chosen: &'a Chosen,
     /// By chosen row.
     selected: Vec<bool>,
-    intervals: usize,
 }
+
+/// Spans of one value, group and interval.
+type Slot = (u32, bool, u32);
 
 impl Counter<'_> {
     /// Counts the values of one attribute. Spans that lack it do not count.
-    fn count(&mut self, name: &str, codes: &Codes) -> Result<()> {
-        let mut places: HashMap<(u32, bool), Option<usize>> = HashMap::new();
-        let mut counts: HashMap<(u32, bool, u32), u64> = HashMap::new();
-        // Neighbours mostly agree: their counts are added up before they are looked up.
-        let (mut run, mut length) = ((u32::MAX, false, 0), 0);
+    fn count(&mut self, name: &str, vector: &Vector) -> Result<()> {
+        if self.distinct.is_over(name) {
+            return self.count_present(name, &vector.exists());
+        }
+        let codes = self.chosen.codes(vector)?;
+        let mut places: HashMap<(u32, bool), usize> = HashMap::new();
+        for ((code, selected, at), count) in self.slots(&codes) {
+            let value = &codes.values[code as usize];
+            if *value == Value::Nil {
+                continue;
+            }
+            let place = match places.get(&(code, selected)) {
+                Some(place) => *place,
+                None => *places.entry((code, selected)).or_insert(self.place(selected, name, value)?),
+            };
+            self.add(place, at, count);
+        }
+        Ok(())
+    }
+
+    /// How many chosen spans are in each slot. Neighbours mostly agree: they are added up before they are looked up.
+    fn slots(&self, codes: &Codes) -> HashMap<Slot, u64> {
+        let mut slots: HashMap<Slot, u64> = HashMap::new();
+        let (mut run, mut length): (Slot, u64) = ((u32::MAX, false, 0), 0);
         for ((&code, &selected), &at) in codes.rows.iter().zip(&self.selected).zip(&self.chosen.intervals) {
             if (code, selected, at) != run {
                 if length > 0 {
-                    *counts.entry(run).or_default() += length;
+                    *slots.entry(run).or_default() += length;
                 }
                 (run, length) = ((code, selected, at), 0);
             }
             length += 1;
         }
         if length > 0 {
-            *counts.entry(run).or_default() += length;
+            *slots.entry(run).or_default() += length;
         }
-        for ((code, selected, at), count) in counts {
-            let value = &codes.values[code as usize];
-            if *value == Value::Nil {
-                continue;
+        slots
+    }
+
+    /// Counts the spans that have an attribute of too many values.
+    fn count_present(&mut self, name: &str, present: &BooleanBuffer) -> Result<()> {
+        let places = [self.partial.place(uncounted(false, name))?, self.partial.place(uncounted(true, name))?];
+        for at in 0..self.chosen.rows.len() {
+            if present.value(self.chosen.rows[at] as usize) {
+                self.add(places[usize::from(self.selected[at])], self.chosen.intervals[at], 1);
             }
-            let place = match places.get(&(code, selected)) {
-                Some(Some(place)) => *place,
-                _ => {
-                    let place = self.partial.place(labels(selected, name, value))?;
-                    places.insert((code, selected), Some(place));
-                    place
-                }
-            };
-            self.add(place, at, count);
         }
         Ok(())
     }
@@ -170,15 +201,27 @@ impl Counter<'_> {
                     continue;
                 }
                 let name = FieldRef::Attribute { scope: AttributeScope::Span, name: key.as_ref().into() }.to_string();
-                let place = self.partial.place(labels(self.selected[at], &name, &value))?;
+                let place = self.place(self.selected[at], &name, &value)?;
                 self.add(place, self.chosen.intervals[at], 1);
             }
         }
         Ok(())
     }
 
+    /// The series of a value; of one value too many, that of the attribute.
+    fn place(&mut self, selected: bool, name: &str, value: &Value) -> Result<usize> {
+        if self.distinct.is_over(name) {
+            return self.partial.place(uncounted(selected, name));
+        }
+        let known = self.partial.len();
+        let place = self.partial.place(labels(selected, name, value))?;
+        if place == known {
+            *self.distinct.0.entry(name.to_owned()).or_default() += 1;
+        }
+        Ok(place)
+    }
+
     fn add(&mut self, place: usize, at: u32, count: u64) {
-        debug_assert!((at as usize) < self.intervals);
         if let Cells::Counts(cells) = self.partial.cells(place) {
             cells[at as usize] += count;
         }
@@ -187,4 +230,11 @@ impl Counter<'_> {
 
 fn labels(selected: bool, name: &str, value: &Value) -> Labels {
     vec![key_value(META_TYPE, &Value::from(META_TYPES[usize::from(selected)])), key_value(name, value)]
+}
+
+/// The labels of spans whose value is not told apart: the attribute has no value.
+fn uncounted(selected: bool, name: &str) -> Labels {
+    let mut labels = labels(selected, name, &Value::Nil);
+    labels.iter_mut().skip(1).for_each(|label| label.value = None);
+    labels
 }

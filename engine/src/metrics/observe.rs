@@ -12,6 +12,7 @@ use skein_proto::otlp::common::v1::KeyValue;
 use super::{
     cells::{BUCKETS, CellKind, Cells, bucket_of},
     codes::Codes,
+    compare::{self, Distinct},
     intervals::Intervals,
     partial::{Labels, Partial},
 };
@@ -105,13 +106,14 @@ pub struct Observer {
     function: MetricsFunction,
     intervals: Intervals,
     partial: Partial,
+    distinct: Distinct,
 }
 
 impl Observer {
     /// Nothing observed yet.
     pub fn new(function: MetricsFunction, intervals: Intervals) -> Self {
         let partial = Partial::new(cell_kind(&function), intervals.count());
-        Self { function, intervals, partial }
+        Self { function, intervals, partial, distinct: Distinct::default() }
     }
 
     /// What was observed.
@@ -122,7 +124,7 @@ impl Observer {
     /// Adds the spans of `frame` in `rows`; what [`needs`] names is loaded. Errors: `Exhausted` for too many series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
         if let MetricsFunction::Compare { selection, window, .. } = &self.function {
-            return super::compare::observe(&mut self.partial, frame, rows, &self.intervals, selection, *window);
+            return compare::observe((&mut self.partial, &mut self.distinct), frame, rows, &self.intervals, selection, *window);
         }
         let chosen = Chosen::of(frame, rows, &self.intervals)?;
         if chosen.rows.is_empty() {

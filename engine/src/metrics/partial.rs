@@ -59,6 +59,16 @@ impl Partial {
         Ok(self.series.len() - 1)
     }
 
+    /// How many series there are.
+    pub fn len(&self) -> usize {
+        self.series.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.series.is_empty()
+    }
+
     /// The cells of a series.
     pub fn cells(&mut self, place: usize) -> &mut Cells {
         &mut self.series[place].1

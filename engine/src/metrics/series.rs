@@ -1,5 +1,7 @@
 //! Finished series: cells to values.
 
+use std::collections::{BTreeMap, HashMap};
+
 use skein_proto::{
     otlp::common::v1::{AnyValue, KeyValue, any_value::Value as OtlpValue},
     tempo::{Sample, TimeSeries},
@@ -7,7 +9,7 @@ use skein_proto::{
 
 use super::{
     cells::{BUCKETS, Cells, NumberCell},
-    compare::{META_TYPE, META_TYPES},
+    compare::{META_TYPE, META_TYPES, VALUES_MAX},
     intervals::Intervals,
     observe::value_field,
     partial::{Labels, Partial},
@@ -136,20 +138,26 @@ pub fn quantile_of(q: f64, buckets: &[u64; BUCKETS]) -> f64 {
     0.0
 }
 
-/// The most frequent values of each attribute in both groups, and the totals of each attribute.
+/// The most frequent values of each attribute in both groups, and the totals of each attribute; only these of an attribute of too many values.
 fn compared(all: Vec<(Labels, Cells)>, top_n: usize, intervals: usize) -> Vec<Series> {
-    let mut attributes: std::collections::BTreeMap<(String, String), Vec<Series>> = std::collections::BTreeMap::new();
+    let mut attributes: BTreeMap<(String, String), Vec<Series>> = BTreeMap::new();
+    let mut values: HashMap<String, usize> = HashMap::new();
     for (labels, cells) in all {
         let Cells::Counts(counts) = cells else { continue };
         let meta = labels.first().map(|label| label_text(label.value.as_ref())).unwrap_or_default();
-        let attribute = labels.last().map(|label| label.key.clone()).unwrap_or_default();
+        let Some(label) = labels.last() else { continue };
+        // Values that were not told apart are too many.
+        *values.entry(label.key.clone()).or_default() += if label.value.is_some() { 1 } else { VALUES_MAX + 1 };
         let values = counts.into_iter().map(|count| count as f64).collect();
-        attributes.entry((meta, attribute)).or_default().push(Series { labels, values });
+        attributes.entry((meta, label.key.clone())).or_default().push(Series { labels, values });
     }
     let mut out = Vec::new();
     for ((meta, attribute), mut series) in attributes {
         let mut totals = vec![0.0; intervals];
         series.iter().for_each(|series| totals.iter_mut().zip(&series.values).for_each(|(total, value)| *total += value));
+        if values.get(&attribute).is_some_and(|&count| count > VALUES_MAX) {
+            series.clear();
+        }
         let sum = |series: &Series| series.values.iter().sum::<f64>();
         series.sort_by(|a, b| sum(b).total_cmp(&sum(a)).then_with(|| order_key(&a.labels).cmp(&order_key(&b.labels))));
         series.truncate(top_n);

@@ -15,6 +15,7 @@ use skein_engine::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
     },
+    lower::lower_metrics,
     lower::lower_search,
     plan::{share, trace_details::search_results},
     query::SearchRequest,
@@ -121,6 +122,26 @@ fn round_trip(plan: &Arc<dyn ExecutionPlan>, codec: &PlanCodec) -> (Vec<u8>, Arc
     let bytes = PhysicalPlanNode::try_from_physical_plan(plan.clone(), codec).unwrap().encode_to_vec();
     let decoded = PhysicalPlanNode::decode(&*bytes).unwrap().try_into_physical_plan(&SessionContext::new().task_ctx(), codec).unwrap();
     (bytes, decoded)
+}
+
+#[tokio::test]
+async fn metrics_plans_are_the_same_after_the_wire() {
+    let engine = engine().await;
+    let codec = PlanCodec::new(engine.resolver());
+    let sources = Arc::new(SourceSet::new(TenantId::single(), vec![SourceName::Block { id: BlockId::random() }], engine.resolver()));
+    let intervals = Intervals::of_range(1_000_000_000, 9_000_000_000, 1_000_000_000).unwrap();
+    for query in [
+        "{ } | rate()",
+        "{ name = `leaf` } >> { status = error } | avg_over_time(span.size) by (resource.service.name, .b)",
+        "{ } | quantile_over_time(duration, .5, .99) by (name)",
+        "{ } | histogram_over_time(duration)",
+        "{ } | compare({ status = error && name = `x` }, 7, 1, 2)",
+    ] {
+        let (pipeline, function) = operand(query).unwrap();
+        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3);
+        let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+        assert_eq!(text(&round_trip(&plan, &codec).1), text(&plan));
+    }
 }
 
 #[tokio::test]
