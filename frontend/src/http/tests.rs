@@ -661,7 +661,7 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     api.check(
         &format!("/api/metrics/query_range?{rate}&start=1000&end=1060&step=60s"),
         200,
-        r#"{"series":[{"labels":[{"key":"__name__","value":{"stringValue":"rate"}}],"samples":[{"timestampMs":"960000"},{"timestampMs":"1020000","value":1.5}]}],"metrics":{"totalJobs":1,"completedJobs":1}}"#,
+        r#"{"series":[{"labels":[{"key":"__name__","value":{"stringValue":"rate"}}],"samples":[{"timestampMs":"960000"},{"timestampMs":"1020000","value":1.5}]}],"metrics":{"completedJobs":1,"totalJobs":1}}"#,
     )
     .await;
     check(&format!("{rate}&start=x"), 400, "rpc error: code = Code(400) desc = could not parse 'start' parameter: ").await;
@@ -1064,8 +1064,21 @@ async fn one_port_speaks_http_and_grpc_and_stops_gracefully() {
     request.metadata_mut().insert("x-scope-orgid", "a".parse().unwrap());
     let refused = client.search_tag_values_v2(request).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-    let metrics = client.metrics_query_range(tempo::QueryRangeRequest::default()).await.unwrap_err();
-    assert_eq!(metrics.code(), tonic::Code::Unimplemented);
+    let mut request = tonic::Request::new(tempo::QueryRangeRequest {
+        query: "{}|rate()".into(),
+        start: 1_000_000_000_000,
+        end: 1_060_000_000_000,
+        step: 60_000_000_000,
+        ..Default::default()
+    });
+    request.metadata_mut().insert("x-scope-orgid", "a".parse().unwrap());
+    let metrics = client.metrics_query_range(request).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    assert_eq!(
+        metrics.series[0].samples,
+        [tempo::Sample { value: 0.0, timestamp_ms: 960_000 }, tempo::Sample { value: 1.5, timestamp_ms: 1_020_000 }]
+    );
+    let refused = client.metrics_query_instant(tempo::QueryInstantRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
 
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     for service in ["", "tempopb.StreamingQuerier"] {
