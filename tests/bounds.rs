@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures::future;
 use serde_json::{Value, json};
 use skein_proto::otlp::trace::v1::Span;
 use skein_proto::tempo::{SearchRequest, streaming_querier_client::StreamingQuerierClient};
@@ -195,15 +196,14 @@ fn a_client_that_leaves_stops_its_query() {
     // The task drops the call and its connection when it is told to.
     let grpc = client.addresses.grpc;
     let call = || {
-        wait(async {
-            tokio::spawn(async move {
-                let mut querier = StreamingQuerierClient::connect(format!("http://{grpc}")).await.unwrap();
-                let message = SearchRequest { query: "{}".into(), start: SECONDS.0 as u32, end: SECONDS.1 as u32, ..Default::default() };
-                let mut request = tonic::Request::new(message);
-                request.metadata_mut().insert("x-scope-orgid", TENANT.parse().unwrap());
-                querier.search(request).await.map(drop)
-            })
-        })
+        let asking = async move {
+            let mut querier = StreamingQuerierClient::connect(format!("http://{grpc}")).await.unwrap();
+            let message = SearchRequest { query: "{}".into(), start: SECONDS.0 as u32, end: SECONDS.1 as u32, ..Default::default() };
+            let mut request = tonic::Request::new(message);
+            request.metadata_mut().insert("x-scope-orgid", TENANT.parse().unwrap());
+            querier.search(request).await.map(drop)
+        };
+        wait(future::lazy(|_| tokio::spawn(asking)))
     };
     stalled.check("gRPC", call, |call| call.abort());
     let left = r#"tempo_request_duration_seconds_count{method="gRPC",route="/tempopb.StreamingQuerier/Search",status_code="cancel",ws="false"}"#;

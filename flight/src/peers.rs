@@ -119,9 +119,9 @@ struct NamedChannel {
 }
 
 impl NamedChannel {
-    fn name_errors<T: 'static>(&self, stream: BoxStream<'static, DataFusionResult<T>>) -> BoxStream<'static, DataFusionResult<T>>
+    fn name_errors<T>(&self, stream: BoxStream<'static, DataFusionResult<T>>) -> BoxStream<'static, DataFusionResult<T>>
     where
-        T: Send,
+        T: Send + 'static,
     {
         let worker = self.worker.clone();
         stream.map_err(move |error| from_peer(&worker, &error)).boxed()

@@ -41,11 +41,11 @@ pub async fn engines(world: &World) -> Engines {
     let (all, live) = (spans(world.all()), spans(world.at(0)));
     let generations: Vec<SpanSet> = (0..PLACES).map(|place| spans(world.at(place))).collect();
     vec![
-        ("all live", engine(&[all.clone()], &[], false).await),
+        ("all live", engine(std::slice::from_ref(&all), &[], false).await),
         ("three live generations", engine(&generations, &[], false).await),
         ("one block", engine(&[], &[(all.clone(), ColumnPolicy::BLOCK)], false).await),
         ("one block with few columns", engine(&[], &[(all, FEW_COLUMNS)], false).await),
-        ("two blocks and live", engine(&[live.clone()], &divided, false).await),
+        ("two blocks and live", engine(std::slice::from_ref(&live), &divided, false).await),
         ("two merged blocks and live", engine(&[live], &divided, true).await),
         ("three workers", TestCluster::start(generations.clone(), Vec::new()).await),
         ("three workers and a block", {

@@ -308,7 +308,7 @@ fn duration(nanos: i64) -> String {
     let sign = if nanos < 0 { "-" } else { "" };
     let nanos = nanos.unsigned_abs();
     let units = [("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
-    match units.into_iter().find(|(_, size)| nanos >= *size && nanos % size == 0) {
+    match units.into_iter().find(|(_, size)| nanos >= *size && nanos.is_multiple_of(*size)) {
         Some((unit, size)) => format!("{sign}{}{unit}", nanos / size),
         None => format!("{sign}{nanos}ns"),
     }

@@ -1,8 +1,7 @@
 //! The distinct values of a field in a frame as small numbers, so that rows are grouped by numbers and not by values.
 
-use std::collections::HashMap;
-
 use arrow::array::{Array, Int32Array};
+use hashbrown::HashMap;
 
 use crate::{
     exec::eval::vector::{Vector, kind_of, status_of},
@@ -125,6 +124,7 @@ fn first_of(vectors: &[Vector], table: &mut Table) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+
     use std::sync::Arc;
 
     use super::*;

@@ -1,8 +1,9 @@
 //! `compare()`: how often each value of each attribute occurs among the selected spans, and among the others.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use arrow::{array::Array, buffer::BooleanBuffer};
+use hashbrown::HashMap;
 
 use super::{
     cells::Cells,
@@ -62,7 +63,7 @@ fn fields(source: &SourceRef) -> Vec<FieldRef> {
         (AttributeScope::Event, &event | &rest(RestScope::Event)),
         (AttributeScope::Link, rest(RestScope::Link)),
     ];
-    let attributes = scoped.into_iter().flat_map(|(scope, keys)| keys.into_iter().map(move |key| FieldRef::Attribute { scope, name: key.into() }));
+    let attributes = scoped.into_iter().flat_map(|(scope, keys)| keys.into_iter().map(move |key| FieldRef::Attribute { scope, name: key }));
     INTRINSICS.into_iter().map(FieldRef::Intrinsic).chain(attributes).collect()
 }
 

@@ -1,12 +1,11 @@
 //! The spans of a frame into series under way, column by column.
 
-use std::collections::HashMap;
-
 use arrow::{
     array::{Array, UInt32Array},
     buffer::BooleanBuffer,
 };
 
+use hashbrown::HashMap;
 use skein_proto::otlp::common::v1::KeyValue;
 
 use super::{

@@ -1,15 +1,13 @@
 //! Series under way: of one partition, of one process, or of all.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock},
-};
+use std::sync::{Arc, LazyLock};
 
 use arrow::{
     array::{ArrayRef, AsArray, BinaryBuilder, Float64Builder, UInt8Builder, UInt32Builder, UInt64Builder},
     datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, UInt8Type, UInt32Type, UInt64Type},
     record_batch::RecordBatch,
 };
+use hashbrown::HashMap;
 use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 

@@ -277,6 +277,9 @@ impl Frame {
             FieldLevel::Event => self.event_list.clone(),
             FieldLevel::Link => self.links()?.map(|(list, _)| list),
         };
+        if matches!(vector, Vector::Const(Value::Nil, _)) || list.as_ref().is_none_or(|list| list.values().is_empty()) {
+            return Ok(Vector::Const(Value::Nil, self.rows));
+        }
         let last = |row| entries_of(list.as_ref(), row).rev().map(|at| vector.get(at)).find(|value| *value != Value::Nil).unwrap_or(Value::Nil);
         Ok(Vector::Values((0..self.rows).map(last).collect()))
     }
@@ -298,7 +301,9 @@ impl Frame {
         for (at, _) in self.source.schema().attribute_columns(key) {
             vectors.push(Vector::Typed(Typed::of(self.column(Column::Attribute(at))?)?));
         }
-        if let Some(rest) = self.columns.get(&Column::Rest) {
+        if self.source.rest_may_have(RestScope::Span, key)
+            && let Some(rest) = self.columns.get(&Column::Rest)
+        {
             vectors.extend(rest_values(rest, key, 1));
         }
         Ok(first_of(vectors, self.rows))
