@@ -61,3 +61,6 @@ fn spans_of_metrics(metrics: MetricsExpr) -> Result<Pipeline> {
         MetricsExpr::Binary { .. } | MetricsExpr::Scalar(_) => Err(Error::invalid("invalid TraceQL query: math expressions not supported in search")),
     }
 }
+
+#[cfg(test)]
+mod tests;

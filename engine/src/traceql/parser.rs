@@ -125,6 +125,12 @@ impl std::fmt::Display for Scalar {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Steps over tokens on this thread: tests see that they grow with the text and not faster.
+    pub(super) static STEPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 struct Parser<'a> {
     source: &'a str,
     tokens: Vec<Token>,
@@ -169,6 +175,8 @@ impl<'a> Parser<'a> {
 
     /// Steps over the current token. The last one, which is the end or an error, stays.
     fn advance(&mut self) {
+        #[cfg(test)]
+        STEPS.set(STEPS.get() + 1);
         if self.at + 1 < self.tokens.len() {
             self.at += 1;
         }
