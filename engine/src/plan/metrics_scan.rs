@@ -4,17 +4,19 @@ use std::{fmt, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use datafusion::{
-    common::{Result, tree_node::TreeNodeRecursion},
+    common::Result,
     execution::TaskContext,
-    physical_expr::PhysicalExpr,
     physical_plan::{
-        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
-        execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream, execution_plan::EmissionType,
+        stream::RecordBatchStreamAdapter,
     },
 };
 use futures::stream;
 
-use super::properties;
+use super::{
+    node::{counted_node, leaf_node},
+    properties,
+};
 use crate::{
     clock::Stopwatch,
     exec::{
@@ -147,33 +149,8 @@ impl DisplayAs for MetricsScanExec {
 }
 
 impl ExecutionPlan for MetricsScanExec {
-    fn name(&self) -> &str {
-        "MetricsScanExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
-    }
-
-    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.to_set())
-    }
+    leaf_node!();
+    counted_node!();
 
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Scan {

@@ -35,6 +35,7 @@ pub mod metrics_merge;
 pub mod metrics_scan;
 pub mod newest_results;
 pub mod newest_traces;
+mod node;
 pub mod share;
 pub mod spanset_scan;
 pub mod trace_details;

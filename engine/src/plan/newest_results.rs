@@ -3,17 +3,16 @@
 use std::{cmp::Reverse, collections::BTreeMap, fmt, sync::Arc};
 
 use datafusion::{
-    common::{Result, internal_datafusion_err, tree_node::TreeNodeRecursion},
+    common::Result,
     execution::TaskContext,
-    physical_expr::PhysicalExpr,
     physical_plan::{
-        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
-        SendableRecordBatchStream, common::spawn_buffered, execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream, common::spawn_buffered,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, stream};
 
-use super::{properties, share};
+use super::{node::unary_node, properties, share};
 
 /// Keeps the newest `limit` results of all partitions of its input, which are of [`share::schema`].
 ///
@@ -46,34 +45,7 @@ impl DisplayAs for NewestResultsExec {
 }
 
 impl ExecutionPlan for NewestResultsExec {
-    fn name(&self) -> &str {
-        "NewestResultsExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = children.into_iter().next().ok_or_else(|| internal_datafusion_err!("the newest results have one input"))?;
-        Ok(Arc::new(Self::new(input, self.limit)))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
+    unary_node!(node, input => Self::new(input, node.limit));
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let mut inputs = stream::SelectAll::new();

@@ -4,18 +4,18 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use datafusion::{
-    common::{Result, tree_node::TreeNodeRecursion},
+    common::Result,
     execution::TaskContext,
-    physical_expr::PhysicalExpr,
     physical_plan::{
-        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
-        SendableRecordBatchStream, execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, stream};
 
 use super::{
     matches::{self, MatchedTrace},
+    node::{counted_node, unary_node},
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
@@ -79,37 +79,8 @@ impl DisplayAs for NewestTracesExec {
 }
 
 impl ExecutionPlan for NewestTracesExec {
-    fn name(&self) -> &str {
-        "NewestTracesExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(Self::new(children.swap_remove(0), self.limit)))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.to_set())
-    }
+    unary_node!(node, input => Self::new(input, node.limit));
+    counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());

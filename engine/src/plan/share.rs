@@ -11,17 +11,16 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use datafusion::{
-    common::{Result as DataFusionResult, internal_datafusion_err, tree_node::TreeNodeRecursion},
+    common::Result as DataFusionResult,
     execution::TaskContext,
-    physical_expr::PhysicalExpr,
     physical_plan::{
-        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
-        SendableRecordBatchStream, execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, stream};
 
-use super::{properties, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec};
+use super::{node::unary_node, properties, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec};
 use crate::{
     error::{Error, Result},
     exec::{engine::add_blocks, sources::SourceSet, stats::stats_of_plan},
@@ -158,41 +157,7 @@ impl DisplayAs for ShareExec {
 }
 
 impl ExecutionPlan for ShareExec {
-    fn name(&self) -> &str {
-        "ShareExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> DataFusionResult<TreeNodeRecursion>,
-    ) -> DataFusionResult<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
-    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let input = children.into_iter().next().ok_or_else(|| internal_datafusion_err!("a share has one input"))?;
-        Ok(Arc::new(Self::new(input, self.worker.clone())?))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
+    unary_node!(node, input => Self::new(input, node.worker.clone())?);
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
         // In a worker nobody else tells the work that its client has left: dropping the stream does.

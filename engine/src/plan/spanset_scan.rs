@@ -10,18 +10,18 @@ use std::{
 
 use arrow::datatypes::SchemaRef;
 use datafusion::{
-    common::{Result, tree_node::TreeNodeRecursion},
+    common::Result,
     execution::TaskContext,
-    physical_expr::PhysicalExpr,
     physical_plan::{
-        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
-        execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream, execution_plan::EmissionType,
+        stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{TryStreamExt, stream};
 
 use super::{
     matches::{self, MatchedSpanset, MatchedTrace, key_value},
+    node::{counted_node, leaf_node},
     properties,
 };
 use crate::{
@@ -198,33 +198,8 @@ impl DisplayAs for SpansetScanExec {
 }
 
 impl ExecutionPlan for SpansetScanExec {
-    fn name(&self) -> &str {
-        "SpansetScanExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
-    }
-
-    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>, _: ReplaceChildrenOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.to_set())
-    }
+    leaf_node!();
+    counted_node!();
 
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Arc::new(Scan {

@@ -12,12 +12,11 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use datafusion::{
-    common::{Result as DataFusionResult, tree_node::TreeNodeRecursion},
+    common::Result as DataFusionResult,
     execution::TaskContext,
-    physical_expr::PhysicalExpr,
     physical_plan::{
-        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions, SendableRecordBatchStream,
-        execution_plan::EmissionType, metrics::MetricsSet, stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream, execution_plan::EmissionType,
+        stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, stream};
@@ -26,6 +25,7 @@ use skein_proto::{otlp::common::v1::KeyValue, tempo};
 
 use super::{
     matches::{self, MatchedTrace, key_value},
+    node::{counted_node, unary_node},
     properties,
 };
 use crate::{
@@ -258,40 +258,8 @@ impl DisplayAs for TraceDetailsExec {
 }
 
 impl ExecutionPlan for TraceDetailsExec {
-    fn name(&self) -> &str {
-        "TraceDetailsExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> DataFusionResult<TreeNodeRecursion>,
-    ) -> DataFusionResult<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
-    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(Self::new(children.swap_remove(0), self.sources.clone(), self.pipeline.clone())))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.to_set())
-    }
+    unary_node!(node, input => Self::new(input, node.sources.clone(), node.pipeline.clone()));
+    counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
         let mut input = self.input.execute(0, context)?;
