@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod plan;
 pub mod query;
 pub mod spans;
+pub mod sql;
 pub mod stop;
 pub mod store;
 pub mod tenant;

@@ -48,6 +48,7 @@ use crate::{
         TagValuesRequest, TraceResult, Window,
     },
     spans::{BlockId, TraceId, otlp::TraceAssembler, set::SpanSet},
+    sql::{SqlService, SqlStatement, session::SessionParts},
     tenant::TenantId,
     traceql::{self, QueryBody},
 };
@@ -368,6 +369,17 @@ impl SourceResolver for Core {
             }
         }
         Ok(sources)
+    }
+}
+
+#[async_trait]
+impl SqlService for Engine {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        let opening = ScanMetrics::default();
+        let sources = self.core.sources(tenant, None, &opening).await?;
+        let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
+        let parts = SessionParts { sources, runtime: self.context.runtime_env(), partitions: self.settings.partitions };
+        SqlStatement::prepare(tenant, parts, text).await
     }
 }
 

@@ -44,7 +44,8 @@ impl ColumnNeeds {
         }
     }
 
-    fn add_event(&mut self, part: EventColumn) {
+    /// Adds a part of the events column.
+    pub fn add_event(&mut self, part: EventColumn) {
         if !self.events.contains(&part) {
             self.events.push(part);
         }
@@ -389,7 +390,8 @@ impl Frame {
         })
     }
 
-    fn parent_ids(&self) -> Result<Vec<i64>> {
+    /// The id of each span's parent as it was sent, 0 for none. Errors: as [`Frame::column`].
+    pub fn parent_ids(&self) -> Result<Vec<i64>> {
         let (ids, absent, distance) = (self.ints(Column::SpanId)?, self.ints(Column::ParentSpanId)?, self.small_ints(Column::ParentDistance)?);
         let parent = |row: usize| match distance.value(row) {
             distance if distance > 0 => ids.value(row - distance as usize),

@@ -1,0 +1,71 @@
+//! Arguments of table functions: constants, worked out when the statement is planned.
+
+use datafusion::{
+    catalog::{Session, TableFunctionArgs},
+    common::{DFSchema, Result, ScalarValue, plan_err},
+    logical_expr::{Expr, simplify::SimplifyContext},
+    optimizer::simplify_expressions::ExprSimplifier,
+};
+
+use crate::query::Window;
+
+/// The constants that `function` was called with. Errors: `Plan` for fewer than `least` or more than `most`, or for one that is no constant.
+pub(crate) fn constants(function: &str, args: &TableFunctionArgs<'_, '_>, least: usize, most: usize) -> Result<Vec<ScalarValue>> {
+    let given = args.exprs().len();
+    if !(least..=most).contains(&given) {
+        return plan_err!("{function}() takes {least} to {most} arguments, not {given}");
+    }
+    args.exprs().iter().enumerate().map(|(at, expr)| constant(function, at + 1, expr, args.session())).collect()
+}
+
+fn constant(function: &str, number: usize, expr: &Expr, session: &dyn Session) -> Result<ScalarValue> {
+    let props = session.execution_props();
+    let context = SimplifyContext::builder()
+        .with_schema(std::sync::Arc::new(DFSchema::empty()))
+        .with_config_options(session.config().options().clone())
+        .with_query_execution_start_time(props.query_execution_start_time)
+        .build();
+    match ExprSimplifier::new(context).simplify(expr.clone())? {
+        Expr::Literal(value, _) => Ok(value),
+        Expr::Column(column) => plan_err!("argument {number} of {function}() must be a constant: write text in single quotes, not {column}"),
+        other => plan_err!("argument {number} of {function}() must be a constant, not {other}"),
+    }
+}
+
+/// Text. Errors: `Plan`.
+pub(crate) fn text(function: &str, what: &str, value: &ScalarValue) -> Result<String> {
+    match value.try_as_str() {
+        Some(Some(text)) => Ok(text.to_owned()),
+        _ => plan_err!("{function}() needs {what} as text in single quotes, not {value}"),
+    }
+}
+
+/// A time in Unix nanoseconds: a timestamp, text that reads as one, or a number of Unix seconds. Errors: `Plan`.
+pub(crate) fn unix_nanos(function: &str, what: &str, value: &ScalarValue) -> Result<i64> {
+    let nanos = arrow::datatypes::DataType::Timestamp(arrow::datatypes::TimeUnit::Nanosecond, None);
+    let seconds = |seconds: i64| seconds.checked_mul(1_000_000_000);
+    let found = match value {
+        ScalarValue::Int64(Some(value)) => seconds(*value),
+        ScalarValue::UInt64(Some(value)) => i64::try_from(*value).ok().and_then(seconds),
+        other => match other.cast_to(&nanos) {
+            Ok(ScalarValue::TimestampNanosecond(value, _)) => value,
+            _ => None,
+        },
+    };
+    match found {
+        Some(nanos) if nanos >= 0 => Ok(nanos),
+        _ => plan_err!("{function}() needs {what} as a timestamp or as Unix seconds since 1970, not {value}"),
+    }
+}
+
+/// The window of whole seconds from `start` to `end`, rounded outwards. Errors: `Plan` when it ends before it starts.
+pub(crate) fn window(function: &str, start: i64, end: i64) -> Result<Window> {
+    if end < start {
+        return plan_err!("{function}(): the end is before the start");
+    }
+    let seconds = |nanos: i64| u32::try_from(nanos).unwrap_or(u32::MAX);
+    Ok(Window {
+        start_seconds: seconds(start.div_euclid(1_000_000_000)),
+        end_seconds: seconds(end.div_euclid(1_000_000_000) + i64::from(end % 1_000_000_000 > 0)),
+    })
+}

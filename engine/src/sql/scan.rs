@@ -1,0 +1,276 @@
+//! `SqlScanExec`: the leaf of a SQL query over spans, events or links.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use arrow::{
+    array::{Int64Array, UInt32Array},
+    buffer::BooleanBuffer,
+    datatypes::SchemaRef,
+    record_batch::{RecordBatch, RecordBatchOptions},
+};
+use datafusion::{
+    common::Result as DataFusionResult,
+    execution::TaskContext,
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream, execution_plan::EmissionType,
+        stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{
+    columns::{Selection, SqlColumn},
+    pushdown::ScanBounds,
+};
+use crate::{
+    clock::Stopwatch,
+    error::Result,
+    exec::{
+        eval::{ColumnNeeds, Frame, frame::FieldLevel},
+        source::SourceRef,
+        sources::{ScanUnit, SourceSet, active_rows, scan_units},
+        spansets::{SpansetPipeline, filter_rows},
+        stats::{Pruned, ScanMetrics},
+    },
+    plan::{
+        node::{counted_node, leaf_node},
+        properties,
+    },
+    query::Window,
+    stop,
+    traceql::Pipeline,
+};
+
+/// What a scan reads.
+#[derive(Debug, Clone)]
+pub struct SqlScan {
+    /// Where.
+    pub sources: Arc<SourceSet>,
+    /// What a row is.
+    pub level: FieldLevel,
+    /// The columns of its batches.
+    pub columns: Vec<SqlColumn>,
+    /// The spans whose spansets are the rows; None: all spans.
+    pub pipeline: Option<Pipeline>,
+    /// The window that traces must overlap; None: all.
+    pub window: Option<Window>,
+    /// What need not be read.
+    pub bounds: ScanBounds,
+    /// Most rows that anybody wants.
+    pub limit: Option<usize>,
+}
+
+/// Runs a [`SqlScan`].
+///
+/// **Shape**: batches of the columns, at most a row group each and at most `batch_size` rows; row groups newest first, dealt out to the
+/// partitions in turn. Rows in block order: traces whole, spans in pre-order.
+#[derive(Debug)]
+pub struct SqlScanExec {
+    scan: Arc<SqlScan>,
+    schema: SchemaRef,
+    partitions: usize,
+    metrics: Arc<ScanMetrics>,
+    properties: Arc<PlanProperties>,
+}
+
+impl SqlScanExec {
+    /// A scan by `partitions` partitions.
+    pub fn new(scan: SqlScan, partitions: usize) -> Self {
+        let fields: Vec<_> = scan.columns.iter().map(SqlColumn::field).collect();
+        let schema: SchemaRef = Arc::new(arrow::datatypes::Schema::new(fields));
+        let properties = properties(schema.clone(), partitions, EmissionType::Incremental);
+        Self { scan: Arc::new(scan), schema, partitions, metrics: Arc::default(), properties }
+    }
+}
+
+impl SqlScan {
+    async fn units(&self, partition: usize, partitions: usize, metrics: &ScanMetrics) -> Result<Vec<ScanUnit>> {
+        let sources = self.sources.sources().await?;
+        let window = match (self.window, self.bounds.window()) {
+            (Some(one), Some(other)) => {
+                Some(Window { start_seconds: one.start_seconds.max(other.start_seconds), end_seconds: one.end_seconds.min(other.end_seconds) })
+            }
+            (one, other) => one.or(other),
+        };
+        let (units, outside) = scan_units(sources, window);
+        if partition == 0 {
+            metrics.pruned(Pruned::Window, outside);
+        }
+        Ok(units.into_iter().skip(partition).step_by(partitions).collect())
+    }
+
+    async fn run(&self, unit: ScanUnit, schema: &SchemaRef, metrics: &ScanMetrics) -> Result<Option<RecordBatch>> {
+        stop::check()?;
+        let source = self.sources.sources().await?[unit.source].clone();
+        let wanted = self.wanted_rows(&source, unit.group);
+        if wanted.as_ref().is_some_and(Vec::is_empty) {
+            metrics.pruned(Pruned::Columns, 1);
+            return Ok(None);
+        }
+        let mut frame = Frame::new(source, unit.group, None);
+        let excluded = self.sources.excluded_rows(unit.source, frame.source());
+        let mut active = active_rows(&mut frame, unit.group, self.window, excluded, metrics).await?;
+        if let Some(wanted) = wanted {
+            active = &active & &bits_of(&wanted, frame.len());
+        }
+        if let Some(filter) = &self.bounds.filter {
+            active = filter_rows(filter, &mut frame, unit.group, &active, metrics).await?;
+        }
+        let batch = self.batch(&mut frame, unit.group, &active, schema, metrics).await?;
+        match frame.pruned() {
+            Some(why) if batch.is_none() => metrics.pruned(why, 1),
+            _ => metrics.row_group(frame.len() as u64),
+        }
+        Ok(batch)
+    }
+
+    /// The rows of the wanted traces in row group `group`; None: all.
+    fn wanted_rows(&self, source: &SourceRef, group: usize) -> Option<Vec<Range<usize>>> {
+        let rows = source.row_groups()[group];
+        let own = rows.first_row as usize..(rows.first_row + rows.rows) as usize;
+        let of_trace = |id: &crate::spans::TraceId| source.traces().rows_of(u128::from_be_bytes(id.0)).filter(|rows| own.contains(&rows.start));
+        let mut wanted: Vec<Range<usize>> = self.bounds.traces.as_ref()?.iter().filter_map(of_trace).collect();
+        wanted.iter_mut().for_each(|rows| *rows = rows.start - own.start..rows.end - own.start);
+        wanted.sort_unstable_by_key(|rows| rows.start);
+        wanted.dedup();
+        Some(wanted)
+    }
+
+    async fn batch(
+        &self,
+        frame: &mut Frame,
+        group: usize,
+        active: &BooleanBuffer,
+        schema: &SchemaRef,
+        metrics: &ScanMetrics,
+    ) -> Result<Option<RecordBatch>> {
+        let selected = match &self.pipeline {
+            Some(pipeline) => spanset_rows(pipeline, frame, group, active, metrics).await?,
+            None => Selection { level: self.level, spans: span_rows(active), entries: None, spansets: None },
+        };
+        if selected.len(frame.len()) == 0 {
+            return Ok(None);
+        }
+        let mut needs = ColumnNeeds::default();
+        self.columns.iter().for_each(|column| column.add_needs(&mut needs, frame.source()));
+        if self.level == FieldLevel::Event {
+            needs.add_field(&crate::traceql::FieldRef::Intrinsic(crate::traceql::Intrinsic::EventTimeSinceStart), frame.source());
+        } else if self.level == FieldLevel::Link {
+            needs.add(crate::spans::schema::Column::Links);
+        }
+        frame.load(&needs, metrics).await?;
+        let selected = if self.level == FieldLevel::Span { selected } else { entry_rows(frame, self.level, active)? };
+        let rows = selected.len(frame.len());
+        if rows == 0 {
+            return Ok(None);
+        }
+        let arrays = self.columns.iter().map(|column| column.values(frame, group, &selected)).collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(Some(RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?))
+    }
+}
+
+fn bits_of(ranges: &[Range<usize>], length: usize) -> BooleanBuffer {
+    let mut bits = arrow::array::BooleanBufferBuilder::new(length);
+    for range in ranges {
+        bits.append_n(range.start - bits.len(), false);
+        bits.append_n(range.len(), true);
+    }
+    bits.append_n(length - bits.len(), false);
+    bits.finish()
+}
+
+/// The active rows; None when they are all.
+fn span_rows(active: &BooleanBuffer) -> Option<UInt32Array> {
+    (active.count_set_bits() < active.len()).then(|| UInt32Array::from_iter_values(active.set_indices().map(|row| row as u32)))
+}
+
+/// The rows of the spansets of all traces, with the number of the spanset in its trace. A span in several spansets comes several times.
+async fn spanset_rows(pipeline: &Pipeline, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<Selection> {
+    let found = SpansetPipeline::new(pipeline.clone()).run(frame, group, active, usize::MAX, metrics).await?;
+    metrics.traces(found.len() as u64);
+    let (mut spans, mut numbers) = (Vec::new(), Vec::new());
+    for (number, spanset) in found.iter().flat_map(|trace| trace.spansets.iter().enumerate()) {
+        spans.extend_from_slice(&spanset.rows);
+        numbers.resize(spans.len(), number as i64);
+    }
+    Ok(Selection { level: FieldLevel::Span, spans: Some(spans.into()), entries: None, spansets: Some(Int64Array::from(numbers)) })
+}
+
+/// All events or links of the active spans.
+fn entry_rows(frame: &Frame, level: FieldLevel, active: &BooleanBuffer) -> Result<Selection> {
+    let bindings = frame.bindings(active, level == FieldLevel::Event, level == FieldLevel::Link)?;
+    let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
+    let kept: Vec<(u32, u32)> = bindings.spans.values().iter().zip(chosen).filter_map(|(&span, entry)| Some((span, entry?))).collect();
+    let (spans, entries): (Vec<u32>, Vec<u32>) = kept.into_iter().unzip();
+    Ok(Selection { level, spans: Some(spans.into()), entries: Some(entries.into()), spansets: None })
+}
+
+impl DisplayAs for SqlScanExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scan = &self.scan;
+        let names: Vec<&str> = scan.columns.iter().map(|column| column.name.as_str()).collect();
+        write!(f, "SqlScanExec: rows={:?}s, columns=[{}], sources=[{}]", scan.level, names.join(", "), scan.sources)?;
+        if let Some(pipeline) = &scan.pipeline {
+            write!(f, ", query=[{pipeline}]")?;
+        }
+        if let Some(filter) = &scan.bounds.filter {
+            write!(f, ", filter=[{filter}]")?;
+        }
+        if let Some(traces) = &scan.bounds.traces {
+            write!(f, ", traces={}", traces.len())?;
+        }
+        if let Some(window) = scan.bounds.window().or(scan.window) {
+            write!(f, ", window={}..{}", window.start_seconds, window.end_seconds)?;
+        }
+        match scan.limit {
+            Some(limit) => write!(f, ", limit={limit}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ExecutionPlan for SqlScanExec {
+    leaf_node!();
+    counted_node!();
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
+        let (scan, schema, metrics) = (self.scan.clone(), self.schema.clone(), self.metrics.clone());
+        let batch_size = context.session_config().batch_size().max(1);
+        let partitions = self.partitions;
+        let units = {
+            let (scan, metrics) = (scan.clone(), metrics.clone());
+            stream::once(async move { scan.units(partition, partitions, &metrics).await })
+                .map_ok(|units| stream::iter(units.into_iter().map(Ok::<_, crate::error::Error>)))
+                .try_flatten()
+        };
+        let mut left = scan.limit.unwrap_or(usize::MAX);
+        let batches = units
+            .and_then(move |unit| {
+                let (scan, schema, metrics) = (scan.clone(), schema.clone(), metrics.clone());
+                async move {
+                    let watch = Stopwatch::start();
+                    let batch = scan.run(unit, &schema, &metrics).await?;
+                    metrics.busy(watch.elapsed());
+                    metrics.output(batch.as_ref().map_or(0, RecordBatch::num_rows));
+                    Ok(batch)
+                }
+            })
+            .try_take_while(move |batch| {
+                let going = left > 0;
+                left = left.saturating_sub(batch.as_ref().map_or(0, RecordBatch::num_rows));
+                futures::future::ready(Ok(going))
+            })
+            .map_ok(move |batch| stream::iter(slices(batch, batch_size).map(Ok::<_, crate::error::Error>)))
+            .try_flatten()
+            .map(|batch: Result<RecordBatch>| Ok(batch?));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), batches)))
+    }
+}
+
+/// `batch` in parts of at most `size` rows; nothing is copied.
+fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
+    batch.into_iter().flat_map(move |batch| {
+        (0..batch.num_rows()).step_by(size).map(move |from| batch.slice(from, size.min(batch.num_rows() - from))).collect::<Vec<_>>()
+    })
+}
