@@ -117,11 +117,12 @@ impl Coordinator {
             let sources = self.sources(tenant, share.names).leaving_out(survey.split.clone());
             self.share(share.worker, &query, sources, request)
         });
-        let mut shares = shares.collect::<Result<Vec<_>>>()?;
+        let Some(mut shares) = shares.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if let Some(worker) = shares.first().and_then(|first| first.downcast_ref::<ShareExec>()).map(|first| first.worker().clone()) {
             while shares.len() < TASKS_MIN {
-                shares.push(self.share(worker.clone(), &query, self.sources(tenant, Vec::new()), request)?);
+                let Some(share) = self.share(worker.clone(), &query, self.sources(tenant, Vec::new()), request)? else { return Ok(None) };
+                shares.push(share);
             }
             let tasks = shares.len();
             let leaf = DistributedLeafExec::try_new(shares[0].clone(), shares)?;
@@ -130,7 +131,7 @@ impl Coordinator {
         if let Some(joined) = survey.joined {
             let name = SourceName::Joined { traces: survey.split.to_vec() };
             let sources = SourceSet::opened(tenant.clone(), vec![(name, joined)], self.resolver.clone());
-            inputs.push(self.share(HERE.into(), &query, sources, request)?);
+            inputs.extend(self.share(HERE.into(), &query, sources, request)?);
         }
         let input = match inputs.len() {
             0 => return Ok(None),
@@ -144,9 +145,13 @@ impl Coordinator {
         SourceSet::new(tenant.clone(), names, self.resolver.clone())
     }
 
-    fn share(&self, worker: Arc<str>, query: &Query, sources: SourceSet, request: &SearchRequest) -> Result<Arc<dyn ExecutionPlan>> {
+    /// None when the search finds nothing, whatever is stored.
+    fn share(&self, worker: Arc<str>, query: &Query, sources: SourceSet, request: &SearchRequest) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let search = lower_search(query.clone(), Arc::new(sources), request, self.engine.partitions())?;
-        Ok(Arc::new(ShareExec::new(search.plan, worker)?))
+        if search.is_nothing() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(ShareExec::new(search.plan, worker)?)))
     }
 
     /// Lets datafusion-distributed divide a plan: its boundaries if it has some, else where it sees fit.

@@ -161,7 +161,7 @@ impl Engine {
             if operands.contains_key(&key) {
                 continue;
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
             let mut partial = Partial::new(cell_kind(function), request.intervals.count());
             for batch in self.execute(&plan).await? {
                 partial.merge_batch(&batch)?;
@@ -396,13 +396,15 @@ impl QueryService for Engine {
         Ok(SearchResult { traces, stats })
     }
 
+    /// What is looked for, as the optimiser decided it, then how: the second part has the counts after `analyze`.
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
-        let plan = self.plan_search(tenant, &request).await?.plan;
+        let SearchPlan { logical, plan, .. } = self.plan_search(tenant, &request).await?;
+        let logical = logical.display_indent();
         if !analyze {
-            return Ok(DisplayableExecutionPlan::new(&*plan).indent(true).to_string());
+            return Ok(format!("{logical}\n\n{}", DisplayableExecutionPlan::new(&*plan).indent(true)));
         }
         self.execute(&plan).await?;
-        Ok(DisplayableExecutionPlan::with_metrics(&*plan).indent(true).to_string())
+        Ok(format!("{logical}\n\n{}", DisplayableExecutionPlan::with_metrics(&*plan).indent(true)))
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {

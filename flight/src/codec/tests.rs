@@ -138,7 +138,7 @@ async fn metrics_plans_are_the_same_after_the_wire() {
         "{ } | compare({ status = error && name = `x` }, 7, 1, 2)",
     ] {
         let (pipeline, function) = operand(query).unwrap();
-        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3);
+        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3).unwrap();
         let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
         assert_eq!(text(&round_trip(&plan, &codec).1), text(&plan));
     }

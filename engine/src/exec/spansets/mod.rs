@@ -15,5 +15,5 @@ pub mod filters;
 pub mod pipeline;
 mod structure;
 
-pub use filters::{evaluation_order, filter_rows};
+pub use filters::{FilterTerm, FilterTerms, filter_rows};
 pub use pipeline::{Spanset, SpansetPipeline, TraceMatch};

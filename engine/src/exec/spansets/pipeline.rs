@@ -1,12 +1,16 @@
 //! Pipelines over the traces of one row group.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    ops::Range,
+};
 
 use arrow::buffer::BooleanBuffer;
 
 use super::{
     aggregates::{apply_aggregate, argument, group_by},
-    filters::filter_rows,
+    filters::{FilterTerms, filter_rows},
     structure::{Tree, TreeNeeds, union},
 };
 use crate::{
@@ -39,14 +43,14 @@ pub struct TraceMatch {
 
 /// Collects filters, value expressions and tree columns of a pipeline.
 #[derive(Default)]
-pub(super) struct Parts<'a> {
-    pub(super) filters: Vec<&'a FieldExpr>,
+struct Parts<'a> {
+    filters: Vec<&'a FieldExpr>,
     values: Vec<&'a FieldExpr>,
     tree: TreeNeeds,
 }
 
 impl<'a> Parts<'a> {
-    pub(super) fn pipeline(&mut self, pipeline: &'a Pipeline) {
+    fn pipeline(&mut self, pipeline: &'a Pipeline) {
         for stage in &pipeline.stages {
             match stage {
                 Stage::Spansets(expr) => self.spansets(expr),
@@ -99,10 +103,33 @@ fn collect_leading<'a>(expr: &'a SpansetExpr, parts: &mut Parts<'a>, leading: &m
     }
 }
 
-/// A pipeline, ready to run on frames.
-#[derive(Debug, Clone)]
+/// A pipeline and how its filters are evaluated, ready to run on frames. Optimiser rules decide the latter.
+#[derive(Debug, Clone, PartialEq)]
 pub struct SpansetPipeline {
     pipeline: Pipeline,
+    filters: Vec<FilterTerms>,
+    by_rows: bool,
+}
+
+/// A validated pipeline as it is written: every filter is one term, and row groups are ruled out by none.
+impl From<Pipeline> for SpansetPipeline {
+    fn from(pipeline: Pipeline) -> Self {
+        let mut parts = Parts::default();
+        parts.pipeline(&pipeline);
+        let filters = parts.filters.into_iter().cloned().map(FilterTerms::as_written).collect();
+        Self { pipeline, filters, by_rows: false }
+    }
+}
+
+/// The pipeline as TraceQL.
+impl fmt::Display for SpansetPipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pipeline.fmt(f)
+    }
+}
+
+fn is_one_filter(pipeline: &Pipeline) -> bool {
+    matches!(pipeline.stages.as_slice(), [Stage::Spansets(SpansetExpr::Filter(_))])
 }
 
 /// A filter's place in its pipeline, which does not move while it runs.
@@ -118,9 +145,48 @@ struct PipelineInputs<'a> {
 }
 
 impl SpansetPipeline {
-    /// Takes over a validated pipeline.
-    pub fn new(pipeline: Pipeline) -> Self {
-        Self { pipeline }
+    /// Evaluates `pipeline` with `filters` for its filters from left to right; `by_rows` says that traces are not needed.
+    /// Errors: `Internal` when there are more or fewer filters, or when a pipeline that is more than one filter shall do without traces.
+    pub fn planned(pipeline: Pipeline, filters: Vec<FilterTerms>, by_rows: bool) -> Result<Self> {
+        let mut parts = Parts::default();
+        parts.pipeline(&pipeline);
+        if parts.filters.len() != filters.len() || filters.iter().any(|filter| filter.terms.is_empty()) {
+            return Err(Error::internal(format!("the filters of a plan are not those of its pipeline {pipeline}")));
+        }
+        if by_rows && !is_one_filter(&pipeline) {
+            return Err(Error::internal(format!("a pipeline needs whole traces: {pipeline}")));
+        }
+        Ok(Self { pipeline, filters, by_rows })
+    }
+
+    /// The pipeline.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// How its filters are evaluated, from left to right.
+    pub fn filters(&self) -> &[FilterTerms] {
+        &self.filters
+    }
+
+    /// The same pipeline with its filters evaluated in another way.
+    pub fn with_filters(self, change: impl FnMut(FilterTerms) -> FilterTerms) -> Self {
+        Self { filters: self.filters.into_iter().map(change).collect(), ..self }
+    }
+
+    /// Whether [`rows`](Self::rows) does without traces.
+    pub fn by_rows(&self) -> bool {
+        self.by_rows
+    }
+
+    /// The same pipeline without looking at traces if it is one filter, else itself.
+    pub fn without_traces(self) -> Self {
+        Self { by_rows: is_one_filter(&self.pipeline), ..self }
+    }
+
+    /// How filters are evaluated, in words.
+    pub fn describe_filters(&self) -> String {
+        self.filters.iter().map(FilterTerms::to_string).collect::<Vec<_>>().join("; ")
     }
 
     /// The spansets of the first `limit` traces in `frame` that have any, restricted to the spans in `active`. Loads what it needs.
@@ -128,24 +194,24 @@ impl SpansetPipeline {
     pub async fn run(&self, frame: &mut Frame, group: usize, active: &BooleanBuffer, limit: usize, metrics: &ScanMetrics) -> Result<Vec<TraceMatch>> {
         let mut parts = Parts::default();
         parts.pipeline(&self.pipeline);
+        let filters: Vec<(usize, &FilterTerms)> = parts.filters.iter().map(|filter| key_of(filter)).zip(&self.filters).collect();
+        let leading: Option<Vec<usize>> = leading_filters(&self.pipeline).map(|leading| leading.into_iter().map(key_of).collect());
         let mut masks = HashMap::new();
         let mut touched: Option<BooleanBuffer> = None;
-        if let Some(filters) = leading_filters(&self.pipeline) {
-            for filter in filters {
-                let bits = filter_rows(filter, frame, group, active, metrics).await?;
-                touched = Some(match touched {
-                    Some(touched) => &touched | &bits,
-                    None => bits.clone(),
-                });
-                masks.insert(key_of(filter), bits);
-            }
+        for (key, filter) in filters.iter().filter(|(key, _)| leading.as_ref().is_some_and(|leading| leading.contains(key))) {
+            let bits = filter_rows(filter, frame, group, active, metrics).await?;
+            touched = Some(match touched {
+                Some(touched) => &touched | &bits,
+                None => bits.clone(),
+            });
+            masks.insert(*key, bits);
         }
         let touched = touched.unwrap_or_else(|| active.clone());
         if touched.count_set_bits() == 0 {
             return Ok(Vec::new());
         }
-        for filter in parts.filters {
-            if let std::collections::hash_map::Entry::Vacant(entry) = masks.entry(key_of(filter)) {
+        for (key, filter) in filters {
+            if let Entry::Vacant(entry) = masks.entry(key) {
                 entry.insert(filter_rows(filter, frame, group, active, metrics).await?);
             }
         }
@@ -158,11 +224,10 @@ impl SpansetPipeline {
         self.run_traces(&inputs, group, &touched, active, limit)
     }
 
-    /// The rows of all spansets of all traces in `frame`, restricted to the spans in `active`. A pipeline that is one filter needs no
-    /// traces. Loads what it needs. Errors: as [`SpansetPipeline::run`].
+    /// The rows of all spansets of all traces in `frame`, restricted to the spans in `active`. Loads what it needs.
+    /// Errors: as [`SpansetPipeline::run`].
     pub async fn rows(&self, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<BooleanBuffer> {
-        let mut stages = self.pipeline.stages.iter().filter(|stage| !matches!(stage, Stage::Select(_)));
-        if let (Some(Stage::Spansets(SpansetExpr::Filter(filter))), None) = (stages.next(), stages.next()) {
+        if let (true, [filter]) = (self.by_rows, self.filters.as_slice()) {
             return filter_rows(filter, frame, group, active, metrics).await;
         }
         let mut bits = vec![false; frame.len()];
