@@ -20,8 +20,9 @@ const COMPARISONS_MAX: usize = 16;
 
 /// Puts an empty relation in the place of stages that keep nothing, whatever is stored, and of what stands above them: nothing is read. Such
 /// are filters that are constant, that compare a field with what it cannot be, or whose terms exclude each other; operators one side of which
-/// is needed and empty; and `count()` below one, since no spanset is empty. [`MetricsMerge`](crate::plan::logical::MetricsMerge) stays: the
-/// sum of no series is an answer.
+/// is needed and empty; and `count()` below one, since no spanset is empty. Not where a stage before may fail: whether a query is an error
+/// must not depend on what stands after its mistake. [`MetricsMerge`](crate::plan::logical::MetricsMerge) stays: the sum of no series is an
+/// answer.
 /// ```text
 /// TraceDetails                                                →   EmptyRelation
 ///   NewestTraces
@@ -49,8 +50,48 @@ fn has_no_rows(plan: &LogicalPlan) -> bool {
     let LogicalPlan::Extension(Extension { node }) = plan else { return false };
     let any = node.as_any();
     let of_input = any.is::<SpansetStage>() || any.is::<NewestTraces>() || any.is::<TraceDetails>() || any.is::<MetricsObservation>();
-    let stage_keeps_nothing = || head::<SpansetStage>(plan).is_some_and(|node| keeps_nothing(&node.stage));
+    let stage_keeps_nothing = || head::<SpansetStage>(plan).is_some_and(|node| keeps_nothing(&node.stage) && !stages_may_fail(&node.input));
     of_input && (node.inputs().into_iter().all(is_nothing) || stage_keeps_nothing())
+}
+
+fn stages_may_fail(plan: &LogicalPlan) -> bool {
+    head::<SpansetStage>(plan).is_some_and(|node| stage_may_fail(&node.stage) || stages_may_fail(&node.input))
+}
+
+/// Whether some spans can make a stage an error. Says yes rather too often.
+fn stage_may_fail(stage: &Stage) -> bool {
+    match stage {
+        Stage::Spansets(expr) => spansets_may_fail(expr),
+        Stage::By(expr) => may_fail(expr),
+        Stage::Aggregate(filter) => match &filter.aggregate {
+            Aggregate::Count => false,
+            Aggregate::Min(expr) | Aggregate::Max(expr) | Aggregate::Avg(expr) | Aggregate::Sum(expr) => may_fail(expr),
+        },
+        Stage::Coalesce | Stage::Select(_) => false,
+    }
+}
+
+fn spansets_may_fail(expr: &SpansetExpr) -> bool {
+    match expr {
+        SpansetExpr::Filter(filter) => may_fail(filter),
+        SpansetExpr::Pipeline(pipeline) => pipeline.stages.iter().any(stage_may_fail),
+        // Which refuses several spansets on one side.
+        SpansetExpr::Binary { op: SpansetOp::Structural { .. }, lhs, rhs } => {
+            let several = |side: &SpansetExpr| matches!(side, SpansetExpr::Pipeline(_));
+            several(lhs) || several(rhs) || spansets_may_fail(lhs) || spansets_may_fail(rhs)
+        }
+        SpansetExpr::Binary { lhs, rhs, .. } => spansets_may_fail(lhs) || spansets_may_fail(rhs),
+    }
+}
+
+/// `!` and `-` fail on values of some types, arithmetic on a zero divisor.
+fn may_fail(expr: &FieldExpr) -> bool {
+    match expr {
+        FieldExpr::Not(_) | FieldExpr::Negate(_) | FieldExpr::Arith { .. } => true,
+        FieldExpr::Literal(_) | FieldExpr::Field(_) => false,
+        FieldExpr::Exists(inner) | FieldExpr::Missing(inner) | FieldExpr::Match { lhs: inner, .. } => may_fail(inner),
+        FieldExpr::Compare { lhs, rhs, .. } | FieldExpr::And(lhs, rhs) | FieldExpr::Or(lhs, rhs) => may_fail(lhs) || may_fail(rhs),
+    }
 }
 
 fn keeps_nothing(stage: &Stage) -> bool {
@@ -64,7 +105,10 @@ fn keeps_nothing(stage: &Stage) -> bool {
 fn is_empty(expr: &SpansetExpr) -> bool {
     match expr {
         SpansetExpr::Filter(filter) => is_never_true(filter),
-        SpansetExpr::Pipeline(pipeline) => pipeline.stages.iter().any(keeps_nothing),
+        SpansetExpr::Pipeline(pipeline) => {
+            let mut sure = pipeline.stages.iter().take_while(|stage| keeps_nothing(stage) || !stage_may_fail(stage));
+            sure.any(keeps_nothing)
+        }
         SpansetExpr::Binary { op, lhs, rhs } => match op {
             SpansetOp::Or => is_empty(lhs) && is_empty(rhs),
             // Spans without a partner, where there are no partners, are all spans.
@@ -219,6 +263,8 @@ mod tests {
             "{ } &> ({ } | count() = 0)",
             "{ } | count() < 1",
             "{ } | by(name) | count() <= 0 | coalesce()",
+            "{ false } | { 1 / .a = 1 }",
+            "{ 1 / .a = 1 } && { false }",
         ] {
             assert_eq!(optimized(query), ["EmptyRelation: rows=0"], "{query}");
         }
@@ -245,6 +291,9 @@ mod tests {
             "{ } | count() < 2",
             "{ } | count() >= 0",
             "{ } | min(span.a) = 0",
+            "{ 1 / .a = 1 } | { false }",
+            "({ } | by(name)) > { } | { false }",
+            "{ } && ({ !.a } | { false })",
         ] {
             assert_ne!(optimized(query), ["EmptyRelation: rows=0"], "{query}");
         }

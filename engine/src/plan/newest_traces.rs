@@ -7,7 +7,7 @@ use datafusion::{
     common::Result,
     execution::TaskContext,
     physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream, coop::CooperativeExec,
         execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
@@ -95,7 +95,7 @@ impl ExecutionPlan for NewestTracesExec {
     counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());
+        let bound = scan_below(&self.input).map(|scan| scan.bound().clone());
         let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound };
         let (input, metrics, alone) = (self.input.clone(), self.metrics.clone(), self.first_row_group_alone);
         let result = async move {
@@ -117,6 +117,14 @@ impl ExecutionPlan for NewestTracesExec {
             Ok(batch)
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(matches::schema(), stream::once(result))))
+    }
+}
+
+/// The scan that `input` is, perhaps inside the node that DataFusion puts around leaves so that they take turns.
+fn scan_below(input: &Arc<dyn ExecutionPlan>) -> Option<&SpansetScanExec> {
+    match input.downcast_ref::<CooperativeExec>() {
+        Some(turns) => scan_below(turns.input()),
+        None => input.downcast_ref(),
     }
 }
 

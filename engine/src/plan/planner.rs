@@ -84,3 +84,6 @@ pub fn physical_plan(plan: &LogicalPlan, partitions: usize) -> crate::error::Res
     let planned = planner.create_physical_plan(plan, &*SESSION).now_or_never();
     Ok(planned.ok_or_else(|| internal_datafusion_err!("planning waits for something"))??)
 }
+
+#[cfg(test)]
+mod tests;
