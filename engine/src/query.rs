@@ -165,7 +165,8 @@ pub trait QueryService: Send + Sync + 'static {
     /// Runs a TraceQL search. Errors: `Invalid` for a query that does not parse or validate; its message begins as Tempo's does.
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult>;
 
-    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each node has what it read and gave. Errors: as
+    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each physical node has what it read and gave. In one
+    /// process the logical plan comes first, as the optimiser left it, then an empty line and the physical one. Errors: as
     /// [`QueryService::search`].
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String>;
 

@@ -1,6 +1,6 @@
 //! From a checked query to a plan. Pure functions.
 //!
-//! [`logical_search`] and [`logical_metrics`] write a query as a logical plan, stage by stage, without a thought of how it runs;
+//! [`logical_search`] and [`logical_metrics`] write a query as a logical plan, without a thought of how it runs;
 //! [`optimize`](crate::optimize) and [`planner`](crate::plan::planner) do the rest. [`lower_search`] and [`lower_metrics`] go all the way.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::{
     metrics::{intervals::Intervals, observe::cell_kind},
     optimize::optimize,
     plan::{
-        logical::{self, MetricsMerge, MetricsObservation, NewestTraces, SpansetStage, TraceDetails, Traces, is_nothing},
+        logical::{self, MetricsMerge, MetricsObservation, NewestTraces, SpansetStages, TraceDetails, Traces, is_nothing},
         planner::physical_plan,
     },
     query::SearchRequest,
@@ -41,20 +41,17 @@ impl SearchPlan {
 /// The logical plan of a search with `pipeline` over `sources`: details of the newest traces of what its stages leave.
 pub fn logical_search(pipeline: &Pipeline, sources: &Arc<SourceSet>, request: &SearchRequest) -> LogicalPlan {
     let traces = Traces::new(sources.clone(), request.window);
-    let newest = NewestTraces::new(stages(pipeline, traces), request.limit);
+    let spansets = SpansetStages::new(logical::plan(traces), pipeline.clone());
+    let newest = NewestTraces::new(logical::plan(spansets), request.limit);
     logical::plan(TraceDetails::new(logical::plan(newest), sources.clone(), pipeline.clone(), request.spans_per_spanset))
 }
 
 /// The logical plan of one operand of a metrics query over `sources`: the series of the spans that its stages leave. All traces are looked
 /// at: it is the times of spans that decide.
 pub fn logical_metrics(pipeline: &Pipeline, function: &MetricsFunction, sources: &Arc<SourceSet>, intervals: Intervals) -> LogicalPlan {
-    let spans = stages(pipeline, Traces::new(sources.clone(), None));
-    let series = MetricsObservation::new(spans, function.clone(), intervals);
+    let spansets = SpansetStages::new(logical::plan(Traces::new(sources.clone(), None)), pipeline.clone());
+    let series = MetricsObservation::new(logical::plan(spansets), function.clone(), intervals);
     logical::plan(MetricsMerge::new(logical::plan(series), cell_kind(function), intervals.count()))
-}
-
-fn stages(pipeline: &Pipeline, traces: Traces) -> LogicalPlan {
-    pipeline.stages.iter().fold(logical::plan(traces), |input, stage| logical::plan(SpansetStage::new(input, stage.clone())))
 }
 
 /// Lowers a search over `sources` to scan, newest traces, details. Of a metrics query only the spans are searched.

@@ -8,23 +8,23 @@ use datafusion::{
 
 use crate::{
     plan::{
-        logical::{self, Comparable, MetricsObservation, MetricsScan, SpansetScan, SpansetStage, Traces, head},
+        logical::{self, Comparable, MetricsObservation, MetricsScan, SpansetScan, SpansetStages, Traces, head},
         spanset_scan::ScanLimits,
     },
-    traceql::{FieldExpr, Pipeline, SpansetExpr, Stage, Static},
+    traceql::{Pipeline, Stage},
 };
 
 /// Moves the stages of a pipeline, and what observes its spans, into one scan: so filters reach the row groups, and the traces that no
 /// filter touches are never put together.
 /// ```text
 /// NewestTraces: limit=20                     NewestTraces: limit=20
-///   SpansetStage: count() > 2           →      SpansetScan: query=[{ name = `x` } | count() > 2], filters=[name = `x`]
-///     SpansetStage: { name = `x` }
-///       Traces
+///   SpansetStages: { name = `x` } |     →      SpansetScan: query=[{ name = `x` } | count() > 2], filters=[name = `x`]
+///                  count() > 2
+///     Traces
 ///
 /// MetricsMerge: cells=Counts                 MetricsMerge: cells=Counts
 ///   MetricsObservation: rate()          →      MetricsScan: query=[{ name = `x` } | rate()], filters=[name = `x`]
-///     SpansetStage: { name = `x` }
+///     SpansetStages: { name = `x` }
 ///       Traces
 /// ```
 #[derive(Debug)]
@@ -65,20 +65,12 @@ impl OptimizerRule for FuseStages {
     }
 }
 
-/// The stages from the traces at the bottom of `plan` up to its head, if there is nothing else in between. No stage at all is `{ }`.
+/// The pipeline at the head of `plan` and the traces right below it. Traces without a stage are `{ }`.
 fn stages_over_traces(plan: &LogicalPlan) -> Option<(Pipeline, &Traces)> {
-    let mut stages = Vec::new();
-    let mut below = plan;
-    while let Some(SpansetStage { input, stage }) = head(below) {
-        stages.push(stage.0.clone());
-        below = input;
+    match head::<SpansetStages>(plan) {
+        Some(SpansetStages { input, pipeline }) => Some((pipeline.0.clone(), head(input)?)),
+        None => Some((Pipeline { stages: vec![Stage::ALL_SPANS] }, head(plan)?)),
     }
-    let traces = head::<Traces>(below)?;
-    if stages.is_empty() {
-        stages.push(Stage::Spansets(SpansetExpr::Filter(FieldExpr::Literal(Static::Bool(true)))));
-    }
-    stages.reverse();
-    Some((Pipeline { stages }, traces))
 }
 
 #[cfg(test)]
@@ -93,10 +85,8 @@ mod tests {
             &[
                 "TraceDetails: shown=[span.a, name, status], spans_per_spanset=3",
                 "  NewestTraces: limit=20",
-                "    SpansetStage: count() > 2",
-                "      SpansetStage: by(name)",
-                "        SpansetStage: { (span.a = 1) && (name = `x`) } >> { status = error }",
-                "          Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
+                "    SpansetStages: { (span.a = 1) && (name = `x`) } >> { status = error } | by(name) | count() > 2",
+                "      Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
             ],
             &[
                 "TraceDetails: shown=[span.a, name, status], spans_per_spanset=3",
@@ -134,9 +124,8 @@ mod tests {
             &[
                 "MetricsMerge: cells=Counts",
                 "  MetricsObservation: rate() by(span.b), intervals=2 of 60000000000 ns",
-                "    SpansetStage: { span.a = 1 }",
-                "      SpansetStage: { name = `x` }",
-                "        Traces: sources=[blocks=1, live=0, traces in several=0], window=all",
+                "    SpansetStages: { name = `x` } | { span.a = 1 }",
+                "      Traces: sources=[blocks=1, live=0, traces in several=0], window=all",
             ],
             &[
                 "MetricsMerge: cells=Counts",

@@ -10,9 +10,9 @@ use datafusion::{
 
 use crate::{
     exec::eval::value::compare,
-    plan::logical::{MetricsObservation, NewestTraces, SpansetStage, TraceDetails, head, is_nothing, nothing},
+    plan::logical::{MetricsObservation, NewestTraces, SpansetStages, TraceDetails, head, is_nothing, nothing},
     spans::value::Value,
-    traceql::{Aggregate, AggregateFilter, CompareOp, FieldExpr, FieldRef, Form, Intrinsic, SpansetExpr, SpansetOp, Stage, Static},
+    traceql::{Aggregate, AggregateFilter, CompareOp, FieldExpr, FieldRef, Form, Intrinsic, Pipeline, SpansetExpr, SpansetOp, Stage, Static},
 };
 
 /// Comparisons of one field in one `&&` that are held against each other. More are not looked at: their number grows with the square.
@@ -26,7 +26,7 @@ const COMPARISONS_MAX: usize = 16;
 /// ```text
 /// TraceDetails                                                →   EmptyRelation
 ///   NewestTraces
-///     SpansetStage: { duration > 2s && duration < 1s } > { }
+///     SpansetStages: { duration > 2s && duration < 1s } > { }
 ///       Traces
 /// ```
 #[derive(Debug)]
@@ -49,13 +49,21 @@ impl OptimizerRule for NeverMatches {
 fn has_no_rows(plan: &LogicalPlan) -> bool {
     let LogicalPlan::Extension(Extension { node }) = plan else { return false };
     let any = node.as_any();
-    let of_input = any.is::<SpansetStage>() || any.is::<NewestTraces>() || any.is::<TraceDetails>() || any.is::<MetricsObservation>();
-    let stage_keeps_nothing = || head::<SpansetStage>(plan).is_some_and(|node| keeps_nothing(&node.stage) && !stages_may_fail(&node.input));
-    of_input && (node.inputs().into_iter().all(is_nothing) || stage_keeps_nothing())
+    let of_input = any.is::<SpansetStages>() || any.is::<NewestTraces>() || any.is::<TraceDetails>() || any.is::<MetricsObservation>();
+    let stages_keep_nothing = || head::<SpansetStages>(plan).is_some_and(|stages| gives_nothing(&stages.pipeline));
+    of_input && (node.inputs().into_iter().all(is_nothing) || stages_keep_nothing())
 }
 
-fn stages_may_fail(plan: &LogicalPlan) -> bool {
-    head::<SpansetStage>(plan).is_some_and(|node| stage_may_fail(&node.stage) || stages_may_fail(&node.input))
+fn gives_nothing(pipeline: &Pipeline) -> bool {
+    for stage in &pipeline.stages {
+        if keeps_nothing(stage) {
+            return true;
+        }
+        if stage_may_fail(stage) {
+            return false;
+        }
+    }
+    false
 }
 
 /// Whether some spans can make a stage an error. Says yes rather too often.
@@ -105,10 +113,7 @@ fn keeps_nothing(stage: &Stage) -> bool {
 fn is_empty(expr: &SpansetExpr) -> bool {
     match expr {
         SpansetExpr::Filter(filter) => is_never_true(filter),
-        SpansetExpr::Pipeline(pipeline) => {
-            let mut sure = pipeline.stages.iter().take_while(|stage| keeps_nothing(stage) || !stage_may_fail(stage));
-            sure.any(keeps_nothing)
-        }
+        SpansetExpr::Pipeline(pipeline) => gives_nothing(pipeline),
         SpansetExpr::Binary { op, lhs, rhs } => match op {
             SpansetOp::Or => is_empty(lhs) && is_empty(rhs),
             // Spans without a partner, where there are no partners, are all spans.
@@ -219,9 +224,8 @@ mod tests {
             &[
                 "TraceDetails: shown=[name], spans_per_spanset=3",
                 "  NewestTraces: limit=20",
-                "    SpansetStage: count() > 1",
-                "      SpansetStage: { (duration > 2s) && (duration < 1s) } > { name = `x` }",
-                "        Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
+                "    SpansetStages: { (duration > 2s) && (duration < 1s) } > { name = `x` } | count() > 1",
+                "      Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
             ],
             &["EmptyRelation: rows=0"],
         );
@@ -235,7 +239,7 @@ mod tests {
             &[
                 "MetricsMerge: cells=Counts",
                 "  MetricsObservation: rate(), intervals=2 of 60000000000 ns",
-                "    SpansetStage: { false }",
+                "    SpansetStages: { false }",
                 "      Traces: sources=[blocks=1, live=0, traces in several=0], window=all",
             ],
             &["MetricsMerge: cells=Counts", "  EmptyRelation: rows=0"],

@@ -7,8 +7,8 @@ use datafusion::{
 };
 
 use crate::{
-    plan::logical::{self, SpansetStage, head},
-    traceql::{SpansetExpr, Stage},
+    plan::logical::{self, SpansetStages, head},
+    traceql::{Pipeline, SpansetExpr, Stage},
 };
 
 /// Takes `select()` out of the stages, those in parentheses included. It keeps every span, and the details have the whole pipeline to see
@@ -16,9 +16,9 @@ use crate::{
 /// ```text
 /// TraceDetails: shown=[name, span.a]         TraceDetails: shown=[name, span.a]
 ///   NewestTraces: limit=20                     NewestTraces: limit=20
-///     SpansetStage: select(span.a)        →      SpansetStage: { name = `x` }
-///       SpansetStage: { name = `x` }               Traces
-///         Traces
+///     SpansetStages: { name = `x` } |     →      SpansetStages: { name = `x` }
+///                    select(span.a)                Traces
+///       Traces
 /// ```
 #[derive(Debug)]
 pub struct SelectLeavesScan;
@@ -33,37 +33,36 @@ impl OptimizerRule for SelectLeavesScan {
     }
 
     fn rewrite(&self, plan: LogicalPlan, _: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let Some(SpansetStage { input, stage }) = head(&plan) else { return Ok(Transformed::no(plan)) };
-        if let Stage::Select(_) = stage.0 {
-            return Ok(Transformed::yes(input.clone()));
-        }
-        let mut stage = stage.0.clone();
-        Ok(match remove_from_stage(&mut stage) {
-            true => Transformed::yes(logical::plan(SpansetStage::new(input.clone(), stage))),
+        let Some(SpansetStages { input, pipeline }) = head(&plan) else { return Ok(Transformed::no(plan)) };
+        let mut pipeline = pipeline.0.clone();
+        Ok(match remove(&mut pipeline) {
             false => Transformed::no(plan),
+            true if pipeline.stages.is_empty() => Transformed::yes(input.clone()),
+            true => Transformed::yes(logical::plan(SpansetStages::new(input.clone(), pipeline))),
         })
     }
 }
 
-/// Whether there was something to remove.
-fn remove_from_stage(stage: &mut Stage) -> bool {
-    match stage {
-        Stage::Spansets(expr) => remove_from_spansets(expr),
-        Stage::Aggregate(_) | Stage::By(_) | Stage::Coalesce | Stage::Select(_) => false,
-    }
+/// Whether there was something to remove; perhaps no stage is left.
+fn remove(pipeline: &mut Pipeline) -> bool {
+    let before = pipeline.stages.len();
+    pipeline.stages.retain(|stage| !matches!(stage, Stage::Select(_)));
+    let removed = pipeline.stages.len() < before;
+    pipeline.stages.iter_mut().fold(removed, |removed, stage| match stage {
+        Stage::Spansets(expr) => remove_from_spansets(expr) | removed,
+        Stage::Aggregate(_) | Stage::By(_) | Stage::Coalesce | Stage::Select(_) => removed,
+    })
 }
 
 fn remove_from_spansets(expr: &mut SpansetExpr) -> bool {
     match expr {
         SpansetExpr::Filter(_) => false,
         SpansetExpr::Pipeline(pipeline) => {
-            let before = pipeline.stages.len();
-            // A pipeline has at least one stage.
-            if pipeline.stages.iter().any(|stage| !matches!(stage, Stage::Select(_))) {
-                pipeline.stages.retain(|stage| !matches!(stage, Stage::Select(_)));
+            let removed = remove(pipeline);
+            if pipeline.stages.is_empty() {
+                pipeline.stages.push(Stage::ALL_SPANS);
             }
-            let removed = pipeline.stages.len() < before;
-            pipeline.stages.iter_mut().fold(removed, |removed, stage| remove_from_stage(stage) | removed)
+            removed
         }
         SpansetExpr::Binary { lhs, rhs, .. } => remove_from_spansets(lhs) | remove_from_spansets(rhs),
     }
@@ -81,16 +80,29 @@ mod tests {
             &[
                 "TraceDetails: shown=[span.b, span.a], spans_per_spanset=3",
                 "  NewestTraces: limit=20",
-                "    SpansetStage: select(span.a)",
-                "      SpansetStage: ({ name = `x` } | select(span.b)) && { true }",
-                "        Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
+                "    SpansetStages: ({ name = `x` } | select(span.b)) && { true } | select(span.a)",
+                "      Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
             ],
             &[
                 "TraceDetails: shown=[span.b, span.a], spans_per_spanset=3",
                 "  NewestTraces: limit=20",
-                "    SpansetStage: ({ name = `x` }) && { true }",
+                "    SpansetStages: ({ name = `x` }) && { true }",
                 "      Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s",
             ],
         );
+    }
+
+    #[test]
+    fn parentheses_in_which_nothing_is_left_hold_all_spans() {
+        let plan = |stages| {
+            [
+                "TraceDetails: shown=[span.b], spans_per_spanset=3".to_owned(),
+                "  NewestTraces: limit=20".to_owned(),
+                format!("    SpansetStages: {stages}"),
+                "      Traces: sources=[blocks=1, live=0, traces in several=0], window=10 to 20 s".to_owned(),
+            ]
+        };
+        let (before, after) = (plan("({ true } | (select(span.b))) > { true }"), plan("({ true } | ({ true })) > { true }"));
+        check("select_leaves_scan", "({ } | (select(span.b))) > { }", &before.each_ref().map(String::as_str), &after.each_ref().map(String::as_str));
     }
 }

@@ -14,7 +14,7 @@ use datafusion::{
 use futures::FutureExt;
 
 use super::{
-    logical::{MetricsMerge, MetricsObservation, MetricsScan, NewestTraces, SpansetScan, SpansetStage, TraceDetails, Traces},
+    logical::{MetricsMerge, MetricsObservation, MetricsScan, NewestTraces, SpansetScan, SpansetStages, TraceDetails, Traces},
     metrics_merge::MetricsMergeExec,
     metrics_scan::MetricsScanExec,
     newest_traces::NewestTracesExec,
@@ -63,7 +63,7 @@ fn physical_node(node: &dyn UserDefinedLogicalNode, inputs: &[Arc<dyn ExecutionP
         Arc::new(MetricsScanExec::new(scan.sources.0.clone(), pipeline, function, scan.intervals.0, partitions))
     } else if let Some(merge) = any.downcast_ref::<MetricsMerge>() {
         Arc::new(MetricsMergeExec::new(input()?, merge.kind.0, merge.intervals))
-    } else if any.is::<Traces>() || any.is::<SpansetStage>() || any.is::<MetricsObservation>() {
+    } else if any.is::<Traces>() || any.is::<SpansetStages>() || any.is::<MetricsObservation>() {
         return Err(internal_datafusion_err!("{} was not moved into a scan: the session lacks our optimiser rules", node.name()));
     } else {
         return Ok(None);

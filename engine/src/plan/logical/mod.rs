@@ -6,13 +6,12 @@
 //! ```text
 //! TraceDetails                 TraceDetails
 //!   NewestTraces                 NewestTraces
-//!     SpansetStage                 SpansetScan
-//!       SpansetStage
-//!         Traces
+//!     SpansetStages                SpansetScan
+//!       Traces
 //!
 //! MetricsMerge                 MetricsMerge
 //!   MetricsObservation           MetricsScan
-//!     SpansetStage
+//!     SpansetStages
 //!       Traces
 //! ```
 
@@ -35,13 +34,13 @@ mod metrics_observation;
 mod metrics_scan;
 mod newest_traces;
 mod spanset_scan;
-mod spanset_stage;
+mod spanset_stages;
 mod trace_details;
 mod traces;
 
 pub use self::{
     metrics_merge::MetricsMerge, metrics_observation::MetricsObservation, metrics_scan::MetricsScan, newest_traces::NewestTraces,
-    spanset_scan::SpansetScan, spanset_stage::SpansetStage, trace_details::TraceDetails, traces::Traces,
+    spanset_scan::SpansetScan, spanset_stages::SpansetStages, trace_details::TraceDetails, traces::Traces,
 };
 use super::matches;
 use crate::{exec::sources::SourceSet, metrics::partial};
