@@ -18,6 +18,7 @@ use skein_engine::{
         newest_results::NewestResultsExec,
         newest_traces::NewestTracesExec,
         share::{ShareExec, sources_of},
+        share_results::ShareResultsExec,
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
@@ -50,6 +51,7 @@ enum Node {
     Share {
         worker: Arc<str>,
     },
+    ShareResults {},
     NewestResults {
         limit: usize,
     },
@@ -151,6 +153,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 Arc::new(TraceDetailsExec::new(input, sources, pipeline(&query)?))
             }
             Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
+            Node::ShareResults {} => Arc::new(ShareResultsExec::new(only_input(inputs)?)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
             Node::MetricsScan { sources, query, intervals, partitions } => {
                 let (pipeline, function) = operand(&query)?;
@@ -178,6 +181,8 @@ impl PhysicalExtensionCodec for PlanCodec {
             Node::TraceDetails { sources, query: details.pipeline().to_string() }
         } else if let Some(share) = node.downcast_ref::<ShareExec>() {
             Node::Share { worker: share.worker().clone() }
+        } else if node.is::<ShareResultsExec>() {
+            Node::ShareResults {}
         } else if let Some(newest) = node.downcast_ref::<NewestResultsExec>() {
             Node::NewestResults { limit: newest.limit() }
         } else if let Some(scan) = node.downcast_ref::<MetricsScanExec>() {
