@@ -220,6 +220,14 @@ impl Coordinator {
         Ok(SearchResult { traces, stats: read_by_shares(&plan) })
     }
 
+    async fn explain_once(&self, tenant: &TenantId, request: &SearchRequest, analyze: bool) -> Result<String> {
+        let Some(plan) = self.plan_search(tenant, request).await? else { return Ok("nothing to search\n".into()) };
+        if analyze {
+            self.run(&plan).await?;
+        }
+        explained(&plan, analyze)
+    }
+
     async fn metrics_once(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsResult> {
         let plan = self.plan_metrics(tenant, request).await?;
         let (mut operands, mut stats) = (Operands::new(), plan.read);
@@ -282,11 +290,7 @@ impl QueryService for Coordinator {
 
     /// What runs here, then what each worker runs; after `analyze` with what each node has read and given.
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
-        let Some(plan) = self.plan_search(tenant, &request).await? else { return Ok("nothing to search\n".into()) };
-        if analyze {
-            self.run(&plan).await?;
-        }
-        explained(&plan, analyze)
+        self.planning_again(tenant, || self.explain_once(tenant, &request, analyze)).await
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
