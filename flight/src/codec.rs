@@ -22,6 +22,7 @@ use skein_engine::{
         newest_results::NewestResultsExec,
         newest_traces::NewestTracesExec,
         share::{ShareExec, sources_of},
+        share_results::ShareResultsExec,
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
@@ -59,6 +60,7 @@ enum Node {
     Share {
         worker: Arc<str>,
     },
+    ShareResults {},
     NewestResults {
         limit: usize,
     },
@@ -206,6 +208,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 Arc::new(TraceDetailsExec::new(input, sources, pipeline(&query)?))
             }
             Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
+            Node::ShareResults {} => Arc::new(ShareResultsExec::new(only_input(inputs)?)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
             Node::MetricsScan { sources, query, intervals, partitions, planned: how } => {
                 let (pipeline, function) = operand(&query)?;
@@ -234,6 +237,8 @@ impl PhysicalExtensionCodec for PlanCodec {
             Node::TraceDetails { sources, query: details.pipeline().to_string() }
         } else if let Some(share) = node.downcast_ref::<ShareExec>() {
             Node::Share { worker: share.worker().clone() }
+        } else if node.is::<ShareResultsExec>() {
+            Node::ShareResults {}
         } else if let Some(newest) = node.downcast_ref::<NewestResultsExec>() {
             Node::NewestResults { limit: newest.limit() }
         } else if let Some(scan) = node.downcast_ref::<MetricsScanExec>() {

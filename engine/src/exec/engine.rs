@@ -36,12 +36,7 @@ use crate::{
     },
     error::{Error, Result},
     lower::{SearchPlan, lower_metrics, lower_search},
-    metrics::{
-        evaluate::{self, Operands, operand_key, operands_of},
-        observe::cell_kind,
-        partial::Partial,
-        series,
-    },
+    metrics::evaluate::{self, Operands, operand_key, operands_of},
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
@@ -151,7 +146,7 @@ impl Engine {
     }
 
     /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
-    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
+    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
         let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
@@ -162,12 +157,9 @@ impl Engine {
                 continue;
             }
             let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
-            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
-            for batch in self.execute(&plan).await? {
-                partial.merge_batch(&batch)?;
-            }
+            let batches = self.execute(&plan).await?;
             stats = stats.plus(&stats_of_plan(&plan));
-            operands.insert(key, series::finish(function, &request.intervals, partial));
+            operands.insert(key, evaluate::finish_operand(function, &request.intervals, &batches)?);
         }
         add_blocks(&mut stats, sources.sources().await?);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
