@@ -34,7 +34,8 @@ use futures::TryStreamExt;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
-        engine::{Engine, Survey},
+        engine::{Engine, MESSAGE_FORMS, Survey},
+        memory::{Reservation, batch_bytes},
         shares::{Share, deal},
         sources::{SourceName, SourceSet},
     },
@@ -83,10 +84,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator of `workers`, reached over `peers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
     pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
-        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
-        let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
+        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone(), engine.pool().clone()));
+        let resolver = Arc::new(PeerResolver::new(&engine, None, remote.clone()));
         let session = SessionStateBuilder::new()
             .with_default_features()
+            .with_runtime_env(engine.runtime())
             .with_query_planner(Arc::new(MadePlan))
             .with_distributed_worker_resolver(Urls(workers.clone()))
             .with_distributed_channel_resolver(peers)
@@ -174,8 +176,9 @@ impl Coordinator {
 
     async fn search_once(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchResult> {
         let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
-        let mut result = SearchResult::default();
+        let mut result = SearchResult { memory: Reservation::new("results of a search", self.engine.pool()), ..SearchResult::default() };
         for batch in self.run(&plan).await? {
+            result.memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
             result.stats = result.stats.plus(&share::from_batch(&batch)?.1);
             result.traces.extend(search_results(&batch)?);
         }

@@ -230,6 +230,19 @@ pub struct SpansetPipeline {
     pipeline: Pipeline,
 }
 
+/// Bytes a row that a pipeline with so many `filters` and `values` takes while it runs: a list of rows for each filter, values, and a place in
+/// the table of parents.
+fn working_bytes(filters: usize, values: usize, tree: TreeNeeds) -> usize {
+    const PARENT_BYTES: usize = 48;
+    let parents = if tree.absent_parents { PARENT_BYTES } else { 0 };
+    filters * size_of::<u32>() + values.min(1) * size_of::<Value>() + parents
+}
+
+/// Bytes of a group of `by` without its row list and the text of its value: its entries in the table and in the list.
+const GROUP_BYTES: usize = 256;
+/// Groups made between two reservations.
+const GROUPS_AT_ONCE: usize = 1024;
+
 /// A filter's place in its pipeline, which does not move while it runs.
 fn key_of(filter: &FieldExpr) -> usize {
     std::ptr::from_ref(filter) as usize
@@ -277,6 +290,7 @@ impl SpansetPipeline {
             }
         }
         let tree = parts.tree;
+        let working_bytes = working_bytes(masks.len(), parts.values.len(), tree);
         let mut needs = ColumnNeeds::default();
         if tree.descendants {
             needs.add(Column::Descendants);
@@ -291,6 +305,7 @@ impl SpansetPipeline {
             value.visit_fields(&mut |field| needs.add_field(field, frame.source()));
         }
         frame.load(&needs, metrics).await?;
+        frame.hold(frame.len() * working_bytes)?;
         let inputs = PipelineInputs {
             frame,
             masks,
@@ -530,6 +545,7 @@ fn group_by(expr: &FieldExpr, inputs: &PipelineInputs<'_>, spanset: Spanset) -> 
     let name = format!("by({expr})");
     let mut groups: Vec<Spanset> = Vec::new();
     let mut by_value: HashMap<String, usize> = HashMap::new();
+    let mut held = 0;
     for (&row, value) in spanset.rows.iter().zip(values(expr, inputs.frame, &spanset.rows)?) {
         let at = *by_value.entry(format!("{value:?}")).or_insert_with(|| {
             let mut attributes = spanset.attributes.clone();
@@ -538,6 +554,10 @@ fn group_by(expr: &FieldExpr, inputs: &PipelineInputs<'_>, spanset: Spanset) -> 
             groups.len() - 1
         });
         groups[at].rows.push(row);
+        if groups.len() >= held + GROUPS_AT_ONCE {
+            held += GROUPS_AT_ONCE;
+            inputs.frame.hold(GROUPS_AT_ONCE * (GROUP_BYTES + name.len() * spanset.attributes.len().max(1)))?;
+        }
     }
     Ok(groups)
 }

@@ -13,6 +13,7 @@ use datafusion::{
 use futures::{StreamExt, stream};
 
 use super::{node::unary_node, properties, share};
+use crate::exec::memory::Reservation;
 
 /// Keeps the newest `limit` results of all partitions of its input, which are of [`share::schema`].
 ///
@@ -52,11 +53,12 @@ impl ExecutionPlan for NewestResultsExec {
         for partition in 0..self.input.output_partitioning().partition_count() {
             inputs.push(spawn_buffered(self.input.execute(partition, context.clone())?, 1));
         }
-        let limit = self.limit;
+        let (limit, held) = (self.limit, Reservation::new("results of all shares", context.memory_pool()));
         let result = async move {
             let (mut newest, mut scanned) = (BTreeMap::new(), crate::query::ScanStats::default());
             while let Some(batch) = inputs.next().await {
                 let (results, stats) = share::from_batch(&batch?)?;
+                held.grow(results.iter().map(share::ShareResult::memory_bytes).sum())?;
                 scanned = scanned.plus(&stats);
                 for result in results {
                     newest.insert((Reverse(result.start_unix_nano), result.id), result);
@@ -64,9 +66,10 @@ impl ExecutionPlan for NewestResultsExec {
                         newest.pop_last();
                     }
                 }
+                held.settle(newest.values().map(share::ShareResult::memory_bytes).sum())?;
             }
             let results: Vec<share::ShareResult> = newest.into_values().collect();
-            Ok(share::to_batch(&results, Some(scanned))?)
+            Ok(held.attach(share::to_batch(&results, Some(scanned))?)?)
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(share::schema(), stream::once(result))))
     }

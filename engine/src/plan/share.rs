@@ -53,6 +53,13 @@ pub struct ShareResult {
     pub metadata: Vec<u8>,
 }
 
+impl ShareResult {
+    /// Bytes in memory.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.metadata.len()
+    }
+}
+
 /// Writes results, and in a last row what was read. Errors: `Internal`.
 pub fn to_batch(results: &[ShareResult], scanned: Option<ScanStats>) -> Result<RecordBatch> {
     let scanned =
