@@ -129,10 +129,20 @@ struct Core {
 impl Engine {
     /// An engine over `store` and its `catalog`, with the `live` spans of this process.
     pub fn new(store: Arc<dyn ObjectStore>, catalog: Arc<Catalog>, live: Arc<dyn LiveSpans>, settings: EngineSettings) -> Self {
-        let weight = |source: &Arc<MemorySource>| u32::try_from(source.spans().len() * SPAN_BYTES).unwrap_or(u32::MAX);
         let memory = Arc::new(QueryMemory::new(settings.query_memory_bytes));
+        Self::with_memory(store, catalog, live, settings, (memory.clone(), memory))
+    }
+
+    /// The same whose queries take memory of a pool that is not that of [`memory`](Self::memory).
+    fn with_memory(
+        store: Arc<dyn ObjectStore>,
+        catalog: Arc<Catalog>,
+        live: Arc<dyn LiveSpans>,
+        settings: EngineSettings,
+        (memory, pool): (Arc<QueryMemory>, Pool),
+    ) -> Self {
+        let weight = |source: &Arc<MemorySource>| u32::try_from(source.spans().len() * SPAN_BYTES).unwrap_or(u32::MAX);
         let core = Core {
-            pool: memory.clone(),
             store,
             catalog,
             live,
@@ -152,8 +162,9 @@ impl Engine {
                 .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
                 .max_capacity(settings.memory_source_bytes)
                 .build(),
+            pool: pool.clone(),
         };
-        let runtime = RuntimeEnv { memory_pool: memory.clone(), ..RuntimeEnv::default() };
+        let runtime = RuntimeEnv { memory_pool: pool, ..RuntimeEnv::default() };
         let context = SessionContext::new_with_config_rt(SessionConfig::new(), Arc::new(runtime)).task_ctx();
         Self { core: Arc::new(core), memory, context, settings }
     }
@@ -520,3 +531,6 @@ pub(crate) fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {
     let blocks = sources.iter().map(|source| source.data_bytes()).filter(|&bytes| bytes > 0);
     (stats.blocks, stats.block_bytes) = blocks.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
 }
+
+#[cfg(test)]
+mod tests;

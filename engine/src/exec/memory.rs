@@ -4,7 +4,13 @@
 //! by row group, column or batch and never by span, and is given back when it is dropped, however a query ends. A batch that goes from node to
 //! node carries its reservation ([`Reservation::attach`]). What caches hold is not in the pool: they have bounds of their own.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use arrow::{
     array::{Array, ArrayData, make_array},
@@ -38,6 +44,7 @@ pub type Pool = Arc<dyn MemoryPool>;
 pub struct QueryMemory {
     limit: usize,
     inner: GreedyMemoryPool,
+    peak: AtomicUsize,
     refused: IntCounter,
 }
 
@@ -45,12 +52,21 @@ impl QueryMemory {
     /// A pool of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         let refused = IntCounter::new("skein_engine_memory_refused_total", "Times that queries were refused memory").expect("the name is valid");
-        Self { limit, inner: GreedyMemoryPool::new(limit), refused }
+        Self { limit, inner: GreedyMemoryPool::new(limit), peak: AtomicUsize::new(0), refused }
     }
 
     /// Bytes that may be reserved.
     pub fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// The most that was reserved at a time.
+    pub fn peak(&self) -> usize {
+        self.peak.load(Relaxed)
+    }
+
+    fn note_peak(&self) {
+        self.peak.fetch_max(self.reserved(), Relaxed);
     }
 
     /// How often memory was refused.
@@ -63,26 +79,29 @@ impl QueryMemory {
         let failed = |e: prometheus::Error| Error::internal("registering the metrics of query memory").with_source(e);
         let reserved = IntGauge::new("skein_engine_memory_reserved_bytes", "Memory that queries have reserved").map_err(failed)?;
         let limit = IntGauge::new("skein_engine_memory_limit_bytes", "Memory that queries may reserve").map_err(failed)?;
+        let peak = IntGauge::new("skein_engine_memory_peak_bytes", "The most memory that queries had reserved at a time").map_err(failed)?;
         limit.set(i64::try_from(self.limit).unwrap_or(i64::MAX));
         registry.register(Box::new(limit)).map_err(failed)?;
         registry.register(Box::new(self.refused.clone())).map_err(failed)?;
-        registry.register(Box::new(Reserved { memory: self.clone(), gauge: reserved })).map_err(failed)
+        registry.register(Box::new(Shown { memory: self.clone(), gauge: reserved, value: |memory| memory.reserved() })).map_err(failed)?;
+        registry.register(Box::new(Shown { memory: self.clone(), gauge: peak, value: Self::peak })).map_err(failed)
     }
 }
 
 /// Reads the pool when it is asked.
-struct Reserved {
+struct Shown {
     memory: Arc<QueryMemory>,
     gauge: IntGauge,
+    value: fn(&QueryMemory) -> usize,
 }
 
-impl Collector for Reserved {
+impl Collector for Shown {
     fn desc(&self) -> Vec<&Desc> {
         self.gauge.desc()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.gauge.set(i64::try_from(self.memory.reserved()).unwrap_or(i64::MAX));
+        self.gauge.set(i64::try_from((self.value)(&self.memory)).unwrap_or(i64::MAX));
         self.gauge.collect()
     }
 }
@@ -100,6 +119,7 @@ impl MemoryPool for QueryMemory {
 
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
         self.inner.grow(reservation, additional);
+        self.note_peak();
     }
 
     fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
@@ -118,7 +138,9 @@ impl MemoryPool for QueryMemory {
                 human_readable_size(self.reserved()),
                 human_readable_size(self.limit),
             ))
-        })
+        })?;
+        self.note_peak();
+        Ok(())
     }
 
     fn reserved(&self) -> usize {
@@ -287,13 +309,15 @@ mod tests {
             };
             registry.gather().iter().map(value).collect()
         };
-        assert_eq!((memory.refused(), second.bytes(), shown()), (1, 0, vec![(3 << 20) as f64, 1.0, (2 << 20) as f64]));
+        // In the order of their names: limit, peak, refused, reserved.
+        let (limit, taken) = ((3 << 20) as f64, (2 << 20) as f64);
+        assert_eq!((memory.refused(), second.bytes(), shown()), (1, 0, vec![limit, taken, 1.0, taken]));
         drop(first);
         second.grow(3 << 20).unwrap();
         second.settle(5).unwrap();
         assert_eq!(memory.reserved(), 5);
         drop(second);
-        assert_eq!((memory.reserved(), shown()[2]), (0, 0.0));
+        assert_eq!((memory.reserved(), shown()), (0, vec![limit, limit, 1.0, 0.0]));
     }
 
     #[test]
