@@ -86,6 +86,9 @@ impl Default for EngineSettings {
     }
 }
 
+/// Bytes of a value of a series, as it is computed and as it is answered.
+const VALUE_BYTES: usize = 24;
+
 /// How many times its size as protobuf a result of a search takes in memory.
 pub const MESSAGE_FORMS: usize = 2;
 
@@ -184,6 +187,7 @@ impl Engine {
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
+        let values = self.hold("values of series");
         for (pipeline, function) in operands_of(&query) {
             let key = operand_key(pipeline, function);
             if operands.contains_key(&key) {
@@ -195,6 +199,7 @@ impl Engine {
                 partial.merge_batch(&batch)?;
             }
             stats = stats.plus(&stats_of_plan(&plan));
+            values.grow(partial.len() * request.intervals.count() * VALUE_BYTES)?;
             operands.insert(key, series::finish(function, &request.intervals, partial));
         }
         add_blocks(&mut stats, sources.sources().await?);

@@ -214,6 +214,11 @@ impl Reservation {
         Ok(batch)
     }
 
+    /// `bytes`, which this belongs to from now on, until the last piece of them is gone.
+    pub fn attach_to_bytes(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(HeldBytes { bytes, _memory: self })
+    }
+
     /// `batch`, which this belongs to from now on: it is given back with the last reference to the batch's data, wherever it went.
     /// Errors: `Exhausted` when the batch is larger than what is held, and that is refused; `Internal`.
     pub fn attach(self, batch: RecordBatch) -> Result<RecordBatch> {
@@ -227,6 +232,18 @@ impl Reservation {
             *column = make_array(data.into_builder().buffers(buffers).build()?);
         }
         Ok(RecordBatch::try_new_with_options(schema, columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?)
+    }
+}
+
+/// Bytes that carry their reservation.
+struct HeldBytes {
+    bytes: Bytes,
+    _memory: Reservation,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -355,6 +372,12 @@ mod tests {
         drop(held);
         assert!(memory.reserved() >= 8000);
         drop(number);
+        assert_eq!(memory.reserved(), 0);
+        let bytes = Reservation::new("bytes", &pool);
+        bytes.grow(7).unwrap();
+        let piece = bytes.attach_to_bytes(Bytes::from_static(b"payload")).slice(2..4);
+        assert_eq!((&*piece, memory.reserved()), (&b"yl"[..], 7));
+        drop(piece);
         assert_eq!(memory.reserved(), 0);
         let empty = Reservation::new("a batch", &pool).attach(batch(0)).unwrap();
         assert_eq!((empty.num_rows(), memory.reserved()), (0, 0));

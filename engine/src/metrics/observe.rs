@@ -29,7 +29,7 @@ use crate::{
 const TABLE_MAX: usize = 1 << 20;
 
 /// Bytes of a chosen row: its place, interval, group, and the code of a value.
-const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
+pub(super) const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
 
 /// Bytes of the labels of a group of a frame, roughly.
 const GROUP_BYTES: usize = 200;

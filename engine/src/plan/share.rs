@@ -23,7 +23,7 @@ use futures::{StreamExt, stream};
 use super::{node::unary_node, properties, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec};
 use crate::{
     error::{Error, Result},
-    exec::{engine::add_blocks, sources::SourceSet, stats::stats_of_plan},
+    exec::{engine::add_blocks, memory::Reservation, sources::SourceSet, stats::stats_of_plan},
     query::ScanStats,
     spans::TraceId,
     stop::{self, Stop},
@@ -175,11 +175,12 @@ impl ExecutionPlan for ShareExec {
                 (stop.clone(), Some(stop.on_drop()))
             }
         };
+        let pool = context.memory_pool().clone();
         let input = stop.sync_scope(|| self.input.execute(0, context).map(stop::inherited))?;
         let results = input.map(move |batch| {
             let (batch, _guard) = (batch?, &guard);
             let results: Vec<ShareResult> = (0..batch.num_rows()).map(|row| result_at(&batch, row)).collect::<Result<_>>()?;
-            Ok(to_batch(&results, None)?)
+            Ok(Reservation::new("results of a share", &pool).attach(to_batch(&results, None)?)?)
         });
         let (plan, sources) = (self.input.clone(), self.sources.clone());
         let last = stream::once(async move { Ok(to_batch(&[], Some(scanned(&plan, &sources).await?))?) });

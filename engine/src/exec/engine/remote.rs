@@ -8,7 +8,7 @@ use std::{
 
 use futures::future::{join_all, try_join_all};
 
-use super::{Core, Engine, Joined, OPENS_AT_ONCE, SourceKey, live_trace, read_trace, widened};
+use super::{Core, Engine, Joined, OPENS_AT_ONCE, SPAN_BYTES, SourceKey, live_trace, read_trace, widened};
 use crate::{
     block::{
         reader::BlockReader,
@@ -84,10 +84,10 @@ impl Engine {
     /// none. Cost: some 2 µs a span. Errors: `Unavailable` when this version is gone.
     pub async fn live_traces(&self, tenant: &TenantId, block: BlockId, version: u64, ids: Option<&[u128]>) -> Result<Option<BlockObjects>> {
         let source = self.core.listed(tenant, &self.core.live.live(tenant), block, version)?;
-        let Some(ids) = ids else { return block_of(source.spans().set.clone()) };
+        let Some(ids) = ids else { return self.block_of(source.spans().set.clone()) };
         let (mut builder, memory) = (SpanBuilder::default(), self.hold("live spans for another process"));
         append_traces(ids.iter().copied(), &(source as SourceRef), &mut builder, &ScanMetrics::default(), &memory).await?;
-        block_of(builder.snapshot())
+        self.block_of(builder.snapshot())
     }
 
     /// The live spans of one trace as a block, None if there are none, and the newest blocks, read after the live spans.
@@ -96,7 +96,21 @@ impl Engine {
         let parts = live.iter().filter_map(|generation| live_trace(&generation.set, id, &self.core.pool).transpose());
         let parts: Vec<SourceRef> = parts.map(|part| part.map(|part| part as SourceRef)).collect::<Result<_>>()?;
         let whole = join_traces(&[u128::from_be_bytes(id.0)].into(), &parts, &ScanMetrics::default(), &self.core.pool).await?;
-        Ok((block_of(whole.spans().set.clone())?, self.recent_blocks(tenant)))
+        Ok((self.block_of(whole.spans().set.clone())?, self.recent_blocks(tenant)))
+    }
+
+    /// A set as a block: the form in which spans go to another process. None if it is empty. What is sent carries its memory.
+    fn block_of(&self, set: SpanSet) -> Result<Option<BlockObjects>> {
+        if set.is_empty() {
+            return Ok(None);
+        }
+        let memory = self.hold("a block for another process");
+        memory.grow(set.len() * SPAN_BYTES)?;
+        let (order, schema) = (order_spans(&set), SpanSchema::of(&set, ColumnPolicy::BLOCK));
+        let mut objects = write_block(&OrderedSpans::new(set, order, schema))?;
+        memory.settle(objects.data.len() + objects.index.len())?;
+        objects.data = memory.attach_to_bytes(objects.data);
+        Ok(Some(objects))
     }
 
     /// Partitions of a scan.
@@ -271,13 +285,4 @@ impl Core {
         };
         Ok(self.keep_joined(key, split, source))
     }
-}
-
-/// A set as a block: the form in which spans go to another process. None if it is empty.
-fn block_of(set: SpanSet) -> Result<Option<BlockObjects>> {
-    if set.is_empty() {
-        return Ok(None);
-    }
-    let (order, schema) = (order_spans(&set), SpanSchema::of(&set, ColumnPolicy::BLOCK));
-    write_block(&OrderedSpans::new(set, order, schema)).map(Some)
 }

@@ -265,6 +265,7 @@ async fn whoever_holds_memory_can_be_refused_and_nothing_is_left() {
         "the live spans of a trace",
         "the newest traces",
         "traces that lie in several places",
+        "values of series",
     ];
     assert_eq!(refused.into_iter().collect::<Vec<_>>(), holders);
 }
