@@ -32,7 +32,8 @@ use futures::TryStreamExt;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
-        engine::{Engine, Survey},
+        engine::{Engine, MESSAGE_FORMS, Survey},
+        memory::{Reservation, batch_bytes},
         shares::{Share, deal},
         sources::{SourceName, SourceSet},
     },
@@ -88,10 +89,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator of `workers`, reached over `peers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
     pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
-        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
-        let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
+        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone(), engine.pool().clone()));
+        let resolver = Arc::new(PeerResolver::new(&engine, None, remote.clone()));
         let session = SessionStateBuilder::new()
             .with_default_features()
+            .with_runtime_env(engine.runtime())
             .with_query_planner(Arc::new(MadePlan))
             .with_distributed_worker_resolver(Urls(workers.clone()))
             .with_distributed_channel_resolver(peers)
@@ -215,11 +217,13 @@ impl Coordinator {
 
     async fn search_once(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchResult> {
         let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
-        let mut traces = Vec::new();
+        let mut result = SearchResult { memory: Reservation::new("results of a search", self.engine.pool()), ..SearchResult::default() };
         for batch in self.run(&plan).await? {
-            traces.extend(search_results(&batch)?);
+            result.memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
+            result.traces.extend(search_results(&batch)?);
         }
-        Ok(SearchResult { traces, stats: read_by_shares(&plan) })
+        result.stats = read_by_shares(&plan);
+        Ok(result)
     }
 
     async fn explain_once(&self, tenant: &TenantId, request: &SearchRequest, analyze: bool) -> Result<String> {
@@ -239,7 +243,7 @@ impl Coordinator {
                 batches = self.run(&plan).await?;
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches)?);
+            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches, self.engine.hold("series of the answer"))?);
         }
         Ok(evaluate::finish(&plan.query, &operands, request, stats))
     }

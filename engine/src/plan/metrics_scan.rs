@@ -21,6 +21,7 @@ use crate::{
     clock::Stopwatch,
     exec::{
         eval::Frame,
+        memory::{Pool, Reservation},
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
         spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
@@ -38,7 +39,7 @@ use crate::{
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// series of a partition, bounded by [`partial::Partial`].
+/// columns of a row group and all series, for each partition.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
@@ -96,6 +97,7 @@ struct Scan {
     function: MetricsFunction,
     intervals: Intervals,
     metrics: Arc<ScanMetrics>,
+    pool: Pool,
 }
 
 impl Scan {
@@ -105,7 +107,7 @@ impl Scan {
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = Observer::new(self.function.clone(), self.intervals);
+        let mut observer = Observer::new(self.function.clone(), self.intervals, Reservation::new("series of a partition", &self.pool));
         for unit in units.into_iter().skip(partition).step_by(partitions) {
             stop::check()?;
             self.observe(unit, &mut observer).await?;
@@ -119,7 +121,7 @@ impl Scan {
     async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
         let metrics = &*self.metrics;
         let source = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None);
+        let mut frame = Frame::new(source, unit.group, None, &self.pool);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
@@ -161,13 +163,14 @@ impl ExecutionPlan for MetricsScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
             function: self.function.clone(),
             intervals: self.intervals,
             metrics: self.metrics.clone(),
+            pool: context.memory_pool().clone(),
         };
         let partitions = self.partitions;
         let batch = async move { Ok(scan.run(partition, partitions).await?) };

@@ -73,6 +73,7 @@ impl From<DataFusionError> for Error {
                     Some(own) => Self::new(own.kind(), own.to_string()),
                     None => Self::internal(external.to_string()),
                 },
+                DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message.clone()),
                 other => Self::internal(other.to_string()),
             },
             DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message),

@@ -19,7 +19,11 @@ use super::{
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
-use crate::{exec::stats::ScanMetrics, spans::TraceId, stop};
+use crate::{
+    exec::{memory::Reservation, stats::ScanMetrics},
+    spans::TraceId,
+    stop,
+};
 
 /// Keeps the newest `limit` traces of its input's partitions.
 ///
@@ -62,19 +66,21 @@ struct Newest {
     traces: BTreeMap<(std::cmp::Reverse<u64>, TraceId), MatchedTrace>,
     limit: usize,
     bound: Option<Arc<NewestBound>>,
+    held: Reservation,
+    bytes: usize,
 }
 
 impl Newest {
     fn add_all(&mut self, batch: &RecordBatch) -> crate::error::Result<()> {
         matches::from_batch(batch)?.into_iter().for_each(|trace| self.add(trace));
-        Ok(())
+        self.held.settle(self.bytes)
     }
 
     fn add(&mut self, trace: MatchedTrace) {
-        self.traces.insert(trace.rank(), trace);
-        if self.traces.len() > self.limit {
-            self.traces.pop_last();
-        }
+        self.bytes += trace.memory_bytes();
+        let replaced = self.traces.insert(trace.rank(), trace);
+        let over = if self.traces.len() > self.limit { self.traces.pop_last() } else { None };
+        self.bytes -= replaced.iter().chain(over.iter().map(|(_, last)| last)).map(MatchedTrace::memory_bytes).sum::<usize>();
         if self.traces.len() == self.limit
             && let (Some(bound), Some(last)) = (&self.bound, self.traces.last_key_value())
         {
@@ -96,7 +102,8 @@ impl ExecutionPlan for NewestTracesExec {
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let bound = scan_below(&self.input).map(|scan| scan.bound().clone());
-        let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound };
+        let held = Reservation::new("the newest traces", context.memory_pool());
+        let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound, held, bytes: 0 };
         let (input, metrics, alone) = (self.input.clone(), self.metrics.clone(), self.first_row_group_alone);
         let result = async move {
             let mut first = input.execute(0, context.clone())?;
@@ -112,7 +119,7 @@ impl ExecutionPlan for NewestTracesExec {
                 newest.add_all(&batch?)?;
             }
             let traces: Vec<MatchedTrace> = newest.traces.into_values().collect();
-            let batch = matches::to_batch(&traces)?;
+            let batch = newest.held.attach(matches::to_batch(&traces)?)?;
             metrics.output(batch.num_rows());
             Ok(batch)
         };

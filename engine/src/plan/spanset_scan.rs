@@ -28,6 +28,7 @@ use crate::{
     clock::Stopwatch,
     exec::{
         eval::{ColumnNeeds, Frame},
+        memory::{Pool, Reservation},
         source::SourceRef,
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
         spansets::{Spanset, SpansetPipeline, TraceMatch},
@@ -89,7 +90,7 @@ impl fmt::Display for ScanLimits {
 /// Runs a spanset pipeline over row groups, newest first.
 ///
 /// **Shape**: batches of [`matches::schema`], one for each row group, empty where nothing matches, newest row group first; traces whole. Row groups are
-/// dealt out to the partitions in turn.
+/// dealt out to the partitions in turn. **Memory**: the columns of a row group and its matches, for each partition.
 #[derive(Debug)]
 pub struct SpansetScanExec {
     sources: Arc<SourceSet>,
@@ -134,6 +135,9 @@ impl SpansetScanExec {
     }
 }
 
+/// Matches described between two reservations.
+const TRACES_AT_ONCE: usize = 256;
+
 /// What the stream of one partition needs.
 struct Scan {
     sources: Arc<SourceSet>,
@@ -141,6 +145,7 @@ struct Scan {
     limits: ScanLimits,
     bound: Arc<NewestBound>,
     metrics: Arc<ScanMetrics>,
+    pool: Pool,
 }
 
 impl Scan {
@@ -152,7 +157,8 @@ impl Scan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    async fn run(&self, unit: ScanUnit) -> crate::error::Result<Vec<MatchedTrace>> {
+    /// The matches of a row group, whose memory `held` is.
+    async fn run(&self, unit: ScanUnit, held: &Reservation) -> crate::error::Result<Vec<MatchedTrace>> {
         stop::check()?;
         let metrics = &*self.metrics;
         if unit.newest < self.bound.get() {
@@ -160,7 +166,7 @@ impl Scan {
             return Ok(Vec::new());
         }
         let source: SourceRef = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None);
+        let mut frame = Frame::new(source, unit.group, None, &self.pool);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, self.limits.window, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
@@ -179,20 +185,21 @@ impl Scan {
         frame.load(&needs, metrics).await?;
         let bound = self.bound.get();
         let mut traces = Vec::with_capacity(found.len());
-        for found in found {
-            let trace = self.describe(&frame, unit, found)?;
-            if trace.start_unix_nano >= bound {
-                traces.push(trace);
-            }
+        for found in found.chunks(TRACES_AT_ONCE) {
+            let described = found.iter().map(|found| self.describe(&frame, unit, found)).collect::<crate::error::Result<Vec<_>>>()?;
+            let described = described.into_iter().filter(|trace| trace.start_unix_nano >= bound);
+            let before = traces.len();
+            traces.extend(described);
+            held.grow(traces[before..].iter().map(MatchedTrace::memory_bytes).sum())?;
         }
         Ok(traces)
     }
 
-    fn describe(&self, frame: &Frame, unit: ScanUnit, found: TraceMatch) -> crate::error::Result<MatchedTrace> {
+    fn describe(&self, frame: &Frame, unit: ScanUnit, found: &TraceMatch) -> crate::error::Result<MatchedTrace> {
         let first = found.rows.start as usize;
-        let spanset = |spanset: Spanset| MatchedSpanset {
+        let spanset = |spanset: &Spanset| MatchedSpanset {
             matched: spanset.rows.len() as u32,
-            span_rows: spanset.rows.into_iter().take(self.limits.spans_per_spanset).collect(),
+            span_rows: spanset.rows.iter().copied().take(self.limits.spans_per_spanset).collect(),
             attributes: spanset.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
         };
         Ok(MatchedTrace {
@@ -202,7 +209,7 @@ impl Scan {
             group: unit.group as u32,
             first_row: found.rows.start,
             rows: found.rows.len() as u32,
-            spansets: found.spansets.into_iter().map(spanset).collect(),
+            spansets: found.spansets.iter().map(spanset).collect(),
         })
     }
 }
@@ -221,13 +228,14 @@ impl ExecutionPlan for SpansetScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Arc::new(Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
             limits: self.limits,
             bound: self.bound.clone(),
             metrics: self.metrics.clone(),
+            pool: context.memory_pool().clone(),
         });
         let partitions = self.partitions;
         let units = {
@@ -241,7 +249,9 @@ impl ExecutionPlan for SpansetScanExec {
                 let scan = scan.clone();
                 async move {
                     let watch = Stopwatch::start();
-                    let batch = matches::to_batch(&scan.run(unit).await?)?;
+                    let held = Reservation::new("matches of a row group", &scan.pool);
+                    let batch = matches::to_batch(&scan.run(unit, &held).await?)?;
+                    let batch = held.attach(batch)?;
                     scan.metrics.busy(watch.elapsed());
                     scan.metrics.output(batch.num_rows());
                     Ok(batch)

@@ -16,6 +16,7 @@ use skein_engine::{
     exec::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
+        memory::Reservation,
         sources::LiveAt,
     },
     lower::{lower_metrics, lower_search},
@@ -256,7 +257,7 @@ async fn a_share_of_metrics_leaves_traces_out_and_says_what_it_read() {
     let share = shared(lower_metrics(&pipeline, &function, sources, intervals, 2).unwrap(), "w");
     let plan: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(share, cell_kind(&function), intervals.count()));
     let plan = round_trip(&plan, &PlanCodec::new(engine.resolver())).1;
-    let mut partial = Partial::new(cell_kind(&function), intervals.count());
+    let mut partial = Partial::new(cell_kind(&function), intervals.count(), Reservation::default());
     engine.execute(&plan).await.unwrap().iter().for_each(|batch| partial.merge_batch(batch).unwrap());
     let mut counts: Vec<u64> = partial
         .into_series()

@@ -18,11 +18,17 @@ pub(super) fn argument(aggregate: &Aggregate) -> Option<&FieldExpr> {
     }
 }
 
+/// Bytes of a group of `by` without its row list and the text of its value: its entries in the table and in the list.
+const GROUP_BYTES: usize = 256;
+/// Groups made between two reservations.
+const GROUPS_AT_ONCE: usize = 1024;
+
 /// The spans of `spanset` by the value of `expr`, in order of first occurrence.
 pub(super) fn group_by(expr: &FieldExpr, frame: &Frame, spanset: Spanset) -> Result<Vec<Spanset>> {
     let name = format!("by({expr})");
     let mut groups: Vec<Spanset> = Vec::new();
     let mut by_value: HashMap<String, usize> = HashMap::new();
+    let mut held = 0;
     for (&row, value) in spanset.rows.iter().zip(values(expr, frame, &spanset.rows)?) {
         let at = *by_value.entry(format!("{value:?}")).or_insert_with(|| {
             let mut attributes = spanset.attributes.clone();
@@ -31,6 +37,10 @@ pub(super) fn group_by(expr: &FieldExpr, frame: &Frame, spanset: Spanset) -> Res
             groups.len() - 1
         });
         groups[at].rows.push(row);
+        if groups.len() >= held + GROUPS_AT_ONCE {
+            held += GROUPS_AT_ONCE;
+            frame.hold(GROUPS_AT_ONCE * (GROUP_BYTES + name.len() * spanset.attributes.len().max(1)))?;
+        }
     }
     Ok(groups)
 }

@@ -137,6 +137,12 @@ fn key_of(filter: &FieldExpr) -> usize {
     std::ptr::from_ref(filter) as usize
 }
 
+/// Bytes a row that a pipeline with so many `filters` and `values` takes while it runs: a list of rows for each filter, values, and what its
+/// relations take.
+fn working_bytes(filters: usize, values: usize, tree: TreeNeeds) -> usize {
+    filters * size_of::<u32>() + values.min(1) * size_of::<Value>() + tree.working_bytes()
+}
+
 /// What a pipeline needs of a frame: bits of each filter, values of each grouping and aggregate, the tree.
 struct PipelineInputs<'a> {
     frame: &'a Frame,
@@ -215,11 +221,13 @@ impl SpansetPipeline {
                 entry.insert(filter_rows(filter, frame, group, active, metrics).await?);
             }
         }
+        let working_bytes = working_bytes(masks.len(), parts.values.len(), parts.tree);
         let mut needs = parts.tree.columns();
         for value in parts.values {
             value.visit_fields(&mut |field| needs.add_field(field, frame.source()));
         }
         frame.load(&needs, metrics).await?;
+        frame.hold(frame.len() * working_bytes)?;
         let inputs = PipelineInputs { frame, masks, tree: Tree::of(frame, parts.tree)? };
         self.run_traces(&inputs, group, &touched, active, limit)
     }

@@ -29,6 +29,12 @@ impl TreeNeeds {
         self.absent_parents |= matches!(relation, Relation::Sibling);
     }
 
+    /// Bytes a row that relations take while they run: a place in the table of parents.
+    pub(super) fn working_bytes(&self) -> usize {
+        const PARENT_BYTES: usize = 48;
+        if self.absent_parents { PARENT_BYTES } else { 0 }
+    }
+
     pub(super) fn columns(&self) -> ColumnNeeds {
         let mut needs = ColumnNeeds::default();
         let columns = [(self.descendants, Column::Descendants), (self.parents, Column::ParentDistance), (self.absent_parents, Column::ParentSpanId)];
