@@ -27,11 +27,13 @@ use crate::{
     error::Result,
     exec::{
         eval::{ColumnNeeds, Frame, frame::FieldLevel},
+        memory::{Pool, Reservation},
         source::SourceRef,
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
         spansets::{SpansetPipeline, filter_rows},
         stats::{Pruned, ScanMetrics},
     },
+    optimize::filter_terms,
     plan::{
         node::{counted_node, leaf_node},
         properties,
@@ -99,7 +101,7 @@ impl SqlScan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    async fn run(&self, unit: ScanUnit, schema: &SchemaRef, metrics: &ScanMetrics) -> Result<Option<RecordBatch>> {
+    async fn run(&self, unit: ScanUnit, schema: &SchemaRef, metrics: &ScanMetrics, pool: &Pool) -> Result<Option<RecordBatch>> {
         stop::check()?;
         let source = self.sources.sources().await?[unit.source].clone();
         let wanted = self.wanted_rows(&source, unit.group);
@@ -107,16 +109,16 @@ impl SqlScan {
             metrics.pruned(Pruned::Columns, 1);
             return Ok(None);
         }
-        let mut frame = Frame::new(source, unit.group, None);
+        let mut frame = Frame::new(source, unit.group, None, pool);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let mut active = active_rows(&mut frame, unit.group, self.window, excluded, metrics).await?;
         if let Some(wanted) = wanted {
             active = &active & &bits_of(&wanted, frame.len());
         }
         if let Some(filter) = &self.bounds.filter {
-            active = filter_rows(filter, &mut frame, unit.group, &active, metrics).await?;
+            active = filter_rows(&filter_terms(filter), &mut frame, unit.group, &active, metrics).await?;
         }
-        let batch = self.batch(&mut frame, unit.group, &active, schema, metrics).await?;
+        let batch = self.batch(&mut frame, unit.group, &active, schema, metrics, pool).await?;
         match frame.pruned() {
             Some(why) if batch.is_none() => metrics.pruned(why, 1),
             _ => metrics.row_group(frame.len() as u64),
@@ -143,6 +145,7 @@ impl SqlScan {
         active: &BooleanBuffer,
         schema: &SchemaRef,
         metrics: &ScanMetrics,
+        pool: &Pool,
     ) -> Result<Option<RecordBatch>> {
         let selected = match &self.pipeline {
             Some(pipeline) => spanset_rows(pipeline, frame, group, active, metrics).await?,
@@ -166,7 +169,8 @@ impl SqlScan {
         }
         let arrays = self.columns.iter().map(|column| column.values(frame, group, &selected)).collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(Some(RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?))
+        let batch = RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?;
+        Ok(Some(Reservation::new("rows of a SQL scan", pool).attach(batch)?))
     }
 }
 
@@ -187,7 +191,7 @@ fn span_rows(active: &BooleanBuffer) -> Option<UInt32Array> {
 
 /// The rows of the spansets of all traces, with the number of the spanset in its trace. A span in several spansets comes several times.
 async fn spanset_rows(pipeline: &Pipeline, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<Selection> {
-    let found = SpansetPipeline::new(pipeline.clone()).run(frame, group, active, usize::MAX, metrics).await?;
+    let found = SpansetPipeline::from(pipeline.clone()).run(frame, group, active, usize::MAX, metrics).await?;
     metrics.traces(found.len() as u64);
     let (mut spans, mut numbers) = (Vec::new(), Vec::new());
     for (number, spanset) in found.iter().flat_map(|trace| trace.spansets.iter().enumerate()) {
@@ -236,6 +240,7 @@ impl ExecutionPlan for SqlScanExec {
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
         let (scan, schema, metrics) = (self.scan.clone(), self.schema.clone(), self.metrics.clone());
+        let pool = context.memory_pool().clone();
         let batch_size = context.session_config().batch_size().max(1);
         let partitions = self.partitions;
         let units = {
@@ -247,10 +252,10 @@ impl ExecutionPlan for SqlScanExec {
         let mut left = scan.limit.unwrap_or(usize::MAX);
         let batches = units
             .and_then(move |unit| {
-                let (scan, schema, metrics) = (scan.clone(), schema.clone(), metrics.clone());
+                let (scan, schema, metrics, pool) = (scan.clone(), schema.clone(), metrics.clone(), pool.clone());
                 async move {
                     let watch = Stopwatch::start();
-                    let batch = scan.run(unit, &schema, &metrics).await?;
+                    let batch = scan.run(unit, &schema, &metrics, &pool).await?;
                     metrics.busy(watch.elapsed());
                     metrics.output(batch.as_ref().map_or(0, RecordBatch::num_rows));
                     Ok(batch)
