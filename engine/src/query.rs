@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
 
-use crate::{error::Result, metrics::intervals::Intervals, spans::TraceId, tenant::TenantId};
+use crate::{error::Result, metrics::intervals::Intervals, parts::Parts, spans::TraceId, tenant::TenantId};
 
 /// A search or tag window in Unix seconds. A trace is in when it overlaps the window, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,4 +178,26 @@ pub trait QueryService: Send + Sync + 'static {
 
     /// Lists the values of one attribute. Errors: `Invalid` when `tag` is not a TraceQL identifier.
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues>;
+
+    /// [`QueryService::search`], which also tells `parts`: the traces that became certain, newest first. Here and below, who has no parts to tell
+    /// answers at the end.
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, _parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.search(tenant, request).await
+    }
+
+    /// [`QueryService::metrics`], which also tells `parts`: series with the samples of the intervals that became complete, later ones first,
+    /// without exemplars.
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, _parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.metrics(tenant, request).await
+    }
+
+    /// [`QueryService::tag_names`], which also tells `parts`: names found since the last one.
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, _parts: Parts<TagNames>) -> Result<TagNames> {
+        self.tag_names(tenant, request).await
+    }
+
+    /// [`QueryService::tag_values`], which also tells `parts`: values found since the last one.
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, _parts: Parts<TagValues>) -> Result<TagValues> {
+        self.tag_values(tenant, request).await
+    }
 }

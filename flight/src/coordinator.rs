@@ -39,6 +39,7 @@ use skein_engine::{
         sources::{SourceName, SourceSet},
     },
     lower::lower_search,
+    parts::Parts,
     plan::{
         newest_results::NewestResultsExec,
         share::{self, ShareExec},
@@ -225,8 +226,36 @@ impl QueryService for Coordinator {
         Ok(text)
     }
 
-    /// Runs here, over blocks and the live spans that workers send: right, and not yet divided among them.
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
+        self.metrics_telling(tenant, request, None).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.metrics_telling(tenant, request, Some(&parts)).await
+    }
+
+    async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
+        self.engine.tag_names_with(tenant, &request, &*self.remote, None).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        self.engine.tag_names_with(tenant, &request, &*self.remote, Some(&parts)).await
+    }
+
+    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
+        traceql::parse_identifier(&request.tag)?;
+        self.engine.tag_values_with(tenant, &request, &*self.remote, None).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        traceql::parse_identifier(&request.tag)?;
+        self.engine.tag_values_with(tenant, &request, &*self.remote, Some(&parts)).await
+    }
+}
+
+impl Coordinator {
+    /// Runs here, over blocks and the live spans that workers send: right, and not yet divided among them.
+    async fn metrics_telling(&self, tenant: &TenantId, request: MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
         let (survey, shares) = self.survey(tenant, Some(request.intervals.window())).await?;
         let set = self.sources(tenant, shares.into_iter().flat_map(|share| share.names).collect());
         let opened = set.sources().await?.iter().cloned();
@@ -234,16 +263,7 @@ impl QueryService for Coordinator {
         if let Some(joined) = survey.joined {
             sources.push((SourceName::Joined { traces: survey.split.to_vec() }, joined));
         }
-        self.engine.metrics_over(SourceSet::opened(tenant.clone(), sources, self.resolver.clone()), &request).await
-    }
-
-    async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
-        self.engine.tag_names_with(tenant, &request, &*self.remote).await
-    }
-
-    async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
-        traceql::parse_identifier(&request.tag)?;
-        self.engine.tag_values_with(tenant, &request, &*self.remote).await
+        self.engine.metrics_over(SourceSet::opened(tenant.clone(), sources, self.resolver.clone()), &request, parts).await
     }
 }
 

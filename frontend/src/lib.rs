@@ -8,6 +8,7 @@
 //! | [`settings`], [`operations`] | what the binary passes in: settings, and the process around the API |
 //! | `asks` | requests as HTTP and gRPC share them: checks, defaults, fan-out over tenants |
 //! | `metrics_asks` | TraceQL metrics: checks, the grid of samples, answers |
+//! | `listening`, `packets` | parts of answers to gRPC clients; messages of a bounded size |
 //! | `parity` | answers no richer than Tempo's, when asked for |
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
@@ -23,12 +24,14 @@ mod asks;
 pub mod grpc;
 pub mod http;
 mod jsonpb;
+mod listening;
 mod llm;
 mod logfmt;
 mod merge;
 mod metrics;
 mod metrics_asks;
 pub mod operations;
+mod packets;
 mod parity;
 mod queue;
 pub mod server;

@@ -29,6 +29,14 @@ pub struct FrontendSettings {
     pub multi_tenant_queries_enabled: bool,
     /// Serves gRPC on the HTTP port too, as Grafana needs for streaming. Tempo's default is false.
     pub stream_over_http_enabled: bool,
+    /// Largest message of a gRPC stream; longer answers are cut into several. 0 is no limit.
+    pub max_grpc_streaming_packet_size: usize,
+    /// How long a query over gRPC runs before parts of its answer are told. What is answered sooner is one message.
+    #[serde(with = "go_duration")]
+    pub stream_first_after: Duration,
+    /// Shortest time between two such parts.
+    #[serde(with = "go_duration")]
+    pub stream_interval: Duration,
     /// Leaves out of answers what Tempo would have lost or hidden, so that the two can be compared answer by answer.
     pub tempo_parity: bool,
     /// Regular expressions; a request whose URL one of them matches is refused.
@@ -49,6 +57,9 @@ impl Default for FrontendSettings {
             query_end_cutoff: Duration::ZERO,
             multi_tenant_queries_enabled: true,
             stream_over_http_enabled: true,
+            max_grpc_streaming_packet_size: 1 << 20,
+            stream_first_after: Duration::from_millis(50),
+            stream_interval: Duration::from_millis(250),
             tempo_parity: false,
             url_deny_list: Vec::new(),
             search: SearchSettings::default(),

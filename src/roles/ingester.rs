@@ -7,6 +7,7 @@ use skein_engine::{
     compact::{BlockMerger, Merger},
     error::{Error, Result},
     exec::engine::{Engine, EngineSettings},
+    parts::Parts,
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
         TraceResult, Window,
@@ -157,6 +158,26 @@ impl QueryService for OnQueryThreads {
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
         self.run(async move { engine.tag_values(&tenant, request).await }).await
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.search_in_parts(&tenant, request, parts).await }).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.metrics_in_parts(&tenant, request, parts).await }).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.tag_names_in_parts(&tenant, request, parts).await }).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.tag_values_in_parts(&tenant, request, parts).await }).await
     }
 }
 

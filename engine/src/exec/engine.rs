@@ -1,9 +1,14 @@
 //! The engine of one process: catalog, caches and live spans, and the answers to queries. `remote` is what it tells other processes of its
-//! live spans, and how it plans over theirs.
+//! live spans, and how it plans over theirs; `told` tells answers in parts.
 
 mod remote;
+mod told;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -11,7 +16,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, display::DisplayableExecutionPlan},
     prelude::SessionContext,
 };
-use futures::{TryStreamExt, future::try_join_all};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future::try_join_all, stream::Peekable};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
 use skein_proto::otlp::trace::v1::ResourceSpans;
@@ -37,11 +42,12 @@ use crate::{
     error::{Error, Result},
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::{
-        evaluate::{self, Operands, operand_key, operands_of},
+        evaluate::{self, Operands, distinct_operands},
         observe::cell_kind,
         partial::Partial,
         series,
     },
+    parts::{Part, Parts},
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
@@ -150,27 +156,63 @@ impl Engine {
         lower_search(query, sources, request, self.settings.partitions)
     }
 
-    /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
-    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
+    /// Runs a metrics query over `sources`; tells `parts` of it, if there are some. Errors: as [`QueryService::metrics`].
+    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
         let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
         let sources = Arc::new(sources);
+        let mut telling = match parts {
+            Some(parts) => Some(told::ToldMetrics::new(parts, &query, request, &sources).await?),
+            None => None,
+        };
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
-        for (pipeline, function) in operands_of(&query) {
-            let key = operand_key(pipeline, function);
-            if operands.contains_key(&key) {
-                continue;
-            }
+        for (key, (pipeline, function)) in distinct_operands(&query) {
             let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
             let mut partial = Partial::new(cell_kind(function), request.intervals.count());
-            for batch in self.execute(&plan).await? {
+            let mut batches = pin!(plan.execute(0, self.context_of(parts))?.peekable());
+            while let Some(batch) = batches.next().await {
+                let batch = batch?;
                 partial.merge_batch(&batch)?;
+                if let Some(telling) = &mut telling
+                    && !is_last(batches.as_mut())
+                {
+                    telling.tell(&key, function, &batch, &operands, stats.plus(&stats_of_plan(&plan))).await?;
+                }
             }
             stats = stats.plus(&stats_of_plan(&plan));
             operands.insert(key, series::finish(function, &request.intervals, partial));
         }
         add_blocks(&mut stats, sources.sources().await?);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
+    }
+
+    /// Where plans run; for an answer in parts, at their pace.
+    fn context_of<T>(&self, parts: Option<&Parts<T>>) -> Arc<TaskContext> {
+        parts.map_or_else(|| self.context.clone(), |parts| parts.pace().within(&self.context))
+    }
+
+    /// Runs a search; tells `parts` of it, if there are some.
+    async fn search_telling(&self, tenant: &TenantId, request: &SearchRequest, parts: Option<&Parts<SearchResult>>) -> Result<SearchResult> {
+        let plan = self.plan_search(tenant, request).await?;
+        let sources = plan.sources.sources().await?;
+        let cost = || {
+            let mut stats = plan.sources.metrics.snapshot().plus(&stats_of_plan(&plan.plan));
+            add_blocks(&mut stats, sources);
+            stats
+        };
+        let mut whole = Vec::new();
+        let mut batches = pin!(plan.plan.execute(0, self.context_of(parts))?.peekable());
+        while let Some(batch) = batches.next().await {
+            let traces = search_results(&batch?)?;
+            if let Some(parts) = parts
+                && !is_last(batches.as_mut())
+            {
+                let found = SearchResult { traces: traces.clone(), stats: cost() };
+                parts.tell(Part { found, row_groups: row_groups_of(sources) }).await;
+            }
+            whole.extend(traces);
+        }
+        Ok(SearchResult { traces: whole, stats: cost() })
     }
 
     /// Opens sources by name, for plans that come from elsewhere.
@@ -386,14 +428,11 @@ impl QueryService for Engine {
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
-        let plan = self.plan_search(tenant, &request).await?;
-        let mut traces = Vec::new();
-        for batch in self.execute(&plan.plan).await? {
-            traces.extend(search_results(&batch)?);
-        }
-        let mut stats = plan.sources.metrics.snapshot().plus(&stats_of_plan(&plan.plan));
-        add_blocks(&mut stats, plan.sources.sources().await?);
-        Ok(SearchResult { traces, stats })
+        self.search_telling(tenant, &request, None).await
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.search_telling(tenant, &request, Some(&parts)).await
     }
 
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
@@ -406,33 +445,64 @@ impl QueryService for Engine {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        let opening = ScanMetrics::default();
-        let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
-        let sources = SourceSet::opened(tenant.clone(), sources, self.core.clone());
-        let mut result = self.metrics_over(sources, &request).await?;
-        result.stats = result.stats.plus(&opening.snapshot());
-        Ok(result)
+        self.metrics_telling(tenant, &request, None).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.metrics_telling(tenant, &request, Some(&parts)).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
-        let metrics = ScanMetrics::default();
-        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
-        self.names_in(&sources, &request, &metrics).await
+        self.names_telling(tenant, &request, None).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        self.names_telling(tenant, &request, Some(&parts)).await
     }
 
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
-        traceql::parse_identifier(&request.tag)?;
-        let metrics = ScanMetrics::default();
-        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
-        self.values_in(&sources, &request, &metrics).await
+        self.values_telling(tenant, &request, None).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        self.values_telling(tenant, &request, Some(&parts)).await
     }
 }
 
 impl Engine {
-    async fn names_in(&self, sources: &[SourceRef], request: &TagNamesRequest, metrics: &ScanMetrics) -> Result<TagNames> {
+    async fn metrics_telling(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
+        let opening = ScanMetrics::default();
+        let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
+        let sources = SourceSet::opened(tenant.clone(), sources, self.core.clone());
+        let mut result = self.metrics_over(sources, request, parts).await?;
+        result.stats = result.stats.plus(&opening.snapshot());
+        Ok(result)
+    }
+
+    async fn names_telling(&self, tenant: &TenantId, request: &TagNamesRequest, parts: Option<&Parts<TagNames>>) -> Result<TagNames> {
+        let sources = self.plain_sources(tenant, request.window).await?;
+        self.names_in(&sources, request, &ScanMetrics::default(), parts).await
+    }
+
+    async fn values_telling(&self, tenant: &TenantId, request: &TagValuesRequest, parts: Option<&Parts<TagValues>>) -> Result<TagValues> {
+        traceql::parse_identifier(&request.tag)?;
+        let sources = self.plain_sources(tenant, request.window).await?;
+        self.values_in(&sources, request, &ScanMetrics::default(), parts).await
+    }
+
+    async fn names_in(
+        &self,
+        sources: &[SourceRef],
+        request: &TagNamesRequest,
+        metrics: &ScanMetrics,
+        parts: Option<&Parts<TagNames>>,
+    ) -> Result<TagNames> {
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
         let mut names = match filter {
-            Some(filter) => tags::names_where(sources, &filter, request.window, metrics).await?,
+            Some(filter) => {
+                let mut telling = parts.map(|parts| told::ToldNames::new(parts, request.scope, sources, metrics));
+                tags::names_where(sources, &filter, request.window, metrics, &mut told::telling(&mut telling)).await?
+            }
             None => tags::all_names(sources),
         };
         if !sources.is_empty() {
@@ -442,27 +512,46 @@ impl Engine {
             names.retain(|&other, _| other == scope);
         }
         let scopes = names.into_iter().map(|(scope, names)| (scope, names.into_iter().collect())).collect();
-        let mut stats = metrics.snapshot();
-        add_blocks(&mut stats, sources);
-        Ok(TagNames { scopes, stats })
+        Ok(TagNames { scopes, stats: cost_of_tags(sources, metrics) })
     }
 
-    async fn values_in(&self, sources: &[SourceRef], request: &TagValuesRequest, metrics: &ScanMetrics) -> Result<TagValues> {
+    async fn values_in(
+        &self,
+        sources: &[SourceRef],
+        request: &TagValuesRequest,
+        metrics: &ScanMetrics,
+        parts: Option<&Parts<TagValues>>,
+    ) -> Result<TagValues> {
         let field = traceql::parse_identifier(&request.tag)?;
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
-        let values = tags::values_of(sources, &field, filter.as_ref(), request.window, metrics).await?;
-        let mut stats = metrics.snapshot();
-        add_blocks(&mut stats, sources);
-        Ok(TagValues { values, stats })
+        let mut telling = parts.map(|parts| told::ToldValues::new(parts, sources, metrics));
+        let values = tags::values_of(sources, &field, filter.as_ref(), request.window, metrics, &mut told::telling(&mut telling)).await?;
+        Ok(TagValues { values, stats: cost_of_tags(sources, metrics) })
     }
 
     /// Sources as they are: what is said of single spans needs no trace to be whole.
-    async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>, _metrics: &ScanMetrics) -> Result<Vec<SourceRef>> {
+    async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>) -> Result<Vec<SourceRef>> {
         let (live, metas) = self.core.snapshot(tenant, window);
         let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(tenant, generation) as SourceRef).collect();
         sources.extend(self.core.open_all(&metas).await?.into_iter().map(|block| block as SourceRef));
         Ok(sources)
     }
+}
+
+/// The row groups of `sources`.
+fn row_groups_of(sources: &[SourceRef]) -> u64 {
+    sources.iter().map(|source| source.row_groups().len() as u64).sum()
+}
+
+/// Whether nothing comes after the batch that was taken last: then it is told with the whole answer.
+fn is_last<S: Stream>(batches: Pin<&mut Peekable<S>>) -> bool {
+    matches!(batches.peek().now_or_never(), Some(None))
+}
+
+fn cost_of_tags(sources: &[SourceRef], metrics: &ScanMetrics) -> ScanStats {
+    let mut stats = metrics.snapshot();
+    add_blocks(&mut stats, sources);
+    stats
 }
 
 pub(crate) fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::{array::Array, buffer::BooleanBuffer};
+use futures::future::BoxFuture;
 use skein_proto::tempo::TagValue;
 
 use super::{
@@ -32,6 +33,9 @@ use crate::{
 /// Names by scope.
 pub type NamesByScope = BTreeMap<TagScope, BTreeSet<String>>;
 
+/// Values by the name of their type.
+pub type FoundValues = BTreeSet<(&'static str, String)>;
+
 /// All names in `sources`, as their schemas and tables say: no row is read.
 pub fn all_names(sources: &[SourceRef]) -> NamesByScope {
     let mut names = NamesByScope::new();
@@ -54,15 +58,27 @@ fn table_keys(table: &Shared) -> impl Iterator<Item = String> + '_ {
     (0..table.len()).flat_map(|id| table.attributes(id).keys().map(|key| key.to_string()))
 }
 
-/// Calls `visit` with each row group in the window and its rows that pass `filter`, if there are any.
-async fn for_each_group(
-    sources: &[SourceRef],
-    filter: Option<&FieldExpr>,
+/// Called after each row group with what was found so far; the future, if there is one, ends when it was told.
+pub type Telling<'a, F> = dyn FnMut(&F) -> Option<BoxFuture<'static, ()>> + Send + 'a;
+
+/// Which spans are looked at.
+#[derive(Clone, Copy)]
+struct Looked<'a> {
+    sources: &'a [SourceRef],
+    filter: Option<&'a FieldExpr>,
     window: Option<Window>,
-    metrics: &ScanMetrics,
+    metrics: &'a ScanMetrics,
+}
+
+/// Calls `visit` with each row group in the window and its rows that pass the filter, if there are any, to add to what was found.
+async fn for_each_group<F>(
+    looked: Looked<'_>,
     needs: &(dyn Fn(&SourceRef) -> ColumnNeeds + Sync),
-    visit: &mut (dyn FnMut(&Frame, &BooleanBuffer) -> Result<()> + Send),
+    visit: &(dyn Fn(&mut F, &Frame, &BooleanBuffer) -> Result<()> + Sync),
+    found: &mut F,
+    telling: &mut Telling<'_, F>,
 ) -> Result<()> {
+    let Looked { sources, filter, window, metrics } = looked;
     let (units, outside) = scan_units(sources, window);
     metrics.pruned(Pruned::Window, outside);
     for unit in units {
@@ -75,7 +91,10 @@ async fn for_each_group(
         }
         if rows.count_set_bits() > 0 {
             frame.load(&needs(frame.source()), metrics).await?;
-            visit(&frame, &rows)?;
+            visit(found, &frame, &rows)?;
+        }
+        if let Some(told) = telling(found) {
+            told.await;
         }
     }
     Ok(())
@@ -83,7 +102,13 @@ async fn for_each_group(
 
 /// The names on spans that pass `filter`. Cost: reads every attribute column of row groups with a match.
 /// Errors: as the sources'.
-pub async fn names_where(sources: &[SourceRef], filter: &FieldExpr, window: Option<Window>, metrics: &ScanMetrics) -> Result<NamesByScope> {
+pub async fn names_where(
+    sources: &[SourceRef],
+    filter: &FieldExpr,
+    window: Option<Window>,
+    metrics: &ScanMetrics,
+    telling: &mut Telling<'_, NamesByScope>,
+) -> Result<NamesByScope> {
     let mut names = NamesByScope::new();
     let needs = |source: &SourceRef| {
         let mut needs = ColumnNeeds { columns: vec![Column::Resource, Column::Scope], events: Vec::new() };
@@ -91,7 +116,7 @@ pub async fn names_where(sources: &[SourceRef], filter: &FieldExpr, window: Opti
         needs.columns.extend([Column::Rest, Column::Links]);
         needs
     };
-    let mut visit = |frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
+    let visit = |names: &mut NamesByScope, frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
         let source = frame.source().clone();
         for (at, field) in source.schema().attributes.iter().enumerate() {
             let present = Vector::Typed(Typed::of(frame.column(Column::Attribute(at as u32))?)?).exists();
@@ -117,7 +142,7 @@ pub async fn names_where(sources: &[SourceRef], filter: &FieldExpr, window: Opti
         }
         Ok(())
     };
-    for_each_group(sources, Some(filter), window, metrics, &needs, &mut visit).await?;
+    for_each_group(Looked { sources, filter: Some(filter), window, metrics }, &needs, &visit, &mut names, telling).await?;
     names.retain(|_, names| !names.is_empty());
     Ok(names)
 }
@@ -129,13 +154,14 @@ pub async fn values_of(
     filter: Option<&FieldExpr>,
     window: Option<Window>,
     metrics: &ScanMetrics,
+    telling: &mut Telling<'_, FoundValues>,
 ) -> Result<Vec<TagValue>> {
     if let FieldRef::Intrinsic(intrinsic) = field
         && let Some(values) = fixed_values(*intrinsic)
     {
         return Ok(values);
     }
-    let mut found: BTreeSet<(&'static str, String)> = BTreeSet::new();
+    let mut found = FoundValues::new();
     if let (None, None, Some(values)) = (filter, window, table_values(sources, field)) {
         values.iter().for_each(|value| note_value(&mut found, value));
         return Ok(to_tag_values(found));
@@ -145,28 +171,29 @@ pub async fn values_of(
         needs.add_field(field, source);
         needs
     };
-    let mut visit = |frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
+    let visit = |found: &mut FoundValues, frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
         let vector = frame.vector(field)?;
         match level_of(field) {
             FieldLevel::Span => {
-                note_distinct(&mut found, &vector, rows);
+                note_distinct(found, &vector, rows);
                 if matches!(field, FieldRef::Intrinsic(Intrinsic::RootName | Intrinsic::RootService)) && has_null(&vector, rows) {
-                    note_value(&mut found, &Value::from(""));
+                    note_value(found, &Value::from(""));
                 }
             }
             level => {
                 let bindings = frame.bindings(rows, level == FieldLevel::Event, level == FieldLevel::Link)?;
                 let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
-                chosen.iter().flatten().for_each(|at| note_value(&mut found, &vector.get(at as usize)));
+                chosen.iter().flatten().for_each(|at| note_value(found, &vector.get(at as usize)));
             }
         }
         Ok(())
     };
-    for_each_group(sources, filter, window, metrics, &needs, &mut visit).await?;
+    for_each_group(Looked { sources, filter, window, metrics }, &needs, &visit, &mut found, telling).await?;
     Ok(to_tag_values(found))
 }
 
-fn to_tag_values(found: BTreeSet<(&'static str, String)>) -> Vec<TagValue> {
+/// `found` as the API shows it.
+pub fn to_tag_values(found: impl IntoIterator<Item = (&'static str, String)>) -> Vec<TagValue> {
     found.into_iter().map(|(kind, value)| TagValue { r#type: kind.to_owned(), value }).collect()
 }
 
@@ -202,7 +229,7 @@ fn fixed_values(intrinsic: Intrinsic) -> Option<Vec<TagValue>> {
     }
 }
 
-fn note_value(found: &mut BTreeSet<(&'static str, String)>, value: &Value) {
+fn note_value(found: &mut FoundValues, value: &Value) {
     match value {
         Value::Nil => {}
         Value::Array(values) => values.iter().for_each(|value| note_value(found, value)),
@@ -218,7 +245,7 @@ fn has_null(vector: &Vector, rows: &BooleanBuffer) -> bool {
     }
 }
 
-fn note_distinct(found: &mut BTreeSet<(&'static str, String)>, vector: &Vector, rows: &BooleanBuffer) {
+fn note_distinct(found: &mut FoundValues, vector: &Vector, rows: &BooleanBuffer) {
     match vector {
         Vector::First(vectors) => {
             let mut open = rows.clone();

@@ -10,14 +10,25 @@ use super::{
 use crate::{
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
-    traceql::{MetricsExpr, MetricsFunction, Pipeline},
+    traceql::{MetricsExpr, MetricsFunction, Pipeline, SecondStage},
 };
 
 /// Finished series by operand.
 pub type Operands = HashMap<String, Vec<Series>>;
 
-/// The parts of a query that spans are scanned for.
-pub fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
+/// The parts of a query that spans are scanned for, by what tells them apart: equal operands are computed once.
+pub fn distinct_operands(query: &MetricsExpr) -> Vec<(String, (&Pipeline, &MetricsFunction))> {
+    let mut distinct: Vec<(String, (&Pipeline, &MetricsFunction))> = Vec::new();
+    for (pipeline, function) in operands_of(query) {
+        let key = operand_key(pipeline, function);
+        if distinct.iter().all(|(known, _)| *known != key) {
+            distinct.push((key, (pipeline, function)));
+        }
+    }
+    distinct
+}
+
+fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
     match query {
         MetricsExpr::Pipeline { pipeline, function } => vec![(pipeline, function)],
         MetricsExpr::Scalar(_) => Vec::new(),
@@ -26,9 +37,21 @@ pub fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
     }
 }
 
-/// Equal operands are computed once.
-pub fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
+fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
+}
+
+/// Whether the answer at a time depends on nothing but the spans of its interval. Not so for `compare()`, whose values are chosen by their
+/// totals, and for `topk` and `bottomk`: a series that has no span in the interval counts as zero there, wherever it has some.
+pub fn is_by_interval(query: &MetricsExpr) -> bool {
+    match query {
+        MetricsExpr::Pipeline { function, .. } => !matches!(function, MetricsFunction::Compare { .. }),
+        MetricsExpr::Scalar(_) => true,
+        MetricsExpr::Binary { lhs, rhs, .. } => is_by_interval(lhs) && is_by_interval(rhs),
+        MetricsExpr::SecondStages { input, stages } => {
+            is_by_interval(input) && !stages.iter().any(|stage| matches!(stage, SecondStage::TopK(_) | SecondStage::BottomK(_)))
+        }
+    }
 }
 
 /// The answer to `query`.

@@ -76,6 +76,11 @@ impl Intervals {
         Window { start_seconds: seconds(self.start / 1_000_000_000), end_seconds: seconds(self.end().div_ceil(1_000_000_000)) }
     }
 
+    /// The first interval that holds no time up to and including `time`; their number when there is none.
+    pub fn first_after(&self, time: u64) -> usize {
+        usize::try_from(time.saturating_sub(self.start).div_ceil(self.step)).unwrap_or(usize::MAX).min(self.count())
+    }
+
     /// A finder of intervals for times that mostly ascend.
     pub fn finder(&self) -> IntervalFinder {
         IntervalFinder { intervals: *self, at: 0, after: 0, until: 0 }
@@ -140,5 +145,6 @@ mod tests {
             assert_eq!(finder.find(time), Some(((time - 90).div_ceil(10) - 1) as u32), "{time}");
         }
         assert_eq!([90, 131].map(|time| finder.find(time)), [None, None]);
+        assert_eq!([0, 90, 91, 100, 101, 130, u64::MAX].map(|time| intervals.first_after(time)), [0, 0, 1, 1, 2, 4, 4]);
     }
 }

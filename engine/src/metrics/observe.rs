@@ -115,9 +115,9 @@ impl Observer {
         Self { function, intervals, partial, distinct: Distinct::default() }
     }
 
-    /// What was observed.
-    pub fn into_partial(self) -> Partial {
-        self.partial
+    /// What was observed since it was last taken.
+    pub fn take_partial(&mut self) -> Partial {
+        std::mem::replace(&mut self.partial, Partial::new(cell_kind(&self.function), self.intervals.count()))
     }
 
     /// Adds the spans of `frame` in `rows`; what [`needs`] names is loaded. Errors: `Exhausted` for too many series, `Data`.

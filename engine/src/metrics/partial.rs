@@ -57,6 +57,11 @@ impl Partial {
         Ok(self.series.len() - 1)
     }
 
+    /// How many cells a series has.
+    pub fn intervals(&self) -> usize {
+        self.intervals
+    }
+
     /// How many series there are.
     pub fn len(&self) -> usize {
         self.series.len()

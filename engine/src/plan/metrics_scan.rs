@@ -31,14 +31,16 @@ use crate::{
         observe::{self, Observer},
         partial,
     },
+    parts::{Beat, Pace, mark, marked},
     stop,
     traceql::{MetricsFunction, Pipeline},
 };
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
-/// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// series of a partition, bounded by [`partial::Partial`].
+/// **Shape**: one batch of [`partial::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
+/// of the partition's row groups that are in it and those before ([`row_groups_in`]). Row groups, newest first, are dealt out to the partitions
+/// in turn. **Memory**: the series of a partition, bounded by [`partial::Partial`].
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
@@ -77,6 +79,14 @@ impl MetricsScanExec {
         &self.intervals
     }
 
+    /// The latest end of a trace in each row group. Row groups are heard of in this order, partitions taking turns.
+    /// Errors: as of opening the sources.
+    pub async fn latest_ends(&self) -> crate::error::Result<Vec<u64>> {
+        let sources = self.sources.sources().await?;
+        let (units, _) = scan_units(sources, Some(self.intervals.window()));
+        Ok(units.into_iter().map(|unit| sources[unit.source].row_groups()[unit.group].trace_end_max).collect())
+    }
+
     /// Partitions.
     pub fn partitions(&self) -> usize {
         self.partitions
@@ -92,22 +102,64 @@ struct Scan {
     metrics: Arc<ScanMetrics>,
 }
 
-impl Scan {
-    async fn run(self, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
+/// The mark of how many row groups of its partition a batch and those before it are of.
+const ROW_GROUPS: &str = "row_groups";
+
+/// How many row groups of its partition `batch` and those before it are of; None when it does not say.
+pub fn row_groups_in(batch: &RecordBatch) -> Option<usize> {
+    mark(batch, ROW_GROUPS)
+}
+
+/// The run of one partition.
+struct Running {
+    scan: Scan,
+    /// The row groups left; None before the start.
+    units: Option<std::vec::IntoIter<ScanUnit>>,
+    partition: usize,
+    partitions: usize,
+    observer: Observer,
+    beat: Option<Beat>,
+    observed: usize,
+    ended: bool,
+}
+
+impl Running {
+    /// The series of the next row groups, up to where a part is due, or of all that are left; None after these.
+    async fn next(&mut self) -> crate::error::Result<Option<RecordBatch>> {
+        if self.ended {
+            return Ok(None);
+        }
         let watch = Stopwatch::start();
+        if self.units.is_none() {
+            self.units = Some(self.scan.units(self.partition, self.partitions).await?.into_iter());
+        }
+        while let Some(unit) = self.units.as_mut().and_then(Iterator::next) {
+            stop::check()?;
+            self.scan.observe(unit, &mut self.observer).await?;
+            self.observed += 1;
+            if self.beat.as_mut().is_some_and(Beat::is_due) {
+                return self.output(watch).map(Some);
+            }
+        }
+        self.ended = true;
+        self.output(watch).map(Some)
+    }
+
+    fn output(&mut self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
+        let batch = self.observer.take_partial().to_batch()?;
+        self.scan.metrics.busy(watch.elapsed());
+        self.scan.metrics.output(batch.num_rows());
+        if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed) } else { Ok(batch) }
+    }
+}
+
+impl Scan {
+    async fn units(&self, partition: usize, partitions: usize) -> crate::error::Result<Vec<ScanUnit>> {
         let (units, outside) = scan_units(self.sources.sources().await?, Some(self.intervals.window()));
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = Observer::new(self.function.clone(), self.intervals);
-        for unit in units.into_iter().skip(partition).step_by(partitions) {
-            stop::check()?;
-            self.observe(unit, &mut observer).await?;
-        }
-        let batch = observer.into_partial().to_batch()?;
-        self.metrics.busy(watch.elapsed());
-        self.metrics.output(batch.num_rows());
-        Ok(batch)
+        Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
     async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
@@ -152,7 +204,7 @@ impl ExecutionPlan for MetricsScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: SpansetPipeline::new(self.pipeline.clone()),
@@ -160,8 +212,17 @@ impl ExecutionPlan for MetricsScanExec {
             intervals: self.intervals,
             metrics: self.metrics.clone(),
         };
-        let partitions = self.partitions;
-        let batch = async move { Ok(scan.run(partition, partitions).await?) };
-        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), stream::once(batch))))
+        let running = Running {
+            scan,
+            units: None,
+            partition,
+            partitions: self.partitions,
+            observer: Observer::new(self.function.clone(), self.intervals),
+            beat: Pace::of(&context),
+            observed: 0,
+            ended: false,
+        };
+        let batches = stream::try_unfold(running, |mut running| async move { Ok(running.next().await?.map(|batch| (batch, running))) });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
     }
 }

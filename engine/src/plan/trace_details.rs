@@ -19,7 +19,7 @@ use datafusion::{
         stream::RecordBatchStreamAdapter,
     },
 };
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use prost::Message;
 use skein_proto::{otlp::common::v1::KeyValue, tempo};
 
@@ -57,8 +57,8 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 
 /// Fetches root names, times, service counts, and the spans and attributes of spansets, only for the traces of its input.
 ///
-/// **Shape**: a row for each trace, in input order; `metadata` is a `tempopb.TraceSearchMetadata` message. **Cost**: one request for each row
-/// group with a winner.
+/// **Shape**: a batch for each of the input, with a row for each of its traces, in input order; `metadata` is a
+/// `tempopb.TraceSearchMetadata` message. **Cost**: for each batch, one request for each row group with a winner.
 #[derive(Debug)]
 pub struct TraceDetailsExec {
     input: Arc<dyn ExecutionPlan>,
@@ -262,19 +262,18 @@ impl ExecutionPlan for TraceDetailsExec {
     counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
-        let mut input = self.input.execute(0, context)?;
-        let (sources, pipeline, metrics) = (self.sources.clone(), self.pipeline.clone(), self.metrics.clone());
-        let result = async move {
-            let mut traces = Vec::new();
-            while let Some(batch) = input.next().await {
-                traces.extend(matches::from_batch(&batch?)?);
+        let (sources, pipeline, metrics) = (self.sources.clone(), Arc::new(self.pipeline.clone()), self.metrics.clone());
+        let batches = self.input.execute(0, context)?.then(move |batch| {
+            let (sources, pipeline, metrics) = (sources.clone(), pipeline.clone(), metrics.clone());
+            async move {
+                let traces = matches::from_batch(&batch?)?;
+                let watch = Stopwatch::start();
+                let batch = details(traces, &sources, &pipeline, &metrics).await?;
+                metrics.busy(watch.elapsed());
+                metrics.output(batch.num_rows());
+                Ok(batch)
             }
-            let watch = Stopwatch::start();
-            let batch = details(traces, &sources, &pipeline, &metrics).await?;
-            metrics.busy(watch.elapsed());
-            metrics.output(batch.num_rows());
-            Ok(batch)
-        };
-        Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), stream::once(result))))
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), batches)))
     }
 }

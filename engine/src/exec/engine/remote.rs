@@ -25,6 +25,7 @@ use crate::{
         split::{append_traces, join_traces},
         stats::ScanMetrics,
     },
+    parts::Parts,
     query::{TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
     spans::{
         BlockId, TraceId,
@@ -105,13 +106,13 @@ impl Engine {
 
     /// Attribute names of the live spans here, and the newest blocks. Errors: `Internal`.
     pub async fn live_tag_names(&self, tenant: &TenantId, request: &TagNamesRequest) -> Result<(TagNames, Vec<BlockId>)> {
-        let names = self.names_in(&self.live_sources(tenant), request, &ScanMetrics::default()).await?;
+        let names = self.names_in(&self.live_sources(tenant), request, &ScanMetrics::default(), None).await?;
         Ok((names, self.recent_blocks(tenant)))
     }
 
     /// Values of an attribute of the live spans here, and the newest blocks. Errors: as [`tag_values`](crate::query::QueryService).
     pub async fn live_tag_values(&self, tenant: &TenantId, request: &TagValuesRequest) -> Result<(TagValues, Vec<BlockId>)> {
-        let values = self.values_in(&self.live_sources(tenant), request, &ScanMetrics::default()).await?;
+        let values = self.values_in(&self.live_sources(tenant), request, &ScanMetrics::default(), None).await?;
         Ok((values, self.recent_blocks(tenant)))
     }
 
@@ -120,11 +121,17 @@ impl Engine {
         live.iter().filter(|generation| !generation.set.is_empty()).map(|generation| self.core.order(tenant, generation) as SourceRef).collect()
     }
 
-    /// Attribute names in the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
-    pub async fn tag_names_with(&self, tenant: &TenantId, request: &TagNamesRequest, remote: &dyn RemoteLive) -> Result<TagNames> {
+    /// Attribute names in the blocks of this engine and the live spans of others. Parts are told of blocks. Errors: as those of `remote` and of the store.
+    pub async fn tag_names_with(
+        &self,
+        tenant: &TenantId,
+        request: &TagNamesRequest,
+        remote: &dyn RemoteLive,
+        parts: Option<&Parts<TagNames>>,
+    ) -> Result<TagNames> {
         let (answers, recent_blocks) = remote.tag_names(tenant, request).await?;
         let blocks = self.block_sources(tenant, request.window, &recent_blocks).await?;
-        let mut all = self.names_in(&blocks, request, &ScanMetrics::default()).await?;
+        let mut all = self.names_in(&blocks, request, &ScanMetrics::default(), parts).await?;
         let mut scopes: BTreeMap<TagScope, BTreeSet<String>> = BTreeMap::new();
         for (scope, names) in std::mem::take(&mut all.scopes).into_iter().chain(answers.iter().flat_map(|names| names.scopes.clone())) {
             scopes.entry(scope).or_default().extend(names);
@@ -134,12 +141,18 @@ impl Engine {
         Ok(all)
     }
 
-    /// Values of an attribute in the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store,
-    /// `Invalid` when the tag is no identifier.
-    pub async fn tag_values_with(&self, tenant: &TenantId, request: &TagValuesRequest, remote: &dyn RemoteLive) -> Result<TagValues> {
+    /// Values of an attribute in the blocks of this engine and the live spans of others. Parts are told of blocks. Errors: as those of
+    /// `remote` and of the store, `Invalid` when the tag is no identifier.
+    pub async fn tag_values_with(
+        &self,
+        tenant: &TenantId,
+        request: &TagValuesRequest,
+        remote: &dyn RemoteLive,
+        parts: Option<&Parts<TagValues>>,
+    ) -> Result<TagValues> {
         let (answers, recent_blocks) = remote.tag_values(tenant, request).await?;
         let blocks = self.block_sources(tenant, request.window, &recent_blocks).await?;
-        let mut all = self.values_in(&blocks, request, &ScanMetrics::default()).await?;
+        let mut all = self.values_in(&blocks, request, &ScanMetrics::default(), parts).await?;
         for answer in answers {
             all.stats = all.stats.plus(&answer.stats);
             all.values.extend(answer.values);
