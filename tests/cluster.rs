@@ -51,6 +51,7 @@ use skein_engine::{
         sources::{SourceName, SourceSet},
     },
     metrics::intervals::Intervals,
+    parts::Parts,
     plan::spanset_scan::{ScanLimits, SpansetScanExec},
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
@@ -249,6 +250,22 @@ impl QueryService for TestCluster {
 
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
         self.coordinator.tag_values(tenant, request).await
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.coordinator.search_in_parts(tenant, request, parts).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.coordinator.metrics_in_parts(tenant, request, parts).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        self.coordinator.tag_names_in_parts(tenant, request, parts).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        self.coordinator.tag_values_in_parts(tenant, request, parts).await
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
 //! | `api` | the edges of the HTTP API |
 //! | `bounds` | limits of tenants, clients that leave, a large trace |
+//! | `streaming` | parts of answers over gRPC, also to a Python client made from the project's own `.proto` |
 //! | `cli` | the command line |
 //! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `formats` | that other tools open the blocks |
@@ -42,5 +43,6 @@ mod receive;
 mod sha256;
 mod stalling_store;
 mod stores;
+mod streaming;
 mod tools;
 mod truth;

@@ -1,14 +1,13 @@
 //! `tempopb.StreamingQuerier` (query-api 7) over the same questions as HTTP.
 //!
-//! A query that takes longer sends what it is certain of, and then the whole answer. Everything happens when the client takes messages: one part
-//! waits for it, the next is under way, and then the query waits too. A client that leaves drops all of it.
+//! A query that takes longer sends what it is certain of, and then the whole answer. When the client does not take messages, one part waits for it
+//! and the next for its place, and behind that the query. A client that leaves drops all of it.
 
 use std::{sync::Arc, time::Duration, vec};
 
 use axum::Router;
 use futures::{
     FutureExt, StreamExt,
-    future::BoxFuture,
     stream::{self, BoxStream},
 };
 use skein_engine::{
@@ -21,7 +20,7 @@ use skein_proto::tempo::{
     SearchTagValuesResponse, SearchTagValuesV2Response, SearchTagsRequest, SearchTagsResponse, SearchTagsV2Response,
     streaming_querier_server::{StreamingQuerier, StreamingQuerierServer},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 use tonic::{Request, Response, Status, metadata::MetadataMap, server::NamedService};
 
 use crate::{
@@ -83,7 +82,7 @@ impl Querier {
             timer.answered(if answer.is_ok() { "success" } else { "error" }, None, None);
             answer
         };
-        let mut messages = Speaking { ready: Vec::new().into_iter(), running: Some((parts, work.boxed())), packet_bytes }.messages();
+        let mut messages = Speaking::start(work, parts, packet_bytes).messages();
         // An error that comes before everything else is the answer, without a stream.
         let first = messages.next().await.transpose()?;
         Ok(Response::new(stream::iter(first.map(Ok)).chain(messages).boxed()))
@@ -112,12 +111,19 @@ async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T>>) -> R
 struct Speaking<T> {
     /// Packets that are next.
     ready: vec::IntoIter<T>,
-    /// Parts, and what ends with the whole.
-    running: Option<(mpsc::Receiver<T>, BoxFuture<'static, Result<T, Status>>)>,
+    /// Parts, and the task that ends with the whole. Dropping it ends it.
+    running: Option<(mpsc::Receiver<T>, JoinSet<Result<T, Status>>)>,
     packet_bytes: usize,
 }
 
 impl<T: Packets> Speaking<T> {
+    /// Starts `work` in a task of its own, so that its time limit holds for a client that takes no messages too.
+    fn start(work: impl Future<Output = Result<T, Status>> + Send + 'static, parts: mpsc::Receiver<T>, packet_bytes: usize) -> Self {
+        let mut task = JoinSet::new();
+        task.spawn(work);
+        Self { ready: Vec::new().into_iter(), running: Some((parts, task)), packet_bytes }
+    }
+
     fn messages(self) -> Messages<T> {
         stream::unfold(self, |mut speaking| async move { speaking.next().await.map(|message| (message, speaking)) }).boxed()
     }
@@ -127,16 +133,18 @@ impl<T: Packets> Speaking<T> {
             if let Some(packet) = self.ready.next() {
                 return Some(Ok(packet));
             }
-            let (parts, work) = self.running.as_mut()?;
+            let (parts, task) = self.running.as_mut()?;
             tokio::select! {
                 biased;
                 Some(part) = parts.recv() => self.ready = packets(part, self.packet_bytes).into_iter(),
                 // A part that came with the end is in it.
-                whole = work => {
+                whole = task.join_next() => {
                     self.running = None;
                     match whole {
-                        Ok(whole) => self.ready = packets(whole, self.packet_bytes).into_iter(),
-                        Err(status) => return Some(Err(status)),
+                        Some(Ok(Ok(whole))) => self.ready = packets(whole, self.packet_bytes).into_iter(),
+                        Some(Ok(Err(status))) => return Some(Err(status)),
+                        Some(Err(error)) => return Some(Err(client_status(Error::internal("answering a gRPC request").with_source(error)))),
+                        None => return None,
                     }
                 }
             }
@@ -260,3 +268,6 @@ fn names_ask(request: SearchTagsRequest) -> NamesAsk {
 fn values_ask(request: SearchTagValuesRequest) -> ValuesAsk {
     ValuesAsk { tag: request.tag_name, filter: some(request.query), times: times(request.start, request.end), limit: request.max_tag_values }
 }
+
+#[cfg(test)]
+mod tests;

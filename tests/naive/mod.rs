@@ -8,6 +8,7 @@
 //! | `engines` | the engines, with the spans in various places |
 //! | `shrink` | making a disagreement smaller |
 //! | `found` | cases that were answered wrong once |
+//! | `parts` | answers in parts against whole ones |
 //!
 //! The evaluator follows the rules of TraceQL and `docs/differences.md`. It evaluates the tree that was generated, not the one that was parsed, so that parsing
 //! and folding are tested too.
@@ -17,6 +18,7 @@ mod engines;
 mod fields;
 mod found;
 mod model;
+mod parts;
 mod pipeline;
 mod queries;
 mod shown;
