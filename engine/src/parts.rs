@@ -34,7 +34,7 @@ impl Pace {
 
     /// A beat of its own for one who tells parts.
     pub fn beat(&self) -> Beat {
-        Beat { pace: *self, due: self.first_after }
+        Beat { pace: *self, due: self.first_after, empty_due: self.first_after }
     }
 
     /// The beat of a node that runs in `context`; None when its run has no pace.
@@ -49,20 +49,29 @@ impl Pace {
     }
 }
 
-/// When the next part is due.
+/// When the next part is due. An empty one, which says only how far the query is, never delays one with something in it.
 #[derive(Debug)]
 pub struct Beat {
     pace: Pace,
     due: Duration,
+    empty_due: Duration,
 }
 
 impl Beat {
     /// Whether a part is due. If so, the next one is due an interval later. Cost: reading a clock.
     pub fn is_due(&mut self) -> bool {
+        self.is_due_if(true)
+    }
+
+    /// The same for a part that is perhaps empty.
+    pub fn is_due_if(&mut self, has_something: bool) -> bool {
         let elapsed = self.pace.began.elapsed();
-        let is_due = elapsed >= self.due;
+        let is_due = elapsed >= if has_something { self.due } else { self.empty_due };
         if is_due {
-            self.due = elapsed + self.pace.interval;
+            self.empty_due = elapsed.saturating_add(self.pace.interval);
+            if has_something {
+                self.due = self.empty_due;
+            }
         }
         is_due
     }
@@ -137,6 +146,7 @@ mod tests {
         let mut never = Pace::start(Duration::MAX, Duration::ZERO).beat();
         assert!(!never.is_due());
         let mut once = Pace::start(Duration::ZERO, Duration::from_secs(3600)).beat();
+        assert!(once.is_due_if(false) && !once.is_due_if(false), "an empty one");
         assert!(once.is_due() && !once.is_due());
         let mut always = Pace::start(Duration::ZERO, Duration::ZERO).beat();
         assert!(always.is_due() && always.is_due());

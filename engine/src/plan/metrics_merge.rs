@@ -106,12 +106,13 @@ struct Telling {
 }
 
 impl Telling {
-    /// Notes a batch. When a part is due, the first interval from which on all are complete.
-    fn hear(&mut self, partition: usize, batch: &RecordBatch) -> Option<usize> {
+    /// Notes a batch. When a part is due, the first interval from which on all are complete; at most `told_from`.
+    fn hear(&mut self, partition: usize, batch: &RecordBatch, told_from: usize) -> Option<usize> {
         if let Some(row_groups) = metrics_scan::row_groups_in(batch) {
             self.heard.row_groups[partition] = row_groups;
         }
-        self.beat.is_due().then(|| self.intervals.first_after(self.heard.latest_unread()))
+        let from = self.intervals.first_after(self.heard.latest_unread()).min(told_from);
+        self.beat.is_due_if(from < told_from).then_some(from)
     }
 }
 
@@ -144,8 +145,8 @@ impl Merging {
         while let Some((partition, batch)) = self.inputs.next().await {
             let batch = batch?;
             self.all.merge_batch(&batch)?;
-            if let Some(from) = self.telling.as_mut().and_then(|telling| telling.hear(partition, &batch)) {
-                return Ok(Some(marked(self.cells_from(from.min(self.told_from))?, COMPLETE_FROM, self.told_from)?));
+            if let Some(from) = self.telling.as_mut().and_then(|telling| telling.hear(partition, &batch, self.told_from)) {
+                return Ok(Some(marked(self.cells_from(from)?, COMPLETE_FROM, from)?));
             }
         }
         self.ended = true;

@@ -77,6 +77,11 @@ impl Newest {
         }
     }
 
+    /// Whether some traces start after `unread`.
+    fn has_certain(&self, unread: u64) -> bool {
+        self.traces.first_key_value().is_some_and(|((start, _), _)| start.0 > unread)
+    }
+
     /// Takes the traces that start after `unread`, the latest start that may still come. They keep their places in the limit.
     fn take_certain(&mut self, unread: u64) -> Vec<MatchedTrace> {
         let rest = self.traces.split_off(&(Reverse(unread), TraceId::default()));
@@ -171,10 +176,11 @@ impl Merging {
         self.newest.add_all(batch)?;
         let Some(telling) = &mut self.telling else { return Ok(None) };
         telling.heard.batches[partition] += 1;
-        if !telling.beat.is_due() {
+        let unread = telling.heard.latest_unread();
+        if !telling.beat.is_due_if(self.newest.has_certain(unread)) {
             return Ok(None);
         }
-        let certain = self.newest.take_certain(telling.heard.latest_unread());
+        let certain = self.newest.take_certain(unread);
         self.output(&certain).map(Some)
     }
 
