@@ -7,11 +7,11 @@
 //! keeps the first it hears of a trace for good. The one exception is a limit on series, names or values: it may cut from the whole answer
 //! what a part has shown.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::TaskContext;
-use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, future::BoxFuture, stream::Peekable};
 
 use crate::{
     clock::Stopwatch,
@@ -30,6 +30,11 @@ impl Pace {
     /// From now on: nothing before `first_after`, then at most one part an `interval`.
     pub fn start(first_after: Duration, interval: Duration) -> Self {
         Self { began: Stopwatch::start(), first_after, interval }
+    }
+
+    /// When the first part is due, and how long after it the next.
+    pub fn durations(&self) -> (Duration, Duration) {
+        (self.first_after, self.interval)
     }
 
     /// A beat of its own for one who tells parts.
@@ -121,15 +126,33 @@ impl<T> fmt::Debug for Parts<T> {
     }
 }
 
+/// Whether nothing comes after the batch that was taken last: then it is told with the whole answer.
+pub fn is_last<S: Stream>(batches: Pin<&mut Peekable<S>>) -> bool {
+    matches!(batches.peek().now_or_never(), Some(None))
+}
+
+const REACHED: &str = "reached";
+
+/// How far a node is with a part: of traces, the latest start that may still come; of series, the first interval that is complete. None for what
+/// is no part.
+pub fn reached(batch: &RecordBatch) -> Option<u64> {
+    mark(batch, REACHED)
+}
+
+/// `batch` as a part, with how far the node is. Errors: `Internal`.
+pub(crate) fn reaching(batch: RecordBatch, reached: u64) -> Result<RecordBatch> {
+    marked(batch, REACHED, reached)
+}
+
 /// `batch` with a number that the node above it reads, in the metadata of its schema; for nodes of one process. Errors: `Internal`.
-pub(crate) fn marked(batch: RecordBatch, name: &str, number: usize) -> Result<RecordBatch> {
+pub(crate) fn marked(batch: RecordBatch, name: &str, number: u64) -> Result<RecordBatch> {
     let mut schema = batch.schema_ref().as_ref().clone();
     schema.metadata.insert(name.to_owned(), number.to_string());
     batch.with_schema(Arc::new(schema)).map_err(|e| Error::internal("marking a batch").with_source(e))
 }
 
 /// The number of that name that goes with `batch`.
-pub(crate) fn mark(batch: &RecordBatch, name: &str) -> Option<usize> {
+pub(crate) fn mark(batch: &RecordBatch, name: &str) -> Option<u64> {
     batch.schema_ref().metadata().get(name)?.parse().ok()
 }
 

@@ -50,6 +50,11 @@ impl ScanStats {
             row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
         }
     }
+
+    /// Both together, where both read the same blocks: these count once.
+    pub fn plus_of_same_blocks(&self, other: &Self) -> Self {
+        Self { blocks: self.blocks.max(other.blocks), block_bytes: self.block_bytes.max(other.block_bytes), ..self.plus(other) }
+    }
 }
 
 /// A TraceQL search.

@@ -1,6 +1,6 @@
 //! Our plan nodes as bytes, so that a plan runs in another process. Queries travel as TraceQL text, sources by name.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use datafusion::{
     common::{DataFusionError, Result, internal_datafusion_err},
@@ -18,6 +18,7 @@ use skein_engine::{
         newest_results::NewestResultsExec,
         newest_traces::NewestTracesExec,
         share::{ShareExec, sources_of},
+        share_results::ShareResultsExec,
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
@@ -49,7 +50,11 @@ enum Node {
     },
     Share {
         worker: Arc<str>,
+        /// When parts are told, as [`ShareExec::parts`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parts: Option<(Duration, Duration)>,
     },
+    ShareResults {},
     NewestResults {
         limit: usize,
     },
@@ -150,7 +155,8 @@ impl PhysicalExtensionCodec for PlanCodec {
                 };
                 Arc::new(TraceDetailsExec::new(input, sources, pipeline(&query)?))
             }
-            Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
+            Node::Share { worker, parts } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?.telling(parts)),
+            Node::ShareResults {} => Arc::new(ShareResultsExec::new(only_input(inputs)?)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
             Node::MetricsScan { sources, query, intervals, partitions } => {
                 let (pipeline, function) = operand(&query)?;
@@ -177,7 +183,9 @@ impl PhysicalExtensionCodec for PlanCodec {
             let sources = (!below).then(|| Sources::from(&**details.sources()));
             Node::TraceDetails { sources, query: details.pipeline().to_string() }
         } else if let Some(share) = node.downcast_ref::<ShareExec>() {
-            Node::Share { worker: share.worker().clone() }
+            Node::Share { worker: share.worker().clone(), parts: share.parts() }
+        } else if node.is::<ShareResultsExec>() {
+            Node::ShareResults {}
         } else if let Some(newest) = node.downcast_ref::<NewestResultsExec>() {
             Node::NewestResults { limit: newest.limit() }
         } else if let Some(scan) = node.downcast_ref::<MetricsScanExec>() {

@@ -1,6 +1,7 @@
 //! Answers in parts, of random traces: what a part says the whole answer says too, each thing is said once, and the whole answer is the one that
 //! is given without parts.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,12 +47,13 @@ struct Told {
 #[test]
 fn parts_say_what_the_whole_says_and_once() {
     let seed = harness::seed("parts");
-    let mut told = Told::default();
+    let mut all = BTreeMap::<&str, Told>::new();
     for number in 0..WORLDS {
         let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
         let world = World::random(&mut random);
         for (name, engine) in wait(engines(&world)) {
             let context = format!("SKEIN_TEST_SEED={} {name}", seed.wrapping_add(number));
+            let told = all.entry(name).or_default();
             for _ in 0..SEARCHES_PER_WORLD {
                 told.searches += search(&context, &*engine, &Case::random(&mut random, &world));
             }
@@ -62,8 +64,11 @@ fn parts_say_what_the_whole_says_and_once() {
             told.values += values(&context, &*engine);
         }
     }
-    println!("parts: {told:?}");
-    assert!([told.searches, told.metrics, told.names, told.values].iter().all(|&parts| parts > 20), "{told:?}");
+    println!("parts: {all:#?}");
+    let several = &all["two blocks and live"];
+    assert!([several.searches, several.metrics, several.names, several.values].iter().all(|&parts| parts > 10), "{several:?}");
+    let workers = &all["three workers and a block"];
+    assert!([workers.searches, workers.metrics].iter().all(|&parts| parts > 10), "{workers:?}");
 }
 
 fn search(context: &str, engine: &dyn QueryService, case: &Case) -> usize {
@@ -109,7 +114,7 @@ fn metrics(context: &str, engine: &dyn QueryService, query: &str) -> usize {
     let parts = taken(&heard);
     let filled = parts.iter().filter(|part| !part.found.series.is_empty()).count();
     let all = samples(&whole.series);
-    let mut said = std::collections::BTreeSet::new();
+    let mut said = BTreeSet::new();
     for point in parts.iter().flat_map(|part| samples(&part.found.series)) {
         assert!(all.contains(&point), "{context}: the whole has no {point:?}");
         let (labels, time, _) = point;

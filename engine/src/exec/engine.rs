@@ -1,14 +1,10 @@
 //! The engine of one process: catalog, caches and live spans, and the answers to queries. `remote` is what it tells other processes of its
-//! live spans, and how it plans over theirs; `told` tells answers in parts.
+//! live spans, and how it plans over theirs; `told` tells parts of names and values.
 
 mod remote;
 mod told;
 
-use std::{
-    collections::BTreeSet,
-    pin::{Pin, pin},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, pin::pin, sync::Arc};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -16,7 +12,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, display::DisplayableExecutionPlan},
     prelude::SessionContext,
 };
-use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future::try_join_all, stream::Peekable};
+use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
 use skein_proto::otlp::trace::v1::ResourceSpans;
@@ -43,11 +39,9 @@ use crate::{
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::{
         evaluate::{self, Operands, distinct_operands},
-        observe::cell_kind,
-        partial::Partial,
-        series,
+        told::{Operand, ToldMetrics},
     },
-    parts::{Part, Parts},
+    parts::{Part, Parts, is_last},
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
@@ -157,32 +151,35 @@ impl Engine {
     }
 
     /// Runs a metrics query over `sources`; tells `parts` of it, if there are some. Errors: as [`QueryService::metrics`].
-    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
+    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
         let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
         let sources = Arc::new(sources);
-        let mut telling = match parts {
-            Some(parts) => Some(told::ToldMetrics::new(parts, &query, request, &sources).await?),
-            None => None,
-        };
+        let telling = parts.map(|parts| ToldMetrics::new(parts, request));
+        let opened = sources.sources().await?;
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
-        for (key, (pipeline, function)) in distinct_operands(&query) {
+        let distinct = distinct_operands(&query);
+        let row_groups = row_groups_of(opened) * distinct.len() as u64;
+        for (key, (pipeline, function)) in distinct {
             let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
-            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
+            let mut given = Vec::new();
             let mut batches = pin!(plan.execute(0, self.context_of(parts))?.peekable());
             while let Some(batch) = batches.next().await {
                 let batch = batch?;
-                partial.merge_batch(&batch)?;
-                if let Some(telling) = &mut telling
+                if let Some(telling) = &telling
                     && !is_last(batches.as_mut())
                 {
-                    telling.tell(&key, function, &batch, &operands, stats.plus(&stats_of_plan(&plan))).await?;
+                    let operand = Operand { query: &query, key: &key, function, finished: &operands, row_groups };
+                    let mut so_far = stats.plus(&stats_of_plan(&plan)).plus(&sources.metrics.snapshot());
+                    add_blocks(&mut so_far, opened);
+                    telling.tell(operand, &batch, so_far).await?;
                 }
+                given.push(batch);
             }
             stats = stats.plus(&stats_of_plan(&plan));
-            operands.insert(key, series::finish(function, &request.intervals, partial));
+            operands.insert(key, evaluate::finish_operand(function, &request.intervals, &given)?);
         }
-        add_blocks(&mut stats, sources.sources().await?);
+        add_blocks(&mut stats, opened);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
     }
 
@@ -541,11 +538,6 @@ impl Engine {
 /// The row groups of `sources`.
 fn row_groups_of(sources: &[SourceRef]) -> u64 {
     sources.iter().map(|source| source.row_groups().len() as u64).sum()
-}
-
-/// Whether nothing comes after the batch that was taken last: then it is told with the whole answer.
-fn is_last<S: Stream>(batches: Pin<&mut Peekable<S>>) -> bool {
-    matches!(batches.peek().now_or_never(), Some(None))
 }
 
 fn cost_of_tags(sources: &[SourceRef], metrics: &ScanMetrics) -> ScanStats {

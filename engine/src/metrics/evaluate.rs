@@ -2,12 +2,17 @@
 
 use std::collections::HashMap;
 
+use arrow::record_batch::RecordBatch;
+
 use super::{
     intervals::Intervals,
+    observe::cell_kind,
+    partial::Partial,
     series::{self, Series},
     stages::{self, Operand},
 };
 use crate::{
+    error::Result,
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
     traceql::{MetricsExpr, MetricsFunction, Pipeline, SecondStage},
@@ -52,6 +57,13 @@ pub fn is_by_interval(query: &MetricsExpr) -> bool {
             is_by_interval(input) && !stages.iter().any(|stage| matches!(stage, SecondStage::TopK(_) | SecondStage::BottomK(_)))
         }
     }
+}
+
+/// The series of one operand from what its plan gave. Errors: `Internal` for batches that are not partial series, `Exhausted`.
+pub fn finish_operand(function: &MetricsFunction, intervals: &Intervals, batches: &[RecordBatch]) -> Result<Vec<Series>> {
+    let mut partial = Partial::new(cell_kind(function), intervals.count());
+    batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
+    Ok(series::finish(function, intervals, partial))
 }
 
 /// The answer to `query`.

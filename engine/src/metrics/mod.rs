@@ -11,6 +11,7 @@
 //! | `series` | finished series: values, quantiles, labels, order |
 //! | `evaluate` | a whole query from its operands |
 //! | `stages` | `topk`, filters and arithmetic on finished series |
+//! | `told` | samples that are told while the query runs |
 //!
 //! Everything before `series` is a sum of parts that can be added in any order, so that partitions, processes and blocks merge exactly.
 
@@ -23,3 +24,4 @@ pub mod observe;
 pub mod partial;
 pub mod series;
 pub mod stages;
+pub mod told;

@@ -22,6 +22,7 @@ use super::{
     metrics_scan::{self, MetricsScanExec},
     node::{counted_node, unary_node},
     properties,
+    share_results::ShareResultsExec,
 };
 use crate::{
     error::Error,
@@ -31,14 +32,14 @@ use crate::{
         intervals::Intervals,
         partial::{self, Partial},
     },
-    parts::{Beat, Pace, mark, marked},
+    parts::{Beat, Pace, reached, reaching},
     stop,
 };
 
 /// Adds up the partial series of its input's partitions.
 ///
-/// **Shape**: one partition, one batch of [`partial::schema`]. In a run with a [`Pace`] and over a scan several: when a part is due, the cells of
-/// the intervals that became complete since the last one, marked with the first of these ([`complete_from`]); at the end the cells of the others.
+/// **Shape**: one partition, one batch of [`partial::schema`]. In a run with a [`Pace`], over a scan or over shares, several: when a part is due,
+/// the cells of the intervals that became complete since the last one, marked with the first of these ([`reached`]); at the end the others.
 /// **Memory**: all series, bounded by [`Partial`].
 #[derive(Debug)]
 pub struct MetricsMergeExec {
@@ -67,54 +68,86 @@ impl MetricsMergeExec {
     }
 }
 
-/// The mark of the first interval whose cells a part has.
-const COMPLETE_FROM: &str = "complete_from";
-
-/// The first interval that is complete with `batch`, whose cells are of this one and later ones; None for the last batch.
-pub fn complete_from(batch: &RecordBatch) -> Option<usize> {
-    mark(batch, COMPLETE_FROM)
-}
-
-/// Which row groups of a scan have been added.
-struct Heard {
-    /// For each row group the latest end of a trace in it and in those after it of the same partition. Partitions take turns.
-    latest_ends: Vec<u64>,
-    /// Row groups of each partition.
-    row_groups: Vec<usize>,
+/// What of the input has been added.
+enum Heard {
+    /// A scan.
+    Scan {
+        /// For each row group the latest end of a trace in it and in those after it of the same partition. Partitions take turns.
+        latest_ends: Vec<u64>,
+        /// Row groups of each partition.
+        row_groups: Vec<usize>,
+        intervals: Intervals,
+    },
+    /// Other nodes of this kind: for each, the first interval that is complete.
+    Shares(Vec<usize>),
 }
 
 impl Heard {
-    fn new(mut ends: Vec<u64>, partitions: usize) -> Self {
+    /// Nothing of a scan whose row groups have these latest ends.
+    fn scan(mut ends: Vec<u64>, partitions: usize, intervals: Intervals) -> Self {
         for at in (0..ends.len().saturating_sub(partitions)).rev() {
             ends[at] = ends[at].max(ends[at + partitions]);
         }
-        Self { latest_ends: ends, row_groups: vec![0; partitions] }
+        Self::Scan { latest_ends: ends, row_groups: vec![0; partitions], intervals }
     }
 
-    /// The latest end of a trace that has not been added; zero when all have.
-    fn latest_unread(&self) -> u64 {
-        let next = |(partition, row_groups): (usize, &usize)| self.latest_ends.get(partition + row_groups * self.row_groups.len());
-        self.row_groups.iter().enumerate().filter_map(next).copied().max().unwrap_or(0)
+    /// Notes a batch of a partition; None is its end.
+    fn hear(&mut self, partition: usize, batch: Option<&RecordBatch>) {
+        match self {
+            Self::Scan { row_groups, .. } => {
+                if let Some(heard) = batch.and_then(metrics_scan::row_groups_in) {
+                    row_groups[partition] = heard;
+                }
+            }
+            Self::Shares(complete_from) => match batch {
+                Some(batch) => {
+                    if let Some(from) = reached(batch).and_then(|from| usize::try_from(from).ok()) {
+                        complete_from[partition] = from.min(complete_from[partition]);
+                    }
+                }
+                None => complete_from[partition] = 0,
+            },
+        }
     }
+
+    /// The first interval from which on all are complete.
+    fn complete_from(&self) -> usize {
+        match self {
+            Self::Scan { latest_ends, row_groups, intervals } => {
+                let next = |(partition, heard): (usize, &usize)| latest_ends.get(partition + heard * row_groups.len());
+                intervals.first_after(row_groups.iter().enumerate().filter_map(next).copied().max().unwrap_or(0))
+            }
+            Self::Shares(complete_from) => complete_from.iter().copied().max().unwrap_or(0),
+        }
+    }
+}
+
+/// Nothing of `input`; None for one that does not say how far it is.
+async fn nothing_heard(input: &Arc<dyn ExecutionPlan>, intervals: usize) -> Result<Option<Heard>> {
+    if let Some(scan) = input.downcast_ref::<MetricsScanExec>() {
+        return Ok(Some(Heard::scan(scan.latest_ends().await?, scan.partitions(), *scan.intervals())));
+    }
+    let partitions = input.output_partitioning().partition_count();
+    Ok(input.is::<ShareResultsExec>().then(|| Heard::Shares(vec![intervals; partitions])))
 }
 
 /// Parts under way.
 struct Telling {
     beat: Beat,
     heard: Heard,
-    intervals: Intervals,
 }
 
 impl Telling {
-    /// Notes a batch. When a part is due, the first interval from which on all are complete; at most `told_from`.
-    fn hear(&mut self, partition: usize, batch: &RecordBatch, told_from: usize) -> Option<usize> {
-        if let Some(row_groups) = metrics_scan::row_groups_in(batch) {
-            self.heard.row_groups[partition] = row_groups;
-        }
-        let from = self.intervals.first_after(self.heard.latest_unread()).min(told_from);
+    /// Notes a batch, or the end of a partition. When a part is due, the first interval from which on all are complete; at most `told_from`.
+    fn hear(&mut self, partition: usize, batch: Option<&RecordBatch>, told_from: usize) -> Option<usize> {
+        self.heard.hear(partition, batch);
+        let from = self.heard.complete_from().min(told_from);
         self.beat.is_due_if(from < told_from).then_some(from)
     }
 }
+
+/// A batch and the partition that it came from; None at the end of a partition.
+type Heading = (usize, Option<Result<RecordBatch>>);
 
 /// The run of the node.
 struct Merging {
@@ -122,7 +155,7 @@ struct Merging {
     /// A pace, before the start.
     beat: Option<Beat>,
     telling: Option<Telling>,
-    inputs: stream::SelectAll<BoxStream<'static, (usize, Result<RecordBatch>)>>,
+    inputs: stream::SelectAll<BoxStream<'static, Heading>>,
     all: Partial,
     /// The first of the intervals whose cells were handed on.
     told_from: usize,
@@ -136,17 +169,16 @@ impl Merging {
         if self.ended {
             return Ok(None);
         }
-        if let Some(beat) = self.beat.take()
-            && let Some(scan) = self.input.downcast_ref::<MetricsScanExec>()
-        {
-            let heard = Heard::new(scan.latest_ends().await?, scan.partitions());
-            self.telling = Some(Telling { beat, heard, intervals: *scan.intervals() });
+        if let Some(beat) = self.beat.take() {
+            self.telling = nothing_heard(&self.input, self.all.intervals()).await?.map(|heard| Telling { beat, heard });
         }
         while let Some((partition, batch)) = self.inputs.next().await {
-            let batch = batch?;
-            self.all.merge_batch(&batch)?;
-            if let Some(from) = self.telling.as_mut().and_then(|telling| telling.hear(partition, &batch, self.told_from)) {
-                return Ok(Some(marked(self.cells_from(from)?, COMPLETE_FROM, from)?));
+            let batch = batch.transpose()?;
+            if let Some(batch) = &batch {
+                self.all.merge_batch(batch)?;
+            }
+            if let Some(from) = self.telling.as_mut().and_then(|telling| telling.hear(partition, batch.as_ref(), self.told_from)) {
+                return Ok(Some(reaching(self.cells_from(from)?, from as u64)?));
             }
         }
         self.ended = true;
@@ -183,7 +215,8 @@ impl ExecutionPlan for MetricsMergeExec {
         for partition in 0..self.input.output_partitioning().partition_count() {
             // A task for each partition, so that they use all CPUs; it ends when the stream is dropped.
             let driven = spawn_buffered(stop::inherited(self.input.execute(partition, context.clone())?), 1);
-            inputs.push(driven.map(move |batch| (partition, batch)).boxed());
+            let end = stream::once(std::future::ready((partition, None)));
+            inputs.push(driven.map(move |batch| (partition, Some(batch))).chain(end).boxed());
         }
         let merging = Merging {
             input: self.input.clone(),
@@ -202,19 +235,40 @@ impl ExecutionPlan for MetricsMergeExec {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
     fn what_the_unread_row_groups_reach_is_not_complete() {
-        // Row groups 0 to 4 of two partitions; the last but one has a trace that lasts long.
-        let mut heard = Heard::new(vec![100, 95, 80, 120, 60], 2);
-        assert_eq!(heard.latest_unread(), 120);
-        heard.row_groups = vec![1, 2];
-        assert_eq!(heard.latest_unread(), 80);
-        heard.row_groups = vec![2, 1];
-        assert_eq!(heard.latest_unread(), 120);
-        heard.row_groups = vec![3, 2];
-        assert_eq!(heard.latest_unread(), 0);
-        assert_eq!(Heard::new(Vec::new(), 2).latest_unread(), 0);
+        // Intervals of 10 from 0 to 130; row groups 0 to 4 of two partitions; the last but one has a trace that lasts long.
+        let intervals = Intervals::of_range(10, 130, 10).unwrap();
+        let check = |heard: [usize; 2], expected: usize| {
+            let mut scan = Heard::scan(vec![100, 95, 80, 120, 60], 2, intervals);
+            if let Heard::Scan { row_groups, .. } = &mut scan {
+                *row_groups = heard.to_vec();
+            }
+            assert_eq!(scan.complete_from(), expected, "{heard:?}");
+        };
+        check([0, 0], 12);
+        check([1, 2], 8);
+        check([2, 1], 12);
+        check([3, 2], 0);
+        assert_eq!(Heard::scan(Vec::new(), 2, intervals).complete_from(), 0);
+    }
+
+    #[test]
+    fn the_share_that_lags_decides_what_is_complete() {
+        let batch = |from| reaching(RecordBatch::new_empty(partial::schema()), from).unwrap();
+        let mut shares = Heard::Shares(vec![9; 3]);
+        shares.hear(0, Some(&batch(4)));
+        shares.hear(1, None);
+        assert_eq!(shares.complete_from(), 9);
+        shares.hear(2, Some(&batch(6)));
+        assert_eq!(shares.complete_from(), 6);
+        shares.hear(2, Some(&RecordBatch::new_empty(partial::schema())));
+        assert_eq!(shares.complete_from(), 6, "the last batch of a share says nothing");
+        shares.hear(2, None);
+        assert_eq!(shares.complete_from(), 4);
     }
 }

@@ -107,7 +107,7 @@ const ROW_GROUPS: &str = "row_groups";
 
 /// How many row groups of its partition `batch` and those before it are of; None when it does not say.
 pub fn row_groups_in(batch: &RecordBatch) -> Option<usize> {
-    mark(batch, ROW_GROUPS)
+    usize::try_from(mark(batch, ROW_GROUPS)?).ok()
 }
 
 /// The run of one partition.
@@ -149,7 +149,7 @@ impl Running {
         let batch = self.observer.take_partial().to_batch()?;
         self.scan.metrics.busy(watch.elapsed());
         self.scan.metrics.output(batch.num_rows());
-        if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed) } else { Ok(batch) }
+        if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
     }
 }
 

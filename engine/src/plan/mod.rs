@@ -6,16 +6,17 @@
 //!   NewestTracesExec    the newest `limit` traces of all partitions
 //!     SpansetScanExec   filters and spanset pipeline over row groups, newest first, one partition per CPU
 //! ```
-//! On a cluster each worker runs these over its share, and the coordinator over the traces that several hold:
-//! ```text
-//! NewestResultsExec     the newest `limit` results of all shares
-//!   ShareExec           results of one share, then what it read; one for each worker
-//!     TraceDetailsExec  ...
-//! ```
 //! A metrics query is, for each of its operands:
 //! ```text
 //! MetricsMergeExec      partial series of all partitions, added up
 //!   MetricsScanExec     filters and spanset pipeline over row groups, spans into partial series, one partition per CPU
+//! ```
+//! On a cluster each worker runs these over its share, and the coordinator over the traces that several hold:
+//! ```text
+//! NewestResultsExec       the newest `limit` results of all shares; for metrics another MetricsMergeExec
+//!   ShareResultsExec      results of all shares; what they read is counted
+//!     ShareExec           results of one share, then what it read; one for each worker
+//!       TraceDetailsExec  ...; for metrics a MetricsMergeExec, so that each worker sends one partial
 //! ```
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub mod newest_results;
 pub mod newest_traces;
 mod node;
 pub mod share;
+pub mod share_results;
 pub mod spanset_scan;
 pub mod trace_details;
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     exec::stats::ScanMetrics,
-    parts::{Beat, Pace},
+    parts::{Beat, Pace, reaching},
     spans::TraceId,
     stop,
 };
@@ -29,7 +29,8 @@ use crate::{
 /// Keeps the newest `limit` traces of its input's partitions.
 ///
 /// **Shape**: one partition, batches of [`matches::schema`], newest trace first, ties by trace id. One batch; in a run with a
-/// [`Pace`] and over a scan several: when a part is due, the traces that nothing unread can be newer than (perhaps none), at the end the rest.
+/// [`Pace`] and over a scan several: when a part is due, the traces that nothing unread can be newer than (perhaps none),
+/// marked with the latest start among the unread ([`reached`](crate::parts::reached)); at the end the rest.
 /// **Memory**: `limit` matches. When its input is a scan in the same process, it tells the scan what can no longer win.
 #[derive(Debug)]
 pub struct NewestTracesExec {
@@ -181,7 +182,7 @@ impl Merging {
             return Ok(None);
         }
         let certain = self.newest.take_certain(unread);
-        self.output(&certain).map(Some)
+        Ok(Some(reaching(self.output(&certain)?, unread)?))
     }
 
     fn output(&self, traces: &[MatchedTrace]) -> Result<RecordBatch> {

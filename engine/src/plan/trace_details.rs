@@ -37,6 +37,7 @@ use crate::{
         sources::SourceSet,
         stats::ScanMetrics,
     },
+    parts::{reached, reaching},
     spans::{SpanId, schema::Column},
     traceql::{FieldRef, Intrinsic, Pipeline},
 };
@@ -58,7 +59,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 /// Fetches root names, times, service counts, and the spans and attributes of spansets, only for the traces of its input.
 ///
 /// **Shape**: a batch for each of the input, with a row for each of its traces, in input order; `metadata` is a
-/// `tempopb.TraceSearchMetadata` message. **Cost**: for each batch, one request for each row group with a winner.
+/// `tempopb.TraceSearchMetadata` message; parts stay parts ([`reached`]). **Cost**: for each batch, one request for each row group with a winner.
 #[derive(Debug)]
 pub struct TraceDetailsExec {
     input: Arc<dyn ExecutionPlan>,
@@ -266,12 +267,15 @@ impl ExecutionPlan for TraceDetailsExec {
         let batches = self.input.execute(0, context)?.then(move |batch| {
             let (sources, pipeline, metrics) = (sources.clone(), pipeline.clone(), metrics.clone());
             async move {
-                let traces = matches::from_batch(&batch?)?;
+                let batch = batch?;
                 let watch = Stopwatch::start();
-                let batch = details(traces, &sources, &pipeline, &metrics).await?;
+                let described = details(matches::from_batch(&batch)?, &sources, &pipeline, &metrics).await?;
                 metrics.busy(watch.elapsed());
-                metrics.output(batch.num_rows());
-                Ok(batch)
+                metrics.output(described.num_rows());
+                match reached(&batch) {
+                    Some(reached) => Ok(reaching(described, reached)?),
+                    None => Ok(described),
+                }
             }
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), batches)))

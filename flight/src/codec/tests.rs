@@ -10,14 +10,14 @@ use prost::Message;
 use skein_engine::{
     block::{put::put_block, writer::write_block},
     catalog::{Catalog, CatalogMetrics},
-    exec::sources::LiveAt,
     exec::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
+        sources::LiveAt,
     },
-    lower::lower_metrics,
-    lower::lower_search,
-    plan::{share, trace_details::search_results},
+    lower::{lower_metrics, lower_search},
+    metrics::{cells::Cells, observe::cell_kind, partial::Partial},
+    plan::{share_results::reports_of, trace_details::search_results},
     query::SearchRequest,
     spans::{
         BlockId,
@@ -117,6 +117,12 @@ async fn a_plan_answers_the_same_after_the_wire() {
     }
 }
 
+/// The results of `plan` as the share of `worker`.
+fn shared(plan: Arc<dyn ExecutionPlan>, worker: &str) -> Arc<dyn ExecutionPlan> {
+    let share = ShareExec::new(plan, worker.into()).unwrap();
+    Arc::new(ShareResultsExec::new(Arc::new(share)).unwrap())
+}
+
 /// The bytes of `plan` and the plan that they become.
 fn round_trip(plan: &Arc<dyn ExecutionPlan>, codec: &PlanCodec) -> (Vec<u8>, Arc<dyn ExecutionPlan>) {
     let bytes = PhysicalPlanNode::try_from_physical_plan(plan.clone(), codec).unwrap().encode_to_vec();
@@ -141,6 +147,11 @@ async fn metrics_plans_are_the_same_after_the_wire() {
         let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3);
         let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
         assert_eq!(text(&round_trip(&plan, &codec).1), text(&plan));
+        let of_cluster: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(shared(plan, "http://a:1"), cell_kind(&function), intervals.count()));
+        let (bytes, decoded) = round_trip(&of_cluster, &codec);
+        assert_eq!(text(&decoded), text(&of_cluster));
+        assert_eq!(round_trip(&decoded, &codec).0, bytes);
+        assert_eq!(sources_of(&decoded).unwrap().names(), sources.names());
     }
 }
 
@@ -155,8 +166,7 @@ async fn every_node_of_a_cluster_search_is_the_same_after_the_wire() {
     let sources = Arc::new(SourceSet::new(tenant, names, engine.resolver()).leaving_out(left_out));
     let request = SearchRequest { query: "{ name = `leaf` }".into(), limit: 7, spans_per_spanset: 2, window: None };
     let search = lower_search(traceql::parse(&request.query).unwrap(), sources.clone(), &request, 3).unwrap().plan;
-    let share = ShareExec::new(search, "http://a:1".into()).unwrap();
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(Arc::new(share), 7));
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(shared(search, "http://a:1"), 7));
 
     let (bytes, decoded) = round_trip(&plan, &codec);
     let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
@@ -164,7 +174,7 @@ async fn every_node_of_a_cluster_search_is_the_same_after_the_wire() {
     let after = sources_of(&decoded).unwrap();
     assert_eq!((after.tenant(), after.names(), after.left_out()), (sources.tenant(), sources.names(), sources.left_out()));
     assert_eq!(round_trip(&decoded, &codec).0, bytes);
-    let details = decoded.children()[0].children()[0];
+    let details = decoded.children()[0].children()[0].children()[0];
     let scan = details.children()[0].children()[0];
     assert!(Arc::ptr_eq(sources_of(details).unwrap(), sources_of(scan).unwrap()), "one set of sources for scan and details");
 }
@@ -178,13 +188,46 @@ async fn a_share_leaves_traces_out_and_says_what_it_read() {
     let names: Vec<SourceName> = found.names().iter().filter(|name| !matches!(name, SourceName::Joined { .. })).cloned().collect();
     let sources = Arc::new(SourceSet::new(TenantId::single(), names, engine.resolver()).leaving_out(left_out));
     let search = lower_search(traceql::parse("{ }").unwrap(), sources, &request, 2).unwrap().plan;
-    let share = Arc::new(ShareExec::new(search, "w".into()).unwrap());
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(share, 4));
-    let batches = engine.execute(&round_trip(&plan, &PlanCodec::new(engine.resolver())).1).await.unwrap();
-    let (results, stats) = share::from_batch(&batches[0]).unwrap();
-    let ids: Vec<u128> = results.iter().map(|result| u128::from_be_bytes(result.id.0)).collect();
-    assert_eq!(ids, [39, 38, 37, 35]);
-    assert_eq!((stats.blocks, stats.spans), (1, 120));
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(shared(search, "w"), 4));
+    let plan = round_trip(&plan, &PlanCodec::new(engine.resolver())).1;
+    assert_eq!(reports_of(&plan), [None], "nothing has run");
+    let ids: Vec<String> = results(&engine, &plan).await.into_iter().map(|trace| trace.trace_id).collect();
+    assert_eq!(ids, [39, 38, 37, 35].map(|id| format!("{id:x}")));
+    let report = reports_of(&plan).remove(0).unwrap();
+    assert_eq!((report.read.blocks, report.read.spans), (1, 120));
+    assert_eq!(report.nodes.len(), 3, "details, newest traces, scan");
+    assert!(report.nodes[2].contains("spans_scanned=120"), "{report:?}");
+}
+
+/// All 120 spans are in one of two sources; those of 30 traces, which are whole in one of them, are left out.
+#[tokio::test]
+async fn a_share_of_metrics_leaves_traces_out_and_says_what_it_read() {
+    let engine = engine().await;
+    let request = SearchRequest { query: "{ }".into(), limit: 100, spans_per_spanset: 3, window: None };
+    let found = engine.plan_search(&TenantId::single(), &request).await.unwrap().sources;
+    let left_out: Arc<[TraceId]> = (1..=40u128).filter(|trace| trace % 4 != 0).map(|number| TraceId(number.to_be_bytes())).collect();
+    let names: Vec<SourceName> = found.names().iter().filter(|name| !matches!(name, SourceName::Joined { .. })).cloned().collect();
+    let sources = Arc::new(SourceSet::new(TenantId::single(), names, engine.resolver()).leaving_out(left_out));
+    let intervals = Intervals::of_instant(1, 1000 * 1_000_000_000).unwrap();
+    let (pipeline, function) = operand("{ } | count_over_time() by (name)").unwrap();
+    let share = shared(lower_metrics(&pipeline, &function, sources, intervals, 2), "w");
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(share, cell_kind(&function), intervals.count()));
+    let plan = round_trip(&plan, &PlanCodec::new(engine.resolver())).1;
+    let mut partial = Partial::new(cell_kind(&function), intervals.count());
+    engine.execute(&plan).await.unwrap().iter().for_each(|batch| partial.merge_batch(batch).unwrap());
+    let mut counts: Vec<u64> = partial
+        .into_series()
+        .into_iter()
+        .map(|(_, cells)| match cells {
+            Cells::Counts(counts) => counts[0],
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [10, 20], "of each fourth trace a leaf and two others");
+    let report = reports_of(&plan).remove(0).unwrap();
+    assert_eq!((report.read.blocks, report.read.spans), (1, 120));
+    assert_eq!(report.nodes.len(), 2, "merge, scan");
 }
 
 #[test]
@@ -207,6 +250,8 @@ fn damaged_nodes_are_errors() {
         br#"{"trace_details":{"sources":{"tenant":"t","names":[]},"query":"{ }"}}"#,
         br#"{"share":{"worker":"http://w"}}"#,
         br#"{"newest_results":{"limit":1}}"#,
+        br#"{"share_results":{}}"#,
+        br#"{"metrics_merge":{"kind":"Counts","intervals":1}}"#,
         br#"{"spanset_scan":{"sources":{"tenant":"..","names":[]},"query":"{ }","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
         br#"{"spanset_scan":{"sources":{"tenant":"t","names":[]},"query":"{","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
     ] {

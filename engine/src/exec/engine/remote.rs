@@ -12,7 +12,7 @@ use super::{Core, Engine, Joined, OPENS_AT_ONCE, SourceKey, live_trace, read_tra
 use crate::{
     block::{
         reader::BlockReader,
-        writer::{BlockObjects, write_block},
+        writer::{BlockObjects, ROW_GROUP_ROWS, write_block},
     },
     catalog::{
         Blocklist, Change,
@@ -21,12 +21,12 @@ use crate::{
     error::{Error, ErrorKind, Result},
     exec::{
         live::{ListedGeneration, LiveGeneration, LiveListing, LiveTrace, RemoteLive},
-        source::{MemorySource, SourceRef},
+        source::{MemorySource, SourceRef, SpanSource},
         split::{append_traces, join_traces},
         stats::ScanMetrics,
     },
     parts::Parts,
-    query::{TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
     spans::{
         BlockId, TraceId,
         builder::SpanBuilder,
@@ -62,6 +62,18 @@ pub struct Survey {
     pub split: Arc<[TraceId]>,
     /// The whole of the split traces; None when there are none.
     pub joined: Option<Arc<MemorySource>>,
+    /// What bringing them together has read here.
+    pub read: ScanStats,
+}
+
+impl Survey {
+    /// Row groups of all sources; those of live spans are estimated by their number.
+    pub fn row_groups(&self) -> u64 {
+        let blocks = self.blocks.iter().map(|block| block.index().row_groups.len() as u64);
+        let live = self.live.iter().map(|generation| generation.spans.div_ceil(ROW_GROUP_ROWS as u64));
+        let joined = self.joined.iter().map(|joined| SpanSource::row_groups(&**joined).len() as u64);
+        blocks.chain(live).chain(joined).sum()
+    }
 }
 
 impl Engine {
@@ -176,9 +188,10 @@ impl Engine {
         let is_live = |id: BlockId| live.iter().any(|generation| generation.block == id);
         let metas: Vec<_> = blocklist.overlapping(widened(window)).filter(|meta| !is_live(meta.id)).cloned().collect();
         let blocks = self.core.open_all(&metas).await?;
-        let joined = self.core.joined_remote(tenant, &live, &blocks, remote).await?;
+        let metrics = ScanMetrics::default();
+        let joined = self.core.joined_remote(tenant, &live, &blocks, remote, &metrics).await?;
         let split = joined.0.iter().map(|id| TraceId(id.to_be_bytes())).collect();
-        Ok(Survey { live, blocks, split, joined: joined.1.clone() })
+        Ok(Survey { live, blocks, split, joined: joined.1.clone(), read: metrics.snapshot() })
     }
 
     /// One trace from the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
@@ -253,6 +266,7 @@ impl Core {
         live: &[ListedGeneration],
         blocks: &[Arc<BlockReader>],
         remote: &dyn RemoteLive,
+        metrics: &ScanMetrics,
     ) -> Result<Joined> {
         let key = SourceKey {
             tenant: tenant.clone(),
@@ -277,7 +291,7 @@ impl Core {
             }
             let mut sources: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
             sources.extend(blocks.iter().map(|block| block.clone() as SourceRef));
-            Some(join_traces(&split, &sources, &ScanMetrics::default()).await?)
+            Some(join_traces(&split, &sources, metrics).await?)
         };
         let joined: Joined = Arc::new((split, source));
         self.joined.insert(key, joined.clone());

@@ -1,0 +1,85 @@
+//! Parts of a metrics query: the samples of intervals that are complete, each once.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use arrow::record_batch::RecordBatch;
+
+use super::evaluate::{self, Operands, distinct_operands, finish_operand, is_by_interval};
+use crate::{
+    error::Result,
+    parts::{Part, Parts, reached},
+    query::{MetricsRequest, MetricsResult, ScanStats},
+    traceql::{MetricsExpr, MetricsFunction},
+};
+
+/// Tells parts of a metrics query. One that is planned again goes on where it was.
+#[derive(Debug)]
+pub struct ToldMetrics<'a> {
+    parts: &'a Parts<MetricsResult>,
+    request: &'a MetricsRequest,
+    told_from: AtomicUsize,
+}
+
+/// What is under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand<'a> {
+    /// The whole query.
+    pub query: &'a MetricsExpr,
+    /// The operand that is computed, as [`distinct_operands`] names it.
+    pub key: &'a str,
+    /// Its function.
+    pub function: &'a MetricsFunction,
+    /// The operands before it.
+    pub finished: &'a Operands,
+    /// Row groups of all operands, as far as that is known.
+    pub row_groups: u64,
+}
+
+impl<'a> ToldMetrics<'a> {
+    /// Nothing told yet.
+    pub fn new(parts: &'a Parts<MetricsResult>, request: &'a MetricsRequest) -> Self {
+        Self { parts, request, told_from: AtomicUsize::new(request.intervals.count()) }
+    }
+
+    /// Who is told.
+    pub fn parts(&self) -> &'a Parts<MetricsResult> {
+        self.parts
+    }
+
+    /// Tells what `batch` of an operand's [`MetricsMergeExec`](crate::plan::metrics_merge::MetricsMergeExec) adds. Only of the last operand
+    /// there are samples: the query needs all. Errors: as of [`finish_operand`].
+    pub async fn tell(&self, operand: Operand<'_>, batch: &RecordBatch, stats: ScanStats) -> Result<()> {
+        let Operand { query, key, function, finished, row_groups } = operand;
+        let mut found = MetricsResult { stats, ..MetricsResult::default() };
+        let is_last = || distinct_operands(query).last().is_some_and(|(last, _)| last == key);
+        if let Some(from) = reached(batch).and_then(|from| usize::try_from(from).ok())
+            && is_by_interval(query)
+            && is_last()
+        {
+            let until = self.told_from.fetch_min(from, Relaxed);
+            if from < until {
+                let mut operands = finished.clone();
+                let batch = std::slice::from_ref(batch);
+                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, batch)?);
+                found.series = self.cut(evaluate::finish(query, &operands, self.request, stats), from..until).series;
+            }
+        }
+        self.parts.tell(Part { found, row_groups }).await;
+        Ok(())
+    }
+
+    /// Only the samples of `intervals`, which are not empty, and no exemplars.
+    fn cut(&self, mut result: MetricsResult, intervals: Range<usize>) -> MetricsResult {
+        let stamp = |at| self.request.intervals.timestamp_ms(at);
+        let stamps = stamp(intervals.start)..=stamp(intervals.end - 1);
+        for series in &mut result.series {
+            series.samples.retain(|sample| stamps.contains(&sample.timestamp_ms));
+            series.exemplars.clear();
+        }
+        result.series.retain(|series| !series.samples.is_empty());
+        result
+    }
+}
