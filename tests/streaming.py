@@ -139,12 +139,12 @@ def check_refused():
 
 
 check_search("{ }", 1000)
-check_search("{ kind = server }", 1000)
+check_search("{ resource.service.name = `frontend` && duration > 1ms }", 1000)
 check_range("{ } | rate()")
 check_range("{ } | count_over_time() by (resource.service.name)")
 check_instant("{ } | count_over_time() by (resource.service.name)")
 check_values("name")
-check_names("{ kind = server }")
+check_names("{ resource.service.name = `frontend` }")
 check_flat()
 check_refused()
 print("all equal")

@@ -12,7 +12,7 @@ use skein_proto::tempo::{
 const ITEM_OVERHEAD: usize = 6;
 
 /// A message that is a list and what is said of the whole list.
-pub(crate) trait Packets: Clone + Send + 'static {
+pub(crate) trait Packets: Message + Clone + 'static {
     type Item;
     /// The list, taken out.
     fn take(&mut self) -> Vec<Self::Item>;
@@ -24,12 +24,14 @@ pub(crate) trait Packets: Clone + Send + 'static {
 /// Cuts `whole` into messages of about `bytes_max`, each with at least one item; 0 is no limit. The figures of the whole are in each.
 pub(crate) fn packets<T: Packets>(mut whole: T, bytes_max: usize) -> Vec<T> {
     let mut packets = Vec::new();
-    let (mut items, mut bytes) = (Vec::new(), 0);
-    for item in whole.take() {
+    let all = whole.take();
+    let without_items = whole.encoded_len();
+    let (mut items, mut bytes) = (Vec::new(), without_items);
+    for item in all {
         let more = T::item_bytes(&item) + ITEM_OVERHEAD;
         if bytes_max > 0 && bytes + more > bytes_max && !items.is_empty() {
             packets.push(whole.packet(mem::take(&mut items), false));
-            bytes = 0;
+            bytes = without_items;
         }
         bytes += more;
         items.push(item);
