@@ -35,7 +35,7 @@ def generated():
 
 
 tempo, services = generated()
-querier = services.StreamingQuerierStub(grpc.insecure_channel(address))
+querier = services.StreamingQuerierStub(grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]))
 
 
 def http(path, message, **params):

@@ -249,6 +249,8 @@ fn a_python_client_streams_what_http_answers() {
     let Some(python) = or_skip("streaming to Python", python()) else { return };
     let mut settings = nothing_is_cut();
     merge(&mut settings, parts_at_once());
+    // The last message is the whole answer.
+    merge(&mut settings, json!({ "query_frontend": { "max_grpc_streaming_packet_size": 0 } }));
     let server = Server::start(settings);
     let requests: Vec<_> = otlp::requests(DATASET).collect();
     for some in requests.chunks(requests.len().div_ceil(BLOCKS)) {

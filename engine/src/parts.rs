@@ -27,7 +27,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// From now on: nothing before `first_after`, then at most one part an `interval`.
+    /// From now on: nothing before `first_after`, then parts at growing distances, up to one an `interval`.
     pub fn start(first_after: Duration, interval: Duration) -> Self {
         Self { began: Stopwatch::start(), first_after, interval }
     }
@@ -63,7 +63,7 @@ pub struct Beat {
 }
 
 impl Beat {
-    /// Whether a part is due. If so, the next one is due an interval later. Cost: reading a clock.
+    /// Whether a part is due. If so, the next one is due half as long after it as the query has run, or an interval. Cost: reading a clock.
     pub fn is_due(&mut self) -> bool {
         self.is_due_if(true)
     }
@@ -73,7 +73,8 @@ impl Beat {
         let elapsed = self.pace.began.elapsed();
         let is_due = elapsed >= if has_something { self.due } else { self.empty_due };
         if is_due {
-            self.empty_due = elapsed.saturating_add(self.pace.interval);
+            let distance = self.pace.first_after.max(elapsed / 2).min(self.pace.interval);
+            self.empty_due = elapsed.saturating_add(distance);
             if has_something {
                 self.due = self.empty_due;
             }
@@ -168,7 +169,8 @@ mod tests {
     fn a_beat_keeps_the_pace() {
         let mut never = Pace::start(Duration::MAX, Duration::ZERO).beat();
         assert!(!never.is_due());
-        let mut once = Pace::start(Duration::ZERO, Duration::from_secs(3600)).beat();
+        let mut once = Pace { began: Stopwatch::start(), first_after: Duration::from_secs(3600), interval: Duration::from_secs(3600) }.beat();
+        (once.due, once.empty_due) = (Duration::ZERO, Duration::ZERO);
         assert!(once.is_due_if(false) && !once.is_due_if(false), "an empty one");
         assert!(once.is_due() && !once.is_due());
         let mut always = Pace::start(Duration::ZERO, Duration::ZERO).beat();

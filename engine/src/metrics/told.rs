@@ -50,9 +50,13 @@ impl<'a> ToldMetrics<'a> {
     }
 
     /// Tells what `batch` of an operand's [`MetricsMergeExec`](crate::plan::metrics_merge::MetricsMergeExec) adds. Only of the last operand
-    /// there are samples: the query needs all. Errors: as of [`finish_operand`].
+    /// there are samples: the query needs all. Tells nothing once everything was read: the whole is about to come. Errors: as of
+    /// [`finish_operand`].
     pub async fn tell(&self, operand: Operand<'_>, batch: &RecordBatch, stats: ScanStats) -> Result<()> {
         let Operand { query, key, function, finished, row_groups } = operand;
+        if stats.row_groups + stats.row_groups_skipped >= row_groups {
+            return Ok(());
+        }
         let mut found = MetricsResult { stats, ..MetricsResult::default() };
         let is_last = || distinct_operands(query).last().is_some_and(|(last, _)| last == key);
         if let Some(from) = reached(batch).and_then(|from| usize::try_from(from).ok())
