@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use serde_json::{Value, json};
@@ -216,6 +216,49 @@ fn a_client_that_leaves_in_the_middle_stops_the_query() {
         let request = QueryInstantRequest { query: "{ } | rate()".into(), start: nanos(SECONDS.0.into()), end: nanos(SECONDS.1.into()) };
         check("instant", wait(async { Box::new(taken(querier(port).await.metrics_query_instant(of_tenant(request)).await).await) }));
     }
+}
+
+/// The queries would compute for a minute without ever waiting for anything: many live spans, thousands of conditions.
+#[test]
+fn a_client_that_leaves_stops_a_computing_query() {
+    const SPANS: u64 = 60_000;
+    const REQUEST_SPANS: u64 = 10_000;
+    let server = Server::start(nothing_is_cut());
+    for first in (0..SPANS).step_by(REQUEST_SPANS as usize) {
+        let span = |number: u64| otlp::span(u128::from(number / 10 + 1).to_be_bytes(), number + 1, 0, "work", nanos(OLD) + number, 10);
+        send(&server, (first..first + REQUEST_SPANS).map(span).collect());
+    }
+    if server.processor_ticks().is_none() {
+        return;
+    }
+    let grpc = server.client().addresses.grpc;
+    let conditions: Vec<String> = (1..=3500).map(|number| format!("duration*{number}=0")).collect();
+    let query = format!("{{{}}}", conditions.join("||"));
+    let search = of_tenant(SearchRequest { query: query.clone(), ..search_request() });
+    let range = of_tenant(range_request(&format!("{query} | rate()")));
+    check_computing(&server, "search", async move { querier(grpc).await.search(search).await.map(drop) });
+    check_computing(&server, "range", async move { querier(grpc).await.metrics_query_range(range).await.map(drop) });
+}
+
+/// Starts a call, lets the client leave while it computes, and waits until nothing does.
+fn check_computing(server: &Server, what: &str, call: impl Future<Output = Result<(), Status>> + Send + 'static) {
+    const LONGEST: Duration = Duration::from_secs(10);
+    let ticks = || server.processor_ticks().unwrap();
+    let before = ticks();
+    let task = wait(async { tokio::spawn(call) });
+    until("the query to compute", PATIENCE, || ticks() > before + 50);
+    assert!(!task.is_finished(), "{what}");
+    task.abort();
+    let left = Instant::now();
+    let (mut used, mut worked) = (ticks(), Duration::ZERO);
+    until("the threads to rest", LONGEST, || {
+        if ticks() > used {
+            (used, worked) = (ticks(), left.elapsed());
+        }
+        left.elapsed() > worked + Duration::from_millis(300)
+    });
+    println!("{what}: the threads worked for {worked:?} after the client had left");
+    assert_eq!(server.client().metric("skein_frontend_queries_running"), Some(0.0), "{what}");
 }
 
 /// The stream after its first message.
