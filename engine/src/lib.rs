@@ -9,6 +9,7 @@ pub mod error;
 pub mod exec;
 pub mod lower;
 pub mod metrics;
+pub mod optimize;
 pub mod parts;
 pub mod plan;
 pub mod query;

@@ -36,7 +36,8 @@ use futures::{StreamExt, TryStreamExt};
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
-        engine::{Engine, Survey},
+        engine::{Engine, MESSAGE_FORMS, Survey},
+        memory::{Reservation, batch_bytes},
         shares::{Share, deal},
         sources::{SourceName, SourceSet},
     },
@@ -50,7 +51,7 @@ use skein_engine::{
     plan::{
         metrics_merge::MetricsMergeExec,
         newest_results::NewestResultsExec,
-        share::ShareExec,
+        share::{ShareExec, sources_of},
         share_results::{ShareResultsExec, read_by_shares},
         trace_details::search_results,
     },
@@ -95,10 +96,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator of `workers`, reached over `peers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
     pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
-        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
-        let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
+        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone(), engine.pool().clone()));
+        let resolver = Arc::new(PeerResolver::new(&engine, None, remote.clone()));
         let session = SessionStateBuilder::new()
             .with_default_features()
+            .with_runtime_env(engine.runtime())
             .with_query_planner(Arc::new(MadePlan))
             .with_distributed_worker_resolver(Urls(workers.clone()))
             .with_distributed_channel_resolver(peers)
@@ -150,7 +152,7 @@ impl Coordinator {
         let (intervals, partitions) = (request.intervals, self.engine.partitions());
         let mut operands: Vec<OperandPlan> = Vec::new();
         for (key, (pipeline, function)) in distinct_operands(&query) {
-            let lower = |sources| Ok(lower_metrics(pipeline, function, sources, intervals, partitions));
+            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, partitions);
             let plan = match self.share_results(tenant, &survey, &shares, pace, lower)? {
                 Some(partials) => {
                     let sum = MetricsMergeExec::new(partials, cell_kind(function), intervals.count());
@@ -174,24 +176,29 @@ impl Coordinator {
         pace: Option<Pace>,
         lower: impl Fn(Arc<SourceSet>) -> Result<Arc<dyn ExecutionPlan>>,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let share = |worker: &Arc<str>, sources: SourceSet| -> Result<Arc<dyn ExecutionPlan>> {
-            let share = ShareExec::new(lower(Arc::new(sources))?, worker.clone())?;
-            Ok(Arc::new(share.telling(pace.map(|pace| pace.durations()))))
+        // A plan that reads no source finds nothing, whatever is stored.
+        let share = |worker: &Arc<str>, sources: SourceSet| -> Result<Option<Arc<dyn ExecutionPlan>>> {
+            let plan = lower(Arc::new(sources))?;
+            if sources_of(&plan).is_none() {
+                return Ok(None);
+            }
+            let share = ShareExec::new(plan, worker.clone())?.telling(pace.map(|pace| pace.durations()));
+            Ok(Some(Arc::new(share)))
         };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if let Some(Share { worker, .. }) = shares.first() {
             let of_worker = |own: &Share| share(&own.worker, self.sources(tenant, own.names.clone()).leaving_out(survey.split.clone()));
-            let mut variants = shares.iter().map(of_worker).collect::<Result<Vec<_>>>()?;
-            while variants.len() < TASKS_MIN {
-                variants.push(share(worker, self.sources(tenant, Vec::new()))?);
-            }
+            let missing = (shares.len()..TASKS_MIN).map(|_| share(worker, self.sources(tenant, Vec::new())));
+            let Some(variants) = shares.iter().map(of_worker).chain(missing).collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
             let tasks = variants.len();
             let leaf = DistributedLeafExec::try_new(variants[0].clone(), variants)?;
             inputs.push(Arc::new(NetworkCoalesceExec::try_new(Arc::new(leaf), tasks, 1)?));
         }
         if let Some(joined) = &survey.joined {
             let name = SourceName::Joined { traces: survey.split.to_vec() };
-            inputs.push(share(&HERE.into(), SourceSet::opened(tenant.clone(), vec![(name, joined.clone())], self.resolver.clone()))?);
+            let sources = SourceSet::opened(tenant.clone(), vec![(name, joined.clone())], self.resolver.clone());
+            let Some(joined) = share(&HERE.into(), sources)? else { return Ok(None) };
+            inputs.push(joined);
         }
         let input = match inputs.len() {
             0 => return Ok(None),
@@ -246,20 +253,23 @@ impl Coordinator {
     ) -> Result<SearchResult> {
         let pace = parts.map(Parts::pace);
         let Some((plan, row_groups)) = self.plan_search_at(tenant, request, pace).await? else { return Ok(SearchResult::default()) };
-        let mut whole = Vec::new();
+        let (mut whole, memory) = (Vec::new(), Reservation::new("results of a search", self.engine.pool()));
         let mut batches = pin!(self.start(&plan, pace)?.peekable());
         while let Some(batch) = batches.next().await {
-            let traces = search_results(&batch?)?;
+            let batch = batch?;
+            memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
+            let traces = search_results(&batch)?;
             if let Some(parts) = parts
                 && !is_last(batches.as_mut())
             {
                 let new = |trace: &&TraceSearchMetadata| told.lock().unwrap_or_else(PoisonError::into_inner).insert(trace.trace_id.clone());
-                let found = SearchResult { traces: traces.iter().filter(new).cloned().collect(), stats: read_by_shares(&plan) };
+                let traces = traces.iter().filter(new).cloned().collect();
+                let found = SearchResult { traces, stats: read_by_shares(&plan), ..SearchResult::default() };
                 parts.tell(Part { found, row_groups }).await;
             }
             whole.extend(traces);
         }
-        Ok(SearchResult { traces: whole, stats: read_by_shares(&plan) })
+        Ok(SearchResult { traces: whole, stats: read_by_shares(&plan), memory })
     }
 
     async fn search_telling(&self, tenant: &TenantId, request: &SearchRequest, parts: Option<&Parts<SearchResult>>) -> Result<SearchResult> {
@@ -296,13 +306,13 @@ impl Coordinator {
                 }
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &given)?);
+            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &given, self.engine.hold("series of the answer"))?);
         }
         Ok(evaluate::finish(&query, &operands, request, stats))
     }
 
     async fn metrics_telling(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
-        let telling = parts.map(|parts| ToldMetrics::new(parts, request));
+        let telling = parts.map(|parts| ToldMetrics::new(parts, request, self.engine.hold("series of a part")));
         self.planning_again(tenant, || self.metrics_once(tenant, request, telling.as_ref())).await
     }
 

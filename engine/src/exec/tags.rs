@@ -12,6 +12,7 @@ use super::{
         frame::{FieldLevel, level_of},
         vector::Vector,
     },
+    memory::{Pool, Reservation},
     source::{RestScope, SourceRef},
     sources::{active_rows, scan_units},
     spansets::filter_rows,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    optimize::filter_terms,
     query::{TagScope, Window},
     spans::{
         read::{Texts, Typed},
@@ -32,9 +34,6 @@ use crate::{
 
 /// Names by scope.
 pub type NamesByScope = BTreeMap<TagScope, BTreeSet<String>>;
-
-/// Values by the name of their type.
-pub type FoundValues = BTreeSet<(&'static str, String)>;
 
 /// All names in `sources`, as their schemas and tables say: no row is read.
 pub fn all_names(sources: &[SourceRef]) -> NamesByScope {
@@ -68,6 +67,7 @@ struct Looked<'a> {
     filter: Option<&'a FieldExpr>,
     window: Option<Window>,
     metrics: &'a ScanMetrics,
+    pool: &'a Pool,
 }
 
 /// Calls `visit` with each row group in the window and its rows that pass the filter, if there are any, to add to what was found.
@@ -78,15 +78,16 @@ async fn for_each_group<F>(
     found: &mut F,
     telling: &mut Telling<'_, F>,
 ) -> Result<()> {
-    let Looked { sources, filter, window, metrics } = looked;
+    let Looked { sources, filter, window, metrics, pool } = looked;
+    let filter = filter.map(filter_terms);
     let (units, outside) = scan_units(sources, window);
     metrics.pruned(Pruned::Window, outside);
     for unit in units {
         stop::check()?;
-        let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None);
+        let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None, pool);
         let mut rows = active_rows(&mut frame, unit.group, window, &[], metrics).await?;
         metrics.row_group(frame.len() as u64);
-        if let Some(filter) = filter {
+        if let Some(filter) = &filter {
             rows = filter_rows(filter, &mut frame, unit.group, &rows, metrics).await?;
         }
         if rows.count_set_bits() > 0 {
@@ -101,12 +102,12 @@ async fn for_each_group<F>(
 }
 
 /// The names on spans that pass `filter`. Cost: reads every attribute column of row groups with a match.
-/// Errors: as the sources'.
+/// Errors: as the sources', `Exhausted`.
 pub async fn names_where(
     sources: &[SourceRef],
     filter: &FieldExpr,
     window: Option<Window>,
-    metrics: &ScanMetrics,
+    (metrics, pool): (&ScanMetrics, &Pool),
     telling: &mut Telling<'_, NamesByScope>,
 ) -> Result<NamesByScope> {
     let mut names = NamesByScope::new();
@@ -142,18 +143,18 @@ pub async fn names_where(
         }
         Ok(())
     };
-    for_each_group(Looked { sources, filter: Some(filter), window, metrics }, &needs, &visit, &mut names, telling).await?;
+    for_each_group(Looked { sources, filter: Some(filter), window, metrics, pool }, &needs, &visit, &mut names, telling).await?;
     names.retain(|_, names| !names.is_empty());
     Ok(names)
 }
 
-/// The distinct values of `field` on spans that pass `filter`. Errors: as the sources'.
+/// The distinct values of `field` on spans that pass `filter`. Errors: as the sources', `Exhausted`.
 pub async fn values_of(
     sources: &[SourceRef],
     field: &FieldRef,
     filter: Option<&FieldExpr>,
     window: Option<Window>,
-    metrics: &ScanMetrics,
+    (metrics, pool): (&ScanMetrics, &Pool),
     telling: &mut Telling<'_, FoundValues>,
 ) -> Result<Vec<TagValue>> {
     if let FieldRef::Intrinsic(intrinsic) = field
@@ -161,10 +162,11 @@ pub async fn values_of(
     {
         return Ok(values);
     }
-    let mut found = FoundValues::new();
+    let (mut found, held) = (FoundValues::default(), Reservation::new("distinct values", pool));
     if let (None, None, Some(values)) = (filter, window, table_values(sources, field)) {
-        values.iter().for_each(|value| note_value(&mut found, value));
-        return Ok(to_tag_values(found));
+        values.iter().for_each(|value| found.note(value));
+        held.settle(found.bytes)?;
+        return Ok(found.into_values());
     }
     let needs = |source: &SourceRef| {
         let mut needs = ColumnNeeds::default();
@@ -177,24 +179,57 @@ pub async fn values_of(
             FieldLevel::Span => {
                 note_distinct(found, &vector, rows);
                 if matches!(field, FieldRef::Intrinsic(Intrinsic::RootName | Intrinsic::RootService)) && has_null(&vector, rows) {
-                    note_value(found, &Value::from(""));
+                    found.note(&Value::from(""));
                 }
             }
             level => {
                 let bindings = frame.bindings(rows, level == FieldLevel::Event, level == FieldLevel::Link)?;
                 let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
-                chosen.iter().flatten().for_each(|at| note_value(found, &vector.get(at as usize)));
+                chosen.iter().flatten().for_each(|at| found.note(&vector.get(at as usize)));
             }
         }
-        Ok(())
+        held.settle(found.bytes)
     };
-    for_each_group(Looked { sources, filter, window, metrics }, &needs, &visit, &mut found, telling).await?;
-    Ok(to_tag_values(found))
+    for_each_group(Looked { sources, filter, window, metrics, pool }, &needs, &visit, &mut found, telling).await?;
+    Ok(found.into_values())
 }
 
-/// `found` as the API shows it.
-pub fn to_tag_values(found: impl IntoIterator<Item = (&'static str, String)>) -> Vec<TagValue> {
-    found.into_iter().map(|(kind, value)| TagValue { r#type: kind.to_owned(), value }).collect()
+fn to_tag_value((kind, value): (&'static str, String)) -> TagValue {
+    TagValue { r#type: kind.to_owned(), value }
+}
+
+/// Distinct values, by type and text, and the bytes that they take until they are answered.
+#[derive(Default)]
+pub struct FoundValues {
+    values: BTreeSet<(&'static str, String)>,
+    bytes: usize,
+}
+
+impl FoundValues {
+    fn note(&mut self, value: &Value) {
+        match value {
+            Value::Nil => {}
+            Value::Array(values) => values.iter().for_each(|value| self.note(value)),
+            value => {
+                let text = value.to_string();
+                let bytes = size_of::<(&str, String)>() + size_of::<TagValue>() + text.len();
+                if self.values.insert((value.type_name(), text)) {
+                    self.bytes += bytes;
+                }
+            }
+        }
+    }
+
+    /// Those that are not among `told`, which are then.
+    pub fn take_new(&self, told: &mut BTreeSet<(&'static str, String)>) -> Vec<TagValue> {
+        let new: Vec<_> = self.values.difference(told).cloned().collect();
+        told.extend(new.iter().cloned());
+        new.into_iter().map(to_tag_value).collect()
+    }
+
+    fn into_values(self) -> Vec<TagValue> {
+        self.values.into_iter().map(to_tag_value).collect()
+    }
 }
 
 /// Values that need no row: those of resources and scopes.
@@ -229,14 +264,6 @@ fn fixed_values(intrinsic: Intrinsic) -> Option<Vec<TagValue>> {
     }
 }
 
-fn note_value(found: &mut FoundValues, value: &Value) {
-    match value {
-        Value::Nil => {}
-        Value::Array(values) => values.iter().for_each(|value| note_value(found, value)),
-        value => drop(found.insert((value.type_name(), value.to_string()))),
-    }
-}
-
 /// Whether a row has no text of its own: the trace has no root.
 fn has_null(vector: &Vector, rows: &BooleanBuffer) -> bool {
     match vector {
@@ -256,15 +283,15 @@ fn note_distinct(found: &mut FoundValues, vector: &Vector, rows: &BooleanBuffer)
         }
         Vector::Indexed(keys, values) => {
             let used: BTreeSet<i32> = rows.set_indices().filter(|&row| keys.is_valid(row)).map(|row| keys.value(row)).collect();
-            used.into_iter().for_each(|key| note_value(found, &values[key as usize]));
+            used.into_iter().for_each(|key| found.note(&values[key as usize]));
         }
         Vector::Typed(Typed::Text(Texts::Dictionary(dictionary, values))) | Vector::Text(Texts::Dictionary(dictionary, values), _) => {
             let mut used = vec![false; values.len()];
             let keys = dictionary.keys();
             rows.set_indices().filter(|&row| keys.is_valid(row)).for_each(|row| used[keys.value(row) as usize] = true);
-            used.iter().enumerate().filter(|(_, used)| **used).for_each(|(key, _)| note_value(found, &Value::from(values.value(key))));
+            used.iter().enumerate().filter(|(_, used)| **used).for_each(|(key, _)| found.note(&Value::from(values.value(key))));
         }
-        vector => rows.set_indices().for_each(|row| note_value(found, &vector.get(row))),
+        vector => rows.set_indices().for_each(|row| found.note(&vector.get(row))),
     }
 }
 

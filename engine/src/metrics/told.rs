@@ -10,6 +10,7 @@ use arrow::record_batch::RecordBatch;
 use super::evaluate::{self, Operands, distinct_operands, finish_operand, is_by_interval};
 use crate::{
     error::Result,
+    exec::memory::Reservation,
     parts::{Part, Parts, reached},
     query::{MetricsRequest, MetricsResult, ScanStats},
     traceql::{MetricsExpr, MetricsFunction},
@@ -20,6 +21,7 @@ use crate::{
 pub struct ToldMetrics<'a> {
     parts: &'a Parts<MetricsResult>,
     request: &'a MetricsRequest,
+    memory: Reservation,
     told_from: AtomicUsize,
 }
 
@@ -39,9 +41,9 @@ pub struct Operand<'a> {
 }
 
 impl<'a> ToldMetrics<'a> {
-    /// Nothing told yet.
-    pub fn new(parts: &'a Parts<MetricsResult>, request: &'a MetricsRequest) -> Self {
-        Self { parts, request, told_from: AtomicUsize::new(request.intervals.count()) }
+    /// Nothing told yet. `memory` is for the series of a part.
+    pub fn new(parts: &'a Parts<MetricsResult>, request: &'a MetricsRequest, memory: Reservation) -> Self {
+        Self { parts, request, memory, told_from: AtomicUsize::new(request.intervals.count()) }
     }
 
     /// Who is told.
@@ -67,7 +69,7 @@ impl<'a> ToldMetrics<'a> {
             if from < until {
                 let mut operands = finished.clone();
                 let batch = std::slice::from_ref(batch);
-                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, batch)?);
+                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, batch, self.memory.another())?);
                 found.series = self.cut(evaluate::finish(query, &operands, self.request, stats), from..until).series;
             }
         }

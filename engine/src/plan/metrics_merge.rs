@@ -19,6 +19,7 @@ use datafusion::{
 use futures::{StreamExt, stream, stream::BoxStream};
 
 use super::{
+    leaf,
     metrics_scan::{self, MetricsScanExec},
     node::{counted_node, unary_node},
     properties,
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    exec::stats::ScanMetrics,
+    exec::{memory::Reservation, stats::ScanMetrics},
     metrics::{
         cells::CellKind,
         intervals::Intervals,
@@ -40,7 +41,7 @@ use crate::{
 ///
 /// **Shape**: one partition, one batch of [`partial::schema`]. In a run with a [`Pace`], over a scan or over shares, several: when a part is due,
 /// the cells of the intervals that became complete since the last one, marked with the first of these ([`reached`]); at the end the others.
-/// **Memory**: all series, bounded by [`Partial`].
+/// **Memory**: all series.
 #[derive(Debug)]
 pub struct MetricsMergeExec {
     input: Arc<dyn ExecutionPlan>,
@@ -124,7 +125,7 @@ impl Heard {
 
 /// Nothing of `input`; None for one that does not say how far it is.
 async fn nothing_heard(input: &Arc<dyn ExecutionPlan>, intervals: usize) -> Result<Option<Heard>> {
-    if let Some(scan) = input.downcast_ref::<MetricsScanExec>() {
+    if let Some(scan) = leaf::<MetricsScanExec>(input) {
         return Ok(Some(Heard::scan(scan.latest_ends().await?, scan.partitions(), *scan.intervals())));
     }
     let partitions = input.output_partitioning().partition_count();
@@ -223,7 +224,7 @@ impl ExecutionPlan for MetricsMergeExec {
             beat: Pace::of(&context),
             telling: None,
             inputs,
-            all: Partial::new(self.kind, self.intervals),
+            all: Partial::new(self.kind, self.intervals, Reservation::new("series of all partitions", context.memory_pool())),
             told_from: self.intervals,
             metrics: self.metrics.clone(),
             ended: false,

@@ -1,4 +1,4 @@
-//! Our physical plan nodes, one a file. Each says all it needs in a form that `skein-flight`'s codec can carry to another process.
+//! Our plan nodes, one a file: physical ones here, [`logical`] ones in a folder, and the [`planner`] from these to those. Each physical node says all it needs in a form that `skein-flight`'s codec can carry to another process.
 //!
 //! A search is three nodes:
 //! ```text
@@ -26,17 +26,20 @@ use datafusion::{
     common::DataFusionError,
     physical_expr::EquivalenceProperties,
     physical_plan::{
-        Partitioning, PlanProperties,
+        ExecutionPlan, Partitioning, PlanProperties,
+        coop::CooperativeExec,
         execution_plan::{Boundedness, EmissionType},
     },
 };
 
+pub mod logical;
 pub mod matches;
 pub mod metrics_merge;
 pub mod metrics_scan;
 pub mod newest_results;
 pub mod newest_traces;
 mod node;
+pub mod planner;
 pub mod share;
 pub mod share_results;
 pub mod spanset_scan;
@@ -48,6 +51,14 @@ use crate::error::{Error, ErrorKind};
 fn properties(schema: SchemaRef, partitions: usize, emission: EmissionType) -> Arc<PlanProperties> {
     let partitioning = Partitioning::UnknownPartitioning(partitions);
     Arc::new(PlanProperties::new(EquivalenceProperties::new(schema), partitioning, emission, Boundedness::Bounded))
+}
+
+/// The leaf `T` that `plan` is, perhaps inside the node that DataFusion puts around leaves so that they take turns.
+fn leaf<T: ExecutionPlan>(plan: &Arc<dyn ExecutionPlan>) -> Option<&T> {
+    match plan.downcast_ref::<CooperativeExec>() {
+        Some(turns) => leaf(turns.input()),
+        None => plan.downcast_ref(),
+    }
 }
 
 impl From<Error> for DataFusionError {
@@ -71,6 +82,7 @@ impl From<DataFusionError> for Error {
                     Some(own) => Self::new(own.kind(), own.to_string()),
                     None => Self::internal(external.to_string()),
                 },
+                DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message.clone()),
                 other => Self::internal(other.to_string()),
             },
             DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message),

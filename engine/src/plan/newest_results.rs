@@ -25,6 +25,7 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use super::{node::unary_node, properties};
 use crate::{
     error::{Error, Result},
+    exec::memory::Reservation,
     parts::{Beat, Pace, reached, reaching},
     spans::TraceId,
 };
@@ -60,6 +61,9 @@ impl NewestResultsExec {
         self.limit
     }
 }
+
+/// Bytes of a result without its message.
+const RESULT_BYTES: usize = size_of::<(Reverse<u64>, TraceId, Vec<u8>)>();
 
 /// Results by rank.
 type Newest = BTreeMap<(Reverse<u64>, TraceId), Vec<u8>>;
@@ -101,6 +105,7 @@ struct Merging {
     newest: Newest,
     /// Of which so many more are wanted.
     limit: usize,
+    held: Reservation,
     beat: Option<Beat>,
     /// For each partition, the latest start that may still come.
     unread: Vec<u64>,
@@ -116,7 +121,9 @@ impl Merging {
         while let Some((partition, batch)) = self.inputs.next().await {
             match batch.transpose()? {
                 Some(batch) => {
+                    self.held.grow(batch.get_array_memory_size())?;
                     add(&mut self.newest, &batch, self.limit)?;
+                    self.held.settle(self.newest.values().map(|metadata| RESULT_BYTES + metadata.len()).sum())?;
                     self.unread[partition] = reached(&batch).unwrap_or(self.unread[partition]);
                 }
                 None => self.unread[partition] = 0,
@@ -127,11 +134,11 @@ impl Merging {
                 let rest = self.newest.split_off(&(Reverse(unread), TraceId::default()));
                 let certain = std::mem::replace(&mut self.newest, rest);
                 self.limit -= certain.len();
-                return Ok(Some(reaching(to_batch(certain)?, unread)?));
+                return Ok(Some(reaching(self.held.another().attach(to_batch(certain)?)?, unread)?));
             }
         }
         self.ended = true;
-        to_batch(std::mem::take(&mut self.newest)).map(Some)
+        Ok(Some(std::mem::take(&mut self.held).attach(to_batch(std::mem::take(&mut self.newest))?)?))
     }
 }
 
@@ -152,8 +159,8 @@ impl ExecutionPlan for NewestResultsExec {
             let end = stream::once(std::future::ready((partition, None)));
             inputs.push(driven.map(move |batch| (partition, Some(batch))).chain(end).boxed());
         }
-        let beat = Pace::of(&context);
-        let merging = Merging { inputs, newest: Newest::new(), limit: self.limit, beat, unread: vec![u64::MAX; partitions], ended: false };
+        let (beat, held) = (Pace::of(&context), Reservation::new("results of all shares", context.memory_pool()));
+        let merging = Merging { inputs, newest: Newest::new(), limit: self.limit, held, beat, unread: vec![u64::MAX; partitions], ended: false };
         let batches = stream::try_unfold(merging, |mut merging| async move { Ok(merging.next().await?.map(|batch| (batch, merging))) });
         Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), batches)))
     }

@@ -14,13 +14,14 @@ use datafusion::{
 use futures::{StreamExt, stream, stream::BoxStream};
 
 use super::{
+    leaf,
     matches::{self, MatchedTrace},
     node::{counted_node, unary_node},
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
 use crate::{
-    exec::stats::ScanMetrics,
+    exec::{memory::Reservation, stats::ScanMetrics},
     parts::{Beat, Pace, reaching},
     spans::TraceId,
     stop,
@@ -36,6 +37,7 @@ use crate::{
 pub struct NewestTracesExec {
     input: Arc<dyn ExecutionPlan>,
     limit: usize,
+    first_row_group_alone: bool,
     metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
 }
@@ -44,7 +46,17 @@ impl NewestTracesExec {
     /// Keeps `limit` traces of `input`.
     pub fn new(input: Arc<dyn ExecutionPlan>, limit: usize) -> Self {
         let properties = properties(matches::schema(), 1, EmissionType::Final);
-        Self { input, limit, metrics: Arc::default(), properties }
+        Self { input, limit, first_row_group_alone: false, metrics: Arc::default(), properties }
+    }
+
+    /// The same node; `alone` says that it waits for the first batch of the first partition before the others begin.
+    pub fn with_first_row_group_alone(self, alone: bool) -> Self {
+        Self { first_row_group_alone: alone, ..self }
+    }
+
+    /// Whether the first batch of the first partition, the newest row group of a scan, is waited for before the other partitions begin.
+    pub fn first_row_group_alone(&self) -> bool {
+        self.first_row_group_alone
     }
 
     /// Traces kept.
@@ -58,19 +70,21 @@ struct Newest {
     traces: BTreeMap<(Reverse<u64>, TraceId), MatchedTrace>,
     limit: usize,
     bound: Option<Arc<NewestBound>>,
+    held: Reservation,
+    bytes: usize,
 }
 
 impl Newest {
     fn add_all(&mut self, batch: &RecordBatch) -> crate::error::Result<()> {
         matches::from_batch(batch)?.into_iter().for_each(|trace| self.add(trace));
-        Ok(())
+        self.held.settle(self.bytes)
     }
 
     fn add(&mut self, trace: MatchedTrace) {
-        self.traces.insert(trace.rank(), trace);
-        if self.traces.len() > self.limit {
-            self.traces.pop_last();
-        }
+        self.bytes += trace.memory_bytes();
+        let replaced = self.traces.insert(trace.rank(), trace);
+        let over = if self.traces.len() > self.limit { self.traces.pop_last() } else { None };
+        self.bytes -= replaced.iter().chain(over.iter().map(|(_, last)| last)).map(MatchedTrace::memory_bytes).sum::<usize>();
         if self.traces.len() == self.limit
             && let (Some(bound), Some(last)) = (&self.bound, self.traces.last_key_value())
         {
@@ -88,6 +102,7 @@ impl Newest {
         let rest = self.traces.split_off(&(Reverse(unread), TraceId::default()));
         let certain = std::mem::replace(&mut self.traces, rest);
         self.limit -= certain.len();
+        self.bytes -= certain.values().map(MatchedTrace::memory_bytes).sum::<usize>();
         certain.into_values().collect()
     }
 }
@@ -122,6 +137,8 @@ type Heading = (usize, Result<RecordBatch>);
 struct Merging {
     input: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
+    /// Whether the newest row group is read before the other partitions begin.
+    alone: bool,
     /// Empty before the start.
     inputs: Option<stream::SelectAll<BoxStream<'static, Heading>>>,
     newest: Newest,
@@ -148,18 +165,19 @@ impl Merging {
         }
         self.ended = true;
         let rest: Vec<MatchedTrace> = std::mem::take(&mut self.newest.traces).into_values().collect();
-        self.output(&rest).map(Some)
+        let held = std::mem::take(&mut self.newest.held);
+        self.output(&rest, held).map(Some)
     }
 
-    /// Starts the partitions. The newest row group alone often has all that is wanted: the other partitions begin after it.
+    /// Starts the partitions, perhaps after the newest row group was read: alone it often has all that is wanted.
     async fn begin(&mut self) -> Result<Option<RecordBatch>> {
-        if let Some(scan) = self.input.downcast_ref::<SpansetScanExec>()
+        if let Some(scan) = leaf::<SpansetScanExec>(&self.input)
             && let Some(beat) = Pace::of(&self.context)
         {
             self.telling = Some(Telling { beat, heard: Heard { starts: scan.newest_starts().await?, batches: vec![0; scan.partitions()] } });
         }
         let mut first = self.input.execute(0, self.context.clone())?;
-        let batch = first.next().await;
+        let batch = if self.alone { first.next().await } else { None };
         let mut inputs = stream::SelectAll::new();
         inputs.push(spawned(0, first));
         for partition in 1..self.input.output_partitioning().partition_count() {
@@ -182,11 +200,11 @@ impl Merging {
             return Ok(None);
         }
         let certain = self.newest.take_certain(unread);
-        Ok(Some(reaching(self.output(&certain)?, unread)?))
+        Ok(Some(reaching(self.output(&certain, self.newest.held.another())?, unread)?))
     }
 
-    fn output(&self, traces: &[MatchedTrace]) -> Result<RecordBatch> {
-        let batch = matches::to_batch(traces)?;
+    fn output(&self, traces: &[MatchedTrace], held: Reservation) -> Result<RecordBatch> {
+        let batch = held.attach(matches::to_batch(traces)?)?;
         self.metrics.output(batch.num_rows());
         Ok(batch)
     }
@@ -194,21 +212,24 @@ impl Merging {
 
 impl DisplayAs for NewestTracesExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NewestTracesExec: limit={}", self.limit)
+        let alone = if self.first_row_group_alone { ", first row group alone" } else { "" };
+        write!(f, "NewestTracesExec: limit={}{alone}", self.limit)
     }
 }
 
 impl ExecutionPlan for NewestTracesExec {
-    unary_node!(node, input => Self::new(input, node.limit));
+    unary_node!(node, input => Self::new(input, node.limit).with_first_row_group_alone(node.first_row_group_alone));
     counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());
+        let bound = leaf::<SpansetScanExec>(&self.input).map(|scan| scan.bound().clone());
+        let held = Reservation::new("the newest traces", context.memory_pool());
         let merging = Merging {
             input: self.input.clone(),
             context,
+            alone: self.first_row_group_alone,
             inputs: None,
-            newest: Newest { traces: BTreeMap::new(), limit: self.limit, bound },
+            newest: Newest { traces: BTreeMap::new(), limit: self.limit, bound, held, bytes: 0 },
             telling: None,
             metrics: self.metrics.clone(),
             ended: false,
@@ -254,7 +275,8 @@ mod tests {
 
     #[test]
     fn what_was_handed_on_counts_and_nothing_comes_before_it() {
-        let mut newest = Newest { traces: BTreeMap::new(), limit: 4, bound: None };
+        let pool = TaskContext::default().memory_pool().clone();
+        let mut newest = Newest { traces: BTreeMap::new(), limit: 4, bound: None, held: Reservation::new("a test", &pool), bytes: 0 };
         [95, 85, 80, 65].into_iter().for_each(|start| newest.add(found(start, u128::from(start))));
         // One that starts with the newest of the unread may have a smaller id than theirs.
         assert_eq!(starts(&newest.take_certain(80)), [95, 85]);

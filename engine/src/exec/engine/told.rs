@@ -1,5 +1,7 @@
 //! What is told of names and values while they are looked for.
 
+use std::collections::BTreeSet;
+
 use futures::future::BoxFuture;
 
 use super::{cost_of_tags, row_groups_of};
@@ -7,7 +9,7 @@ use crate::{
     exec::{
         source::SourceRef,
         stats::ScanMetrics,
-        tags::{FoundValues, NamesByScope, to_tag_values},
+        tags::{FoundValues, NamesByScope},
     },
     parts::{Beat, Part, Parts},
     query::{TagNames, TagScope, TagValues},
@@ -65,12 +67,12 @@ pub(super) struct ToldValues<'a> {
     beat: Beat,
     sources: &'a [SourceRef],
     metrics: &'a ScanMetrics,
-    told: FoundValues,
+    told: BTreeSet<(&'static str, String)>,
 }
 
 impl<'a> ToldValues<'a> {
     pub(super) fn new(parts: &'a Parts<TagValues>, sources: &'a [SourceRef], metrics: &'a ScanMetrics) -> Self {
-        Self { parts, beat: parts.pace().beat(), sources, metrics, told: FoundValues::new() }
+        Self { parts, beat: parts.pace().beat(), sources, metrics, told: BTreeSet::new() }
     }
 }
 
@@ -79,9 +81,7 @@ impl Tells<FoundValues> for ToldValues<'_> {
         if !self.beat.is_due() {
             return None;
         }
-        let new: Vec<_> = found.difference(&self.told).cloned().collect();
-        self.told.extend(new.iter().cloned());
-        let found = TagValues { values: to_tag_values(new), stats: cost_of_tags(self.sources, self.metrics) };
+        let found = TagValues { values: found.take_new(&mut self.told), stats: cost_of_tags(self.sources, self.metrics) };
         Some(self.parts.tell(Part { found, row_groups: row_groups_of(self.sources) }))
     }
 }
