@@ -266,9 +266,15 @@ impl Core {
                     parts.push(async move { remote.traces(tenant, generation.block, &generation.at, Some(&ids)).await });
                 }
             }
-            let mut sources: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
-            sources.extend(blocks.iter().map(|block| block.clone() as SourceRef));
-            Some(join_traces(&split, &sources, metrics).await?)
+            let mut builder = SpanBuilder::default();
+            for part in try_join_all(parts).await?.into_iter().flatten() {
+                // They came as blocks in memory: nothing is read from the store.
+                append_traces(split.iter().copied(), &part, &mut builder, &ScanMetrics::default()).await?;
+            }
+            for block in blocks {
+                append_traces(split.iter().copied(), &(block.clone() as SourceRef), &mut builder, metrics).await?;
+            }
+            Some(Arc::new(MemorySource::new(builder.snapshot())))
         };
         let joined: Joined = Arc::new((split, source));
         self.joined.insert(key, joined.clone());
