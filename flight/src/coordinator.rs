@@ -32,7 +32,8 @@ use futures::TryStreamExt;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
-        engine::{Engine, Survey},
+        engine::{Engine, MESSAGE_FORMS, Survey},
+        memory::{Reservation, batch_bytes},
         shares::{Share, deal},
         sources::{SourceName, SourceSet},
     },
@@ -44,7 +45,7 @@ use skein_engine::{
     plan::{
         metrics_merge::MetricsMergeExec,
         newest_results::NewestResultsExec,
-        share::ShareExec,
+        share::{ShareExec, sources_of},
         share_results::{ShareResultsExec, read_by_shares},
         trace_details::search_results,
     },
@@ -88,10 +89,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator of `workers`, reached over `peers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
     pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
-        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
-        let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
+        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone(), engine.pool().clone()));
+        let resolver = Arc::new(PeerResolver::new(&engine, None, remote.clone()));
         let session = SessionStateBuilder::new()
             .with_default_features()
+            .with_runtime_env(engine.runtime())
             .with_query_planner(Arc::new(MadePlan))
             .with_distributed_worker_resolver(Urls(workers.clone()))
             .with_distributed_channel_resolver(peers)
@@ -136,7 +138,7 @@ impl Coordinator {
             if operands.iter().any(|operand| operand.key == key) {
                 continue;
             }
-            let lower = |sources| Ok(lower_metrics(pipeline, function, sources, intervals, partitions));
+            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, partitions);
             let plan = match self.share_results(tenant, &survey, &shares, lower)? {
                 Some(partials) => {
                     let sum = MetricsMergeExec::new(partials, cell_kind(function), intervals.count());
@@ -158,23 +160,25 @@ impl Coordinator {
         shares: &[Share],
         lower: impl Fn(Arc<SourceSet>) -> Result<Arc<dyn ExecutionPlan>>,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let share = |worker: &Arc<str>, sources: SourceSet| -> Result<Arc<dyn ExecutionPlan>> {
-            Ok(Arc::new(ShareExec::new(lower(Arc::new(sources))?, worker.clone())?))
+        // A plan that reads no source finds nothing, whatever is stored.
+        let share = |worker: &Arc<str>, sources: SourceSet| -> Result<Option<Arc<dyn ExecutionPlan>>> {
+            let plan = lower(Arc::new(sources))?;
+            Ok(if sources_of(&plan).is_some() { Some(Arc::new(ShareExec::new(plan, worker.clone())?)) } else { None })
         };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if let Some(Share { worker, .. }) = shares.first() {
             let of_worker = |own: &Share| share(&own.worker, self.sources(tenant, own.names.clone()).leaving_out(survey.split.clone()));
-            let mut variants = shares.iter().map(of_worker).collect::<Result<Vec<_>>>()?;
-            while variants.len() < TASKS_MIN {
-                variants.push(share(worker, self.sources(tenant, Vec::new()))?);
-            }
+            let missing = (shares.len()..TASKS_MIN).map(|_| share(worker, self.sources(tenant, Vec::new())));
+            let Some(variants) = shares.iter().map(of_worker).chain(missing).collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
             let tasks = variants.len();
             let leaf = DistributedLeafExec::try_new(variants[0].clone(), variants)?;
             inputs.push(Arc::new(NetworkCoalesceExec::try_new(Arc::new(leaf), tasks, 1)?));
         }
         if let Some(joined) = &survey.joined {
             let name = SourceName::Joined { traces: survey.split.to_vec() };
-            inputs.push(share(&HERE.into(), SourceSet::opened(tenant.clone(), vec![(name, joined.clone())], self.resolver.clone()))?);
+            let sources = SourceSet::opened(tenant.clone(), vec![(name, joined.clone())], self.resolver.clone());
+            let Some(joined) = share(&HERE.into(), sources)? else { return Ok(None) };
+            inputs.push(joined);
         }
         let input = match inputs.len() {
             0 => return Ok(None),
@@ -213,11 +217,13 @@ impl Coordinator {
 
     async fn search_once(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchResult> {
         let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
-        let mut traces = Vec::new();
+        let mut result = SearchResult { memory: Reservation::new("results of a search", self.engine.pool()), ..SearchResult::default() };
         for batch in self.run(&plan).await? {
-            traces.extend(search_results(&batch)?);
+            result.memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
+            result.traces.extend(search_results(&batch)?);
         }
-        Ok(SearchResult { traces, stats: read_by_shares(&plan) })
+        result.stats = read_by_shares(&plan);
+        Ok(result)
     }
 
     async fn explain_once(&self, tenant: &TenantId, request: &SearchRequest, analyze: bool) -> Result<String> {
@@ -237,7 +243,7 @@ impl Coordinator {
                 batches = self.run(&plan).await?;
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches)?);
+            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches, self.engine.hold("series of the answer"))?);
         }
         Ok(evaluate::finish(&plan.query, &operands, request, stats))
     }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    exec::memory::Reservation,
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
     traceql::{MetricsExpr, MetricsFunction, Pipeline},
@@ -36,9 +37,10 @@ pub fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
 }
 
-/// The series of one operand from what its plan gave. Errors: `Internal` for batches that are not partial series, `Exhausted`.
-pub fn finish_operand(function: &MetricsFunction, intervals: &Intervals, batches: &[RecordBatch]) -> Result<Vec<Series>> {
-    let mut partial = Partial::new(cell_kind(function), intervals.count());
+/// The series of one operand from what its plan gave. `held` is for the series while they are added up. Errors: `Internal` for batches that are not partial
+/// series, `Exhausted`.
+pub fn finish_operand(function: &MetricsFunction, intervals: &Intervals, batches: &[RecordBatch], held: Reservation) -> Result<Vec<Series>> {
+    let mut partial = Partial::new(cell_kind(function), intervals.count(), held);
     batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
     Ok(series::finish(function, intervals, partial))
 }

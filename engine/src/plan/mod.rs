@@ -1,4 +1,4 @@
-//! Our physical plan nodes, one a file. Each says all it needs in a form that `skein-flight`'s codec can carry to another process.
+//! Our plan nodes, one a file: physical ones here, [`logical`] ones in a folder, and the [`planner`] from these to those. Each physical node says all it needs in a form that `skein-flight`'s codec can carry to another process.
 //!
 //! A search is three nodes:
 //! ```text
@@ -31,12 +31,14 @@ use datafusion::{
     },
 };
 
+pub mod logical;
 pub mod matches;
 pub mod metrics_merge;
 pub mod metrics_scan;
 pub mod newest_results;
 pub mod newest_traces;
 mod node;
+pub mod planner;
 pub mod share;
 pub mod share_results;
 pub mod spanset_scan;
@@ -71,6 +73,7 @@ impl From<DataFusionError> for Error {
                     Some(own) => Self::new(own.kind(), own.to_string()),
                     None => Self::internal(external.to_string()),
                 },
+                DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message.clone()),
                 other => Self::internal(other.to_string()),
             },
             DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message),

@@ -25,6 +25,7 @@ use futures::{StreamExt, stream};
 use super::{node::unary_node, properties};
 use crate::{
     error::{Error, Result},
+    exec::memory::Reservation,
     spans::TraceId,
 };
 
@@ -59,6 +60,9 @@ impl NewestResultsExec {
         self.limit
     }
 }
+
+/// Bytes of a result without its message.
+const RESULT_BYTES: usize = size_of::<(Reverse<u64>, TraceId, Vec<u8>)>();
 
 /// Rank, and the message.
 type Newest = BTreeMap<(Reverse<u64>, TraceId), Vec<u8>>;
@@ -105,13 +109,16 @@ impl ExecutionPlan for NewestResultsExec {
         for partition in 0..self.input.output_partitioning().partition_count() {
             inputs.push(spawn_buffered(self.input.execute(partition, context.clone())?, 1));
         }
-        let limit = self.limit;
+        let (limit, held) = (self.limit, Reservation::new("results of all shares", context.memory_pool()));
         let result = async move {
             let mut newest = Newest::new();
             while let Some(batch) = inputs.next().await {
-                add(&mut newest, &batch?, limit)?;
+                let batch = batch?;
+                held.grow(batch.get_array_memory_size())?;
+                add(&mut newest, &batch, limit)?;
+                held.settle(newest.values().map(|metadata| RESULT_BYTES + metadata.len()).sum())?;
             }
-            Ok(to_batch(newest)?)
+            Ok(held.attach(to_batch(newest)?)?)
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), stream::once(result))))
     }
