@@ -50,6 +50,11 @@ impl ScanStats {
             row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
         }
     }
+
+    /// Both together, where both read the same blocks: these count once.
+    pub fn plus_of_same_blocks(&self, other: &Self) -> Self {
+        Self { blocks: self.blocks.max(other.blocks), block_bytes: self.block_bytes.max(other.block_bytes), ..self.plus(other) }
+    }
 }
 
 /// A TraceQL search.
@@ -170,7 +175,8 @@ pub trait QueryService: Send + Sync + 'static {
     /// Runs a TraceQL search. Errors: `Invalid` for a query that does not parse or validate; its message begins as Tempo's does.
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult>;
 
-    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each node has what it read and gave. Errors: as
+    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each physical node has what it read and gave. In one
+    /// process the logical plan comes first, as the optimiser left it, then an empty line and the physical one. Errors: as
     /// [`QueryService::search`].
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String>;
 

@@ -37,12 +37,7 @@ use crate::{
     },
     error::{Error, Result},
     lower::{SearchPlan, lower_metrics, lower_search},
-    metrics::{
-        evaluate::{self, Operands, operand_key, operands_of},
-        observe::cell_kind,
-        partial::Partial,
-        series,
-    },
+    metrics::evaluate::{self, Operands, operand_key, operands_of},
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
@@ -182,7 +177,7 @@ impl Engine {
     }
 
     /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
-    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
+    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
         let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
@@ -193,14 +188,12 @@ impl Engine {
             if operands.contains_key(&key) {
                 continue;
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
-            let mut partial = Partial::new(cell_kind(function), request.intervals.count(), self.hold("series of the answer"));
-            for batch in self.execute(&plan).await? {
-                partial.merge_batch(&batch)?;
-            }
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
+            let batches = self.execute(&plan).await?;
             stats = stats.plus(&stats_of_plan(&plan));
-            values.grow(partial.len() * request.intervals.count() * VALUE_BYTES)?;
-            operands.insert(key, series::finish(function, &request.intervals, partial));
+            let series = evaluate::finish_operand(function, &request.intervals, &batches, self.hold("series of the answer"))?;
+            values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
+            operands.insert(key, series);
         }
         add_blocks(&mut stats, sources.sources().await?);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
@@ -226,7 +219,8 @@ impl Engine {
         self.core.clone()
     }
 
-    fn hold(&self, what: &str) -> Reservation {
+    /// A reservation in the memory of queries, empty yet.
+    pub fn hold(&self, what: &str) -> Reservation {
         Reservation::new(what, &self.core.pool)
     }
 
@@ -463,13 +457,15 @@ impl QueryService for Engine {
         Ok(SearchResult { traces, stats, memory })
     }
 
+    /// What is looked for, as the optimiser decided it, then how: the second part has the counts after `analyze`.
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
-        let plan = self.plan_search(tenant, &request).await?.plan;
+        let SearchPlan { logical, plan, .. } = self.plan_search(tenant, &request).await?;
+        let logical = logical.display_indent();
         if !analyze {
-            return Ok(DisplayableExecutionPlan::new(&*plan).indent(true).to_string());
+            return Ok(format!("{logical}\n\n{}", DisplayableExecutionPlan::new(&*plan).indent(true)));
         }
         self.execute(&plan).await?;
-        Ok(DisplayableExecutionPlan::with_metrics(&*plan).indent(true).to_string())
+        Ok(format!("{logical}\n\n{}", DisplayableExecutionPlan::with_metrics(&*plan).indent(true)))
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {

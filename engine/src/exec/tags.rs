@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    optimize::filter_terms,
     query::{TagScope, Window},
     spans::{
         read::{Texts, Typed},
@@ -64,6 +65,7 @@ async fn for_each_group(
     needs: &(dyn Fn(&SourceRef) -> ColumnNeeds + Sync),
     visit: &mut (dyn FnMut(&Frame, &BooleanBuffer) -> Result<()> + Send),
 ) -> Result<()> {
+    let filter = filter.map(filter_terms);
     let (units, outside) = scan_units(sources, window);
     metrics.pruned(Pruned::Window, outside);
     for unit in units {
@@ -71,7 +73,7 @@ async fn for_each_group(
         let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None, pool);
         let mut rows = active_rows(&mut frame, unit.group, window, &[], metrics).await?;
         metrics.row_group(frame.len() as u64);
-        if let Some(filter) = filter {
+        if let Some(filter) = &filter {
             rows = filter_rows(filter, &mut frame, unit.group, &rows, metrics).await?;
         }
         if rows.count_set_bits() > 0 {

@@ -23,7 +23,7 @@ use crate::{
         eval::Frame,
         memory::{Pool, Reservation},
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{SpansetPipeline, evaluation_order},
+        spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
     metrics::{
@@ -33,7 +33,7 @@ use crate::{
         partial,
     },
     stop,
-    traceql::{MetricsFunction, Pipeline},
+    traceql::MetricsFunction,
 };
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
@@ -43,7 +43,7 @@ use crate::{
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
-    pipeline: Pipeline,
+    pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
     partitions: usize,
@@ -52,10 +52,16 @@ pub struct MetricsScanExec {
 }
 
 impl MetricsScanExec {
-    /// A scan of `sources` by `partitions` partitions.
-    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, function: MetricsFunction, intervals: Intervals, partitions: usize) -> Self {
+    /// A scan of `sources` by `partitions` partitions. A plain pipeline is evaluated as it is written.
+    pub fn new(
+        sources: Arc<SourceSet>,
+        pipeline: impl Into<SpansetPipeline>,
+        function: MetricsFunction,
+        intervals: Intervals,
+        partitions: usize,
+    ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline, function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -63,8 +69,8 @@ impl MetricsScanExec {
         &self.sources
     }
 
-    /// The pipeline.
-    pub fn pipeline(&self) -> &Pipeline {
+    /// The pipeline and how its filters are evaluated.
+    pub fn pipeline(&self) -> &SpansetPipeline {
         &self.pipeline
     }
 
@@ -144,7 +150,10 @@ impl DisplayAs for MetricsScanExec {
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
         write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
         match form {
-            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            DisplayFormatType::Verbose => {
+                let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
+                write!(f, "{traces}, filters=[{}]", self.pipeline.describe_filters())
+            }
             _ => Ok(()),
         }
     }
@@ -157,7 +166,7 @@ impl ExecutionPlan for MetricsScanExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Scan {
             sources: self.sources.clone(),
-            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            pipeline: self.pipeline.clone(),
             function: self.function.clone(),
             intervals: self.intervals,
             metrics: self.metrics.clone(),

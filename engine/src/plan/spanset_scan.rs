@@ -31,13 +31,12 @@ use crate::{
         memory::{Pool, Reservation},
         source::SourceRef,
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{Spanset, SpansetPipeline, TraceMatch, evaluation_order},
+        spansets::{Spanset, SpansetPipeline, TraceMatch},
         stats::{Pruned, ScanMetrics},
     },
     query::Window,
     spans::{TraceId, schema::Column},
     stop,
-    traceql::Pipeline,
 };
 
 /// The start of the oldest trace that still counts. The node that keeps the newest traces raises it; scans below it end early. Starts at
@@ -59,12 +58,33 @@ impl NewestBound {
 /// What is wanted of the traces of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScanLimits {
-    /// None takes all.
+    /// Which traces; None takes all.
     pub window: Option<Window>,
     /// Most traces of a row group; rows lie newest first, so these are its newest.
     pub traces: usize,
     /// Most spans kept of a spanset.
     pub spans_per_spanset: usize,
+}
+
+impl ScanLimits {
+    /// All spans of all traces.
+    pub const NONE: Self = Self { window: None, traces: usize::MAX, spans_per_spanset: usize::MAX };
+}
+
+/// What is wanted, in words; without a word on what has no limit.
+impl fmt::Display for ScanLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.window {
+            Some(Window { start_seconds, end_seconds }) => write!(f, "window={start_seconds} to {end_seconds} s")?,
+            None => f.write_str("window=all")?,
+        }
+        for (name, limit) in [("traces_per_row_group", self.traces), ("spans_per_spanset", self.spans_per_spanset)] {
+            if limit < usize::MAX {
+                write!(f, ", {name}={limit}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs a spanset pipeline over row groups, newest first.
@@ -74,7 +94,7 @@ pub struct ScanLimits {
 #[derive(Debug)]
 pub struct SpansetScanExec {
     sources: Arc<SourceSet>,
-    pipeline: Pipeline,
+    pipeline: SpansetPipeline,
     limits: ScanLimits,
     partitions: usize,
     bound: Arc<NewestBound>,
@@ -83,10 +103,10 @@ pub struct SpansetScanExec {
 }
 
 impl SpansetScanExec {
-    /// A scan of `sources` by `partitions` partitions.
-    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, limits: ScanLimits, partitions: usize) -> Self {
+    /// A scan of `sources` by `partitions` partitions. A plain pipeline is evaluated as it is written.
+    pub fn new(sources: Arc<SourceSet>, pipeline: impl Into<SpansetPipeline>, limits: ScanLimits, partitions: usize) -> Self {
         let properties = properties(matches::schema(), partitions, EmissionType::Incremental);
-        Self { sources, pipeline, limits, partitions, bound: Arc::default(), metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), limits, partitions, bound: Arc::default(), metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -94,8 +114,8 @@ impl SpansetScanExec {
         &self.sources
     }
 
-    /// The pipeline.
-    pub fn pipeline(&self) -> &Pipeline {
+    /// The pipeline and how its filters are evaluated.
+    pub fn pipeline(&self) -> &SpansetPipeline {
         &self.pipeline
     }
 
@@ -198,7 +218,7 @@ impl DisplayAs for SpansetScanExec {
     fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SpansetScanExec: query=[{}], sources=[{}], partitions={}", self.pipeline, self.sources, self.partitions)?;
         match form {
-            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            DisplayFormatType::Verbose => write!(f, ", {}, filters=[{}]", self.limits, self.pipeline.describe_filters()),
             _ => Ok(()),
         }
     }
@@ -211,7 +231,7 @@ impl ExecutionPlan for SpansetScanExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Arc::new(Scan {
             sources: self.sources.clone(),
-            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            pipeline: self.pipeline.clone(),
             limits: self.limits,
             bound: self.bound.clone(),
             metrics: self.metrics.clone(),

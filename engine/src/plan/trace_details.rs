@@ -89,6 +89,16 @@ impl TraceDetailsExec {
     }
 }
 
+/// The schema of what is shown: a row for each trace.
+pub fn schema() -> SchemaRef {
+    SCHEMA.clone()
+}
+
+/// The fields that a search with `pipeline` shows, in words.
+pub fn describe_shown(pipeline: &Pipeline) -> String {
+    shown_fields(pipeline).iter().map(|shown| shown.field.to_string()).collect::<Vec<_>>().join(", ")
+}
+
 /// The rows of a result batch as search results. Errors: `Internal` when it is not one.
 pub fn search_results(batch: &RecordBatch) -> Result<Vec<tempo::TraceSearchMetadata>> {
     let column = batch.column_by_name("metadata").ok_or_else(|| Error::internal("a batch has no search results"))?;
@@ -260,8 +270,7 @@ fn to_batch<'a>(rows: impl Iterator<Item = (&'a MatchedTrace, TraceRow)>) -> Res
 
 impl DisplayAs for TraceDetailsExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown: Vec<String> = shown_fields(&self.pipeline).iter().map(|shown| shown.field.to_string()).collect();
-        write!(f, "TraceDetailsExec: shown=[{}]", shown.join(", "))
+        write!(f, "TraceDetailsExec: shown=[{}]", describe_shown(&self.pipeline))
     }
 }
 

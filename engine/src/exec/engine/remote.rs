@@ -25,7 +25,7 @@ use crate::{
         split::{append_traces, join_traces},
         stats::ScanMetrics,
     },
-    query::{TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
     spans::{
         BlockId, TraceId,
         builder::SpanBuilder,
@@ -61,6 +61,8 @@ pub struct Survey {
     pub split: Arc<[TraceId]>,
     /// The whole of the split traces; None when there are none.
     pub joined: Option<Arc<MemorySource>>,
+    /// What bringing them together has read here.
+    pub read: ScanStats,
 }
 
 impl Engine {
@@ -178,9 +180,10 @@ impl Engine {
         let is_live = |id: BlockId| live.iter().any(|generation| generation.block == id);
         let metas: Vec<_> = blocklist.overlapping(widened(window)).filter(|meta| !is_live(meta.id)).cloned().collect();
         let blocks = self.core.open_all(&metas).await?;
-        let joined = self.core.joined_remote(tenant, &live, &blocks, remote).await?;
+        let metrics = ScanMetrics::default();
+        let joined = self.core.joined_remote(tenant, &live, &blocks, remote, &metrics).await?;
         let split = joined.0.iter().map(|id| TraceId(id.to_be_bytes())).collect();
-        Ok(Survey { live, blocks, split, joined: joined.1.clone() })
+        Ok(Survey { live, blocks, split, joined: joined.1.clone(), read: metrics.snapshot() })
     }
 
     /// One trace from the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
@@ -257,6 +260,7 @@ impl Core {
         live: &[ListedGeneration],
         blocks: &[Arc<BlockReader>],
         remote: &dyn RemoteLive,
+        metrics: &ScanMetrics,
     ) -> Result<Joined> {
         let key = SourceKey {
             tenant: tenant.clone(),
@@ -279,9 +283,14 @@ impl Core {
                     parts.push(async move { remote.traces(tenant, generation.block, &generation.at, Some(&ids)).await });
                 }
             }
-            let mut sources: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            // These came as blocks in memory: nothing was read from the store, so nothing is counted.
+            let fetched: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            let mut sources: Vec<SourceRef> = Vec::with_capacity(blocks.len() + 1);
+            if !fetched.is_empty() {
+                sources.push(join_traces(&split, &fetched, &ScanMetrics::default(), &self.pool).await?);
+            }
             sources.extend(blocks.iter().map(|block| block.clone() as SourceRef));
-            Some(join_traces(&split, &sources, &ScanMetrics::default(), &self.pool).await?)
+            Some(join_traces(&split, &sources, metrics, &self.pool).await?)
         };
         Ok(self.keep_joined(key, split, source))
     }
