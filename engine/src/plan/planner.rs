@@ -76,8 +76,8 @@ static SESSION: LazyLock<SessionState> = LazyLock::new(|| {
     SessionStateBuilder::new().with_analyzer_rules(Vec::new()).with_optimizer_rules(Vec::new()).with_physical_optimizer_rules(Vec::new()).build()
 });
 
-/// The physical form of an optimised plan of our nodes, its scans divided into `partitions`. Cost: some 20 µs. Errors: `Internal` for a plan
-/// that is not optimised.
+/// The physical form of an optimised plan of our nodes, its scans divided into `partitions`. Cost: does not grow with the sources.
+/// Errors: `Internal` for a plan that is not optimised.
 pub fn physical_plan(plan: &LogicalPlan, partitions: usize) -> crate::error::Result<Arc<dyn ExecutionPlan>> {
     let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(NodePlanner { partitions: Some(partitions) })]);
     // The planner is asynchronous for the sake of tables that have to be asked; there are none here.
