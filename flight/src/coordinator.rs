@@ -46,9 +46,8 @@ use skein_engine::{
     },
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
     traceql::{self, Query},
 };
@@ -185,8 +184,8 @@ impl Coordinator {
 
 #[async_trait]
 impl QueryService for Coordinator {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.engine.trace_with(tenant, id, window, &*self.remote).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.engine.trace_with(tenant, &request, &*self.remote).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
