@@ -11,6 +11,8 @@
 //! | `parity` | answers no richer than Tempo's, when asked for |
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
+//! | `diff` | two traces compared |
+//! | `mcp` | tools and documentation for language models |
 //! | `jsonpb`, `llm` | answers as JSON |
 //! | `window`, `logfmt`, `tenancy` | parts of a request |
 //!
@@ -20,6 +22,7 @@
 //! Knows nothing of blocks, the log and plans.
 
 mod asks;
+mod diff;
 pub mod grpc;
 pub mod http;
 mod jsonpb;

@@ -34,7 +34,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use skein_engine::error::Result;
 use skein_engine::query::{
     MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceRequest,
-    TraceResult,    Window,
+    TraceResult, Window,
 };
 use skein_engine::tenant::TenantId;
 use skein_engine::traceql::{Pipeline, parse};

@@ -65,7 +65,8 @@ fn place_of(source: &SourceRef, id: u128) -> Option<(usize, Range<usize>)> {
 async fn kept_rows(source: &SourceRef, group: usize, rows: &Range<usize>, filter: &TraceFilter, metrics: &ScanMetrics) -> Result<BooleanBuffer> {
     let mut frame = Frame::new(source.clone(), group, Some(vec![rows.clone()]));
     let matches = filter_rows(&filter.matches, &mut frame, group, &BooleanBuffer::new_set(rows.len()), metrics).await?;
-    let (below, above) = (filter.levels_below.unwrap_or(ALL_LEVELS), filter.levels_above.unwrap_or(ALL_LEVELS));
+    let levels = |levels: Option<u32>| levels.unwrap_or(ALL_LEVELS).min(ALL_LEVELS);
+    let (below, above) = (levels(filter.levels_below), levels(filter.levels_above));
     if matches.count_set_bits() == 0 || (below, above) == (0, 0) {
         return Ok(matches);
     }

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 /// Errors: `Invalid` as those of [`parse`], and for pipelines, combinations of filters, metrics, and fields that are the same for all spans
 /// of a trace.
 pub fn parse_span_filter(text: &str) -> Result<FieldExpr> {
-    let only_one = || Error::invalid("the filter must be one spanset filter such as { status = error }, without pipes, operators between filters, or metrics");
+    let only_one =
+        || Error::invalid("the filter must be one spanset filter such as { status = error }, without pipes, operators between filters, or metrics");
     let QueryBody::Search(pipeline) = parse(text)?.body else { return Err(only_one()) };
     let Ok([Stage::Spansets(SpansetExpr::Filter(filter))]) = <[Stage; 1]>::try_from(pipeline.stages) else { return Err(only_one()) };
     let mut of_trace = None;
@@ -48,7 +49,9 @@ mod tests {
         refused("{ .a } >> { .b }", only_one);
         refused("{ .a } | rate()", only_one);
         let same = "is the same for all spans";
-        for field in ["trace:id = `1`", "trace:duration > 1s", "rootName = `a`", "rootServiceName = `a`", "trace:rootName = `a`", "traceDuration > 1s"] {
+        for field in
+            ["trace:id = `1`", "trace:duration > 1s", "rootName = `a`", "rootServiceName = `a`", "trace:rootName = `a`", "traceDuration > 1s"]
+        {
             refused(&format!("{{ status = error && {field} }}"), same);
         }
     }

@@ -1,5 +1,6 @@
 //! The HTTP API: one endpoint a file.
 
+mod diff;
 mod echo;
 mod error;
 mod format;
@@ -35,6 +36,7 @@ pub fn router(frontend: Arc<Frontend>) -> Router {
     let queries = Router::new()
         .route(&at("/api/traces/{traceID}"), any(trace::v1))
         .route(&at("/api/v2/traces/{traceID}"), any(trace::v2))
+        .route(&at("/api/v2/traces/diff"), any(diff::diff))
         .route(&at("/api/search"), any(search::search))
         .route(&at("/api/search/tags"), any(tags::v1))
         .route(&at("/api/v2/search/tags"), any(tags::v2))
@@ -46,7 +48,6 @@ pub fn router(frontend: Arc<Frontend>) -> Router {
     let others = Router::new()
         .route(&at("/api/echo"), any(echo::echo))
         .route(&at("/api/status/buildinfo"), get(status::build_info))
-        .route(&at("/api/v2/traces/diff"), any(not_found))
         .route(&at("/api/mcp"), any(not_found))
         .route(&at("/status/usage-stats"), any(status::usage_stats))
         .route("/ready", any(process::ready))
