@@ -28,6 +28,7 @@ pub mod http;
 mod jsonpb;
 mod llm;
 mod logfmt;
+mod mcp;
 mod merge;
 mod metrics;
 mod metrics_asks;

@@ -42,7 +42,7 @@ use crate::{
     Frontend, FrontendParts, grpc,
     operations::{BuildInfo, ConfigMode, Operations},
     server::{ServeOptions, serve},
-    settings::{FrontendSettings, QueryLimits},
+    settings::{FrontendSettings, McpSettings, QueryLimits},
 };
 
 const NOW_SECONDS: u64 = 1_700_000_000;
@@ -789,6 +789,11 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     let asked = "single-tenant: metrics {}|rate() max 0 from 1000000000000 by 360000000000 count 1";
     api.asks(&format!("/api/metrics/query?{rate}&start=1000&end=1360"), asked).await;
 
+    for accept in ["application/protobuf", "application/vnd.grafana.llm"] {
+        let answer = api.ask(&format!("/api/metrics/query?{rate}"), &[("accept", accept)]).await;
+        assert_eq!((answer.status, answer.content_type.as_str(), answer.body[0]), (200, "application/json", b'{'), "{accept}");
+    }
+
     let settings = FrontendSettings { query_end_cutoff: Duration::from_secs(30), ..Default::default() };
     let api = Api::with(false, settings, QueryLimits::default());
     let recent = format!("/api/metrics/query_range?{rate}&start={}&end={}", NOW_SECONDS - 20, NOW_SECONDS);
@@ -904,6 +909,77 @@ async fn a_request_ends_at_the_configured_time() {
     let api = Api::with(true, settings, QueryLimits::default());
     let answer = api.ask("/api/search", &[("x-scope-orgid", "slow")]).await;
     assert_eq!((answer.status, answer.text()), (503, "unable to process request in the configured timeout"));
+}
+
+fn with_mcp(settings: FrontendSettings) -> FrontendSettings {
+    FrontendSettings { mcp_server: McpSettings { enabled: true }, ..settings }
+}
+
+/// A request that calls a tool, as the tenant.
+fn calling(path: &str, tenant: &str, tool: &str, arguments: serde_json::Value) -> Request<Body> {
+    let params = serde_json::json!({ "name": tool, "arguments": arguments });
+    let message = serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+    let request = Request::post(path).header("content-type", "application/json").header("x-scope-orgid", tenant).header("host", "skein.example");
+    request.body(Body::from(message.to_string())).unwrap()
+}
+
+/// Whether a tool failed, and its text.
+async fn called(api: &Api, path: &str, tenant: &str, tool: &str, arguments: serde_json::Value) -> (bool, String) {
+    let response = api.router.clone().oneshot(calling(path, tenant, tool, arguments)).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let body: serde_json::Value = serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap();
+    let result = &body["result"];
+    (result["isError"] == true, result["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{body}")).to_owned())
+}
+
+#[tokio::test]
+async fn tools_ask_as_the_caller_and_answer_for_language_models() {
+    let api = Api::with(true, with_mcp(FrontendSettings::default()), QueryLimits::default());
+    let (failed, text) = called(&api, "/api/mcp", "a|b", "get-trace", serde_json::json!({ "trace_id": KNOWN_ID })).await;
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((failed, &answer["trace"]["traceId"], &answer["status"]), (false, &KNOWN_ID.into(), &"COMPLETE".into()));
+    assert_eq!(*api.queries.asked.lock(), ["a", "b"].map(|tenant| format!("{tenant}: trace {KNOWN_ID} in any time")));
+    let (failed, text) = called(&api, "/api/mcp", "a", "get-attribute-values", serde_json::json!({ "name": "span.x" })).await;
+    assert_eq!((failed, text.as_str()), (false, r#"{"tagValues":{"int":["1"],"string":["a","b<"]},"metrics":{}}"#));
+
+    // The texts of HTTP's errors, and none of an error of ours.
+    let query = serde_json::json!({ "query": "{}" });
+    let (failed, text) = called(&api, "/api/mcp", "broken", "traceql-search", query.clone()).await;
+    assert_eq!((failed, text.as_str()), (true, "tool failed with http status code 500 and reason internal error"));
+    let (failed, text) = called(&api, "/api/mcp", "a", "get-trace", serde_json::json!({ "trace_id": "1" })).await;
+    assert_eq!((failed, text.contains("no such trace")), (true, true));
+    assert!(api.metrics().contains(r#"tempo_query_frontend_mcp_calls_total{tool="get-trace"} 2"#));
+
+    let prefixed = Api::at("/tempo", false, with_mcp(FrontendSettings::default()), QueryLimits::default());
+    assert!(!called(&prefixed, "/tempo/api/mcp", "", "traceql-search", query).await.0);
+    prefixed.check("/api/mcp", 404, "404 page not found\n").await;
+}
+
+#[tokio::test]
+async fn tools_obey_limits_and_stop_when_the_client_leaves() {
+    let settings = FrontendSettings {
+        max_concurrent_queries: 1,
+        max_outstanding_per_tenant: 0,
+        max_query_expression_size_bytes: 30,
+        url_deny_list: vec!["needle".into()],
+        ..Default::default()
+    };
+    let api = Api::with(true, with_mcp(settings), QueryLimits::default());
+    let slow = tokio::spawn(api.router.clone().oneshot(calling("/api/mcp", "slow", "traceql-search", serde_json::json!({ "query": "{}" }))));
+    api.queries.started.notified().await;
+    let check = async |query: &str, expected: &str| {
+        let (failed, text) = called(&api, "/api/mcp", "a", "traceql-search", serde_json::json!({ "query": query })).await;
+        assert_eq!((failed, text.contains(expected)), (true, true), "{text}");
+    };
+    check("{}", "tool failed with http status code 429 and reason job queue full").await;
+    check("{ .a = 1 && .b = 2 && .c = 3 && .d = 4 }", "code 400 and reason TraceQL expression exceeds the configured maximum size").await;
+    check("{ .needle = 1 }", "code 400 and reason Invalid request /api/search?q=").await;
+    slow.abort();
+    api.queries.dropped.notified().await;
+
+    let timed = Api::with(true, with_mcp(FrontendSettings { api_timeout: Duration::from_millis(1), ..Default::default() }), QueryLimits::default());
+    let (failed, text) = called(&timed, "/api/mcp", "slow", "traceql-search", serde_json::json!({ "query": "{}" })).await;
+    assert_eq!((failed, text.contains("code 503 and reason unable to process request in the configured timeout")), (true, true), "{text}");
 }
 
 #[tokio::test]
@@ -1090,7 +1166,7 @@ async fn status_pages_answer() {
 #[tokio::test]
 async fn unknown_paths_and_later_features_are_404() {
     let api = Api::new();
-    for path in ["/", "/api/mcp", "/api/v2/traces/diff", "/api/nothing", "/api/metrics/summary"] {
+    for path in ["/", "/api/mcp", "/api/nothing", "/api/metrics/summary"] {
         api.check(path, 404, "404 page not found\n").await;
     }
 }
