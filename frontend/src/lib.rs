@@ -14,6 +14,7 @@
 //! | `diff` | two traces compared |
 //! | `mcp` | tools and documentation for language models |
 //! | `jsonpb`, `llm` | answers as JSON |
+//! | `trace_pieces` | large traces written piece by piece |
 //! | `window`, `logfmt`, `tenancy` | parts of a request |
 //!
 //! Path of a search: `http::search` reads the parameters → `tenancy` → `asks` checks them and the TraceQL text → `queue` → one
@@ -38,6 +39,7 @@ mod queue;
 pub mod server;
 pub mod settings;
 mod tenancy;
+mod trace_pieces;
 mod window;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use arrow::buffer::BooleanBuffer;
 
 use super::{
     eval::{ColumnNeeds, Frame},
+    memory::{Pool, Reservation},
     source::SourceRef,
     spansets::filter_rows,
     split::join_traces,
@@ -16,8 +17,13 @@ use super::{
 };
 use crate::{
     error::Result,
+    optimize::filter_terms,
     query::{TraceFilter, TraceRequest, TraceResult},
-    spans::{otlp::TraceAssembler, schema::Column},
+    spans::{
+        otlp::TraceAssembler,
+        schema::Column,
+        weight::{assembled_bytes, trace_bytes},
+    },
 };
 
 /// More levels than a trace can have.
@@ -25,27 +31,30 @@ const ALL_LEVELS: u32 = u32::MAX - 1;
 /// No match in this direction.
 const NO_MATCH: u32 = u32::MAX;
 
-/// The trace of `request` out of all `sources` that hold spans of it. Errors: `Invalid` when the filter fails on values of the trace, else
+/// The trace of `request` out of all `sources` that hold spans of it. Errors: `Invalid` when the filter fails on values of the trace, `Exhausted`, else
 /// as the sources'. Cost: one read of a few columns for a filter, one of all columns unless it keeps nothing.
-pub async fn trace_in(sources: &[SourceRef], request: &TraceRequest, metrics: &ScanMetrics) -> Result<TraceResult> {
+pub async fn trace_in(sources: &[SourceRef], request: &TraceRequest, metrics: &ScanMetrics, pool: &Pool) -> Result<TraceResult> {
     let id = u128::from_be_bytes(request.id.0);
     let whole: SourceRef = match sources {
         [only] => only.clone(),
-        several => join_traces(&[id].into(), several, metrics).await?,
+        several => join_traces(&[id].into(), several, metrics, pool).await?,
     };
-    let mut result = TraceResult::default();
+    let mut result = TraceResult { memory: Reservation::new("a trace", pool), ..TraceResult::default() };
     if let Some((group, rows)) = place_of(&whole, id) {
         let kept = match &request.filter {
-            Some(filter) => kept_rows(&whole, group, &rows, filter, metrics).await?,
+            Some(filter) => kept_rows(&whole, group, &rows, filter, (metrics, pool)).await?,
             None => BooleanBuffer::new_set(rows.len()),
         };
         result.filtered = kept.count_set_bits() < rows.len();
         if kept.count_set_bits() > 0 {
             let (columns, events) = (whole.schema().columns(), whole.schema().event_columns());
-            let batch = whole.read(group, &columns, &events, Some(std::slice::from_ref(&rows)), metrics).await?;
+            let reading = result.memory.another();
+            let batch = reading.read(&whole, group, (&columns, &events), Some(std::slice::from_ref(&rows)), metrics).await?;
+            result.memory.grow(assembled_bytes(&batch, whole.schema())?)?;
             let mut assembler = TraceAssembler::default();
             assembler.add(&batch, kept.set_indices(), whole.schema(), whole.resources(), whole.scopes())?;
             result.resource_spans = assembler.finish();
+            result.memory.settle(trace_bytes(&result.resource_spans))?;
         }
     }
     result.stats = metrics.snapshot();
@@ -62,9 +71,15 @@ fn place_of(source: &SourceRef, id: u128) -> Option<(usize, Range<usize>)> {
 }
 
 /// Which of `rows`, the rows of one trace in row group `group`, the filter keeps.
-async fn kept_rows(source: &SourceRef, group: usize, rows: &Range<usize>, filter: &TraceFilter, metrics: &ScanMetrics) -> Result<BooleanBuffer> {
-    let mut frame = Frame::new(source.clone(), group, Some(vec![rows.clone()]));
-    let matches = filter_rows(&filter.matches, &mut frame, group, &BooleanBuffer::new_set(rows.len()), metrics).await?;
+async fn kept_rows(
+    source: &SourceRef,
+    group: usize,
+    rows: &Range<usize>,
+    filter: &TraceFilter,
+    (metrics, pool): (&ScanMetrics, &Pool),
+) -> Result<BooleanBuffer> {
+    let mut frame = Frame::new(source.clone(), group, Some(vec![rows.clone()]), pool);
+    let matches = filter_rows(&filter_terms(&filter.matches), &mut frame, group, &BooleanBuffer::new_set(rows.len()), metrics).await?;
     let levels = |levels: Option<u32>| levels.unwrap_or(ALL_LEVELS).min(ALL_LEVELS);
     let (below, above) = (levels(filter.levels_below), levels(filter.levels_above));
     if matches.count_set_bits() == 0 || (below, above) == (0, 0) {

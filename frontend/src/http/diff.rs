@@ -7,7 +7,7 @@ use axum::{
     body::Bytes,
     extract::{State, rejection::BytesRejection},
     http::{Method, StatusCode},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use skein_engine::{
@@ -19,7 +19,7 @@ use skein_engine::{
 use super::{
     HttpError,
     format::{self, JSON},
-    trace::{window_between, write},
+    trace::{LLM_FORMS, SPANS_WRITTEN_HERE, window_between, write_elsewhere},
 };
 use crate::{
     Frontend,
@@ -64,15 +64,18 @@ pub(super) async fn diff(
 
     let (found, _turn) = frontend.two_traces(&tenants, requests).await?;
     check_found(&found, frontend.strictest(&tenants, |limits| limits.max_bytes_per_trace))?;
-    let spans = found.iter().map(|trace| span_count(&trace.resource_spans)).sum();
-    write(spans, move || {
+    let spans: usize = found.iter().map(|trace| span_count(&trace.resource_spans)).sum();
+    let bytes: usize = found.iter().map(|trace| encoded_bytes(&trace.resource_spans)).sum();
+    // Attributes become values, changes and text, as they do for language models.
+    found[0].memory.grow(bytes * LLM_FORMS)?;
+    let write = move || {
         let [base, compare] = [0, 1].map(|side| Side { id: ids[side], resource_spans: &found[side].resource_spans });
         match diff::document(base, compare, format) {
             Ok(document) => format::body(JSON, document),
-            Err(error) => axum::response::IntoResponse::into_response(HttpError::from(error)),
+            Err(error) => HttpError::from(error).into_response(),
         }
-    })
-    .await
+    };
+    if spans > SPANS_WRITTEN_HERE { write_elsewhere(write).await } else { Ok(write()) }
 }
 
 fn format_of(name: &str) -> Result<DiffFormat> {

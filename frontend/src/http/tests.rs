@@ -135,7 +135,7 @@ impl QueryService for FakeQueries {
                 spans[0].name.push('2');
             }
         }
-        Ok(TraceResult { resource_spans, filtered, stats })
+        Ok(TraceResult { resource_spans, filtered, stats, ..TraceResult::default() })
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -156,7 +156,7 @@ impl QueryService for FakeQueries {
             ..Default::default()
         };
         let stats = ScanStats { traces: 3, spans: 9, bytes: 10, reads: 2, blocks: 1, block_bytes: 1000, row_groups: 1, row_groups_skipped: 4 };
-        Ok(if known { SearchResult { traces: vec![trace], stats } } else { SearchResult::default() })
+        Ok(if known { SearchResult { traces: vec![trace], stats, ..SearchResult::default() } } else { SearchResult::default() })
     }
 
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
