@@ -130,7 +130,8 @@ const RESOURCES: [&str; 7] = [
 
 fn check_offers(told: &Value) {
     assert_eq!((&told["server"]["name"], &told["server"]["version"]), (&json!("tempo"), &json!("0.1.0")));
-    let capabilities: Vec<&String> = told["capabilities"].as_object().unwrap().keys().collect();
+    let mut capabilities: Vec<&String> = told["capabilities"].as_object().unwrap().keys().collect();
+    capabilities.sort_unstable();
     assert_eq!(capabilities, ["resources", "tools"]);
 
     let tools: BTreeMap<&str, &Value> = told["tools"].as_array().unwrap().iter().map(|tool| (tool["name"].as_str().unwrap(), tool)).collect();
@@ -222,7 +223,8 @@ fn an_mcp_client_lists_calls_and_reads_everything() {
         assert_eq!((&diff["patch"]["stats"]["spanCountA"], &diff["patch"]["stats"]["spanCountB"]), (&base["spans"], &compare["spans"]));
 
         let names = result(&told, 5, "attribute-names", "2");
-        let keys: Vec<&str> = truth["span_attributes"].as_object().unwrap().keys().map(String::as_str).collect();
+        let mut keys: Vec<&str> = truth["span_attributes"].as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
         let mut listed: Vec<&str> = names["scopes"][0]["tags"].as_array().unwrap().iter().map(|tag| tag.as_str().unwrap()).collect();
         listed.sort_unstable();
         assert_eq!(listed, keys);
