@@ -428,7 +428,7 @@ async fn memory_that_a_worker_lacks_is_refused_in_its_name() {
     };
     let tenant = TenantId::single();
     refused(cluster.search(&tenant, request("{ name = `leaf` }", 10, None)).await.unwrap_err(), "columns of a row group");
-    refused(cluster.trace_by_id(&tenant, TraceId(1u128.to_be_bytes()), None).await.unwrap_err(), "the live spans of a trace");
+    refused(cluster.trace_by_id(&tenant, TraceRequest::whole(TraceId(1u128.to_be_bytes()))).await.unwrap_err(), "the live spans of a trace");
     let intervals = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
     let metrics = MetricsRequest { query: "{ } | rate()".into(), intervals, max_series: 0 };
     refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "a block for another process");
