@@ -57,7 +57,7 @@ use skein_engine::{
     plan::spanset_scan::{ScanLimits, SpansetScanExec},
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
     spans::{
         BlockId, TraceId,
@@ -242,8 +242,8 @@ impl TestCluster {
 
 #[async_trait]
 impl QueryService for TestCluster {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.coordinator.trace_by_id(tenant, id, window).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.coordinator.trace_by_id(tenant, request).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -428,7 +428,7 @@ async fn memory_that_a_worker_lacks_is_refused_in_its_name() {
     };
     let tenant = TenantId::single();
     refused(cluster.search(&tenant, request("{ name = `leaf` }", 10, None)).await.unwrap_err(), "columns of a row group");
-    refused(cluster.trace_by_id(&tenant, TraceId(1u128.to_be_bytes()), None).await.unwrap_err(), "the live spans of a trace");
+    refused(cluster.trace_by_id(&tenant, TraceRequest::whole(TraceId(1u128.to_be_bytes()))).await.unwrap_err(), "the live spans of a trace");
     let intervals = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
     let metrics = MetricsRequest { query: "{ } | rate()".into(), intervals, max_series: 0 };
     refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "a block for another process");
@@ -485,7 +485,7 @@ async fn traces_names_and_values_are_those_of_one_process() {
     let tenant = TenantId::single();
     for trace in 0..=TRACES + 1 {
         let id = TraceId(u128::from(trace).to_be_bytes());
-        let spans = async |queries: &dyn QueryService| queries.trace_by_id(&tenant, id, None).await.unwrap().resource_spans;
+        let spans = async |queries: &dyn QueryService| queries.trace_by_id(&tenant, TraceRequest::whole(id)).await.unwrap().resource_spans;
         let (ours, expected) = (spans(&*cluster).await, spans(&one).await);
         assert_eq!(ours, expected, "trace {trace}");
         assert_eq!(ours.is_empty(), trace == 0 || trace > TRACES);
@@ -552,7 +552,7 @@ async fn what_becomes_a_block_meanwhile_is_neither_lost_nor_doubled() {
     node.live.replace(Vec::new());
     assert_eq!(search(&*cluster, "{ }", 1000, None).await, expected, "a block that no other process has polled");
     let id = TraceId(8u128.to_be_bytes());
-    assert!(!cluster.trace_by_id(&TenantId::single(), id, None).await.unwrap().resource_spans.is_empty());
+    assert!(!cluster.trace_by_id(&TenantId::single(), TraceRequest::whole(id)).await.unwrap().resource_spans.is_empty());
     let batches = cluster.coordinator.run(&before).await.unwrap();
     let found: usize = batches.iter().map(|batch| skein_engine::plan::trace_details::search_results(batch).unwrap().len()).sum();
     assert_eq!(found, expected.len(), "a plan from before reads the version that it listed");
@@ -651,7 +651,7 @@ async fn a_worker_that_dies_is_named() {
     };
     check(cluster.coordinator.run(&plan).await.unwrap_err());
     check(cluster.search(&TenantId::single(), request("{ }", 1000, None)).await.unwrap_err());
-    check(cluster.trace_by_id(&TenantId::single(), TraceId::default(), None).await.unwrap_err());
+    check(cluster.trace_by_id(&TenantId::single(), TraceRequest::whole(TraceId::default())).await.unwrap_err());
     check(cluster.tag_names(&TenantId::single(), TagNamesRequest::default()).await.unwrap_err());
 }
 

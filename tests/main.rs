@@ -12,6 +12,7 @@
 //! | `cli` | the command line |
 //! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `formats` | that other tools open the blocks |
+//! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
 //! | `naive` | random searches over random traces, in process: the engine answers what a plain evaluator of the language does |
 //!
 //! What the tests stand on: `harness` (the process and its clients), `otlp` (requests, datasets, comparison), `otlp_json` (an encoder),
@@ -35,6 +36,7 @@ mod conformance;
 mod durability;
 mod formats;
 mod harness;
+mod mcp;
 mod naive;
 mod otlp;
 mod otlp_json;

@@ -51,9 +51,8 @@ use skein_engine::{
     },
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
     traceql::{self, MetricsExpr, MetricsFunction, QueryBody},
 };
@@ -286,8 +285,8 @@ pub struct OperandPlan {
 
 #[async_trait]
 impl QueryService for Coordinator {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.engine.trace_with(tenant, id, window, &*self.remote).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.engine.trace_with(tenant, &request, &*self.remote).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

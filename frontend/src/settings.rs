@@ -42,6 +42,8 @@ pub struct FrontendSettings {
     pub search: SearchSettings,
     /// TraceQL metrics.
     pub metrics: MetricsSettings,
+    /// Tools for language models.
+    pub mcp_server: McpSettings,
 }
 
 impl Default for FrontendSettings {
@@ -59,6 +61,7 @@ impl Default for FrontendSettings {
             url_deny_list: Vec::new(),
             search: SearchSettings::default(),
             metrics: MetricsSettings::default(),
+            mcp_server: McpSettings::default(),
         }
     }
 }
@@ -138,6 +141,14 @@ impl Default for MetricsSettings {
     fn default() -> Self {
         Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000, max_response_series: 0 }
     }
+}
+
+/// The `query_frontend.mcp_server` section.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct McpSettings {
+    /// Serves `/api/mcp`.
+    pub enabled: bool,
 }
 
 /// What one tenant's queries may cost; 0 is no limit. Keys of Tempo's overrides.

@@ -250,7 +250,7 @@ pub const ROOT: Node = Section(&[
             ("url_deny_list", Key(Free)),
             ("allowed_headers", Ignored),
             ("rf1_after", Ignored),
-            ("mcp_server", Ignored),
+            ("mcp_server", Section(&[("enabled", Key(Bool))])),
             ("weights", Ignored),
             ("max_grpc_streaming_packet_size", Ignored),
         ]),

@@ -33,10 +33,9 @@ use futures::FutureExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skein_engine::error::Result;
 use skein_engine::query::{
-    MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult,
-    Window,
+    MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceRequest,
+    TraceResult, Window,
 };
-use skein_engine::spans::TraceId;
 use skein_engine::tenant::TenantId;
 use skein_engine::traceql::{Pipeline, parse};
 
@@ -241,8 +240,8 @@ struct Forgetful(Arc<dyn QueryService>);
 
 #[async_trait]
 impl QueryService for Forgetful {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.0.trace_by_id(tenant, id, window).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.0.trace_by_id(tenant, request).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

@@ -14,7 +14,6 @@ use datafusion::{
 use futures::{TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
-use skein_proto::otlp::trace::v1::ResourceSpans;
 
 pub use self::remote::{LocalListing, Survey};
 use super::{
@@ -25,6 +24,7 @@ use super::{
     split::{common, join_traces, split_ids},
     stats::{ScanMetrics, stats_of_plan},
     tags,
+    trace::trace_in,
 };
 use crate::{
     block::{
@@ -41,14 +41,9 @@ use crate::{
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
-        TagValuesRequest, TraceResult, Window,
+        TagValuesRequest, TraceRequest, TraceResult, Window,
     },
-    spans::{
-        BlockId, TraceId,
-        otlp::TraceAssembler,
-        set::SpanSet,
-        weight::{assembled_bytes, trace_bytes},
-    },
+    spans::{BlockId, TraceId, set::SpanSet},
     tenant::TenantId,
     traceql::{self, QueryBody},
 };
@@ -383,26 +378,6 @@ fn live_trace(set: &SpanSet, id: TraceId, pool: &Pool) -> Result<Option<Arc<Memo
     Ok(Some(Arc::new(MemorySource::new(set).holding(memory))))
 }
 
-/// The spans of a trace that lies in one source, for which `memory` grows. Errors: as the source's, `Exhausted`.
-async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics, memory: &Reservation) -> Result<Vec<ResourceSpans>> {
-    let mut assembler = TraceAssembler::default();
-    let Some(rows) = source.traces().rows_of(id) else { return Ok(Vec::new()) };
-    let (columns, events) = (source.schema().columns(), source.schema().event_columns());
-    for (group, all) in source.row_groups().iter().enumerate() {
-        let first = all.first_row as usize;
-        if (first..first + all.rows as usize).contains(&rows.start) {
-            let own = rows.start - first..rows.end - first;
-            let reading = memory.another();
-            let batch = reading.read(source, group, (&columns, &events), Some(std::slice::from_ref(&own)), metrics).await?;
-            memory.grow(assembled_bytes(&batch, source.schema())?)?;
-            assembler.add(&batch, 0..batch.num_rows(), source.schema(), source.resources(), source.scopes())?;
-        }
-    }
-    let trace = assembler.finish();
-    memory.settle(trace_bytes(&trace))?;
-    Ok(trace)
-}
-
 #[async_trait]
 impl SourceResolver for Core {
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>> {
@@ -432,17 +407,10 @@ impl SourceResolver for Core {
 
 #[async_trait]
 impl QueryService for Engine {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let metrics = ScanMetrics::default();
-        let number = u128::from_be_bytes(id.0);
-        let sources = self.core.sources_of_trace(tenant, id, window, &metrics).await?;
-        let whole = match sources.as_slice() {
-            [only] => only.clone(),
-            several => join_traces(&BTreeSet::from([number]), several, &metrics, &self.core.pool).await?,
-        };
-        let memory = self.hold("a trace");
-        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
-        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
+        let sources = self.core.sources_of_trace(tenant, request.id, request.window, &metrics).await?;
+        trace_in(&sources, &request, &metrics, &self.core.pool).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

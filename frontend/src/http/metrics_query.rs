@@ -1,8 +1,8 @@
-//! `/api/metrics/query_range` and `/api/metrics/query`: query-api 6.
+//! `/api/metrics/query_range` and `/api/metrics/query`: query-api 6. Always JSON, whatever `Accept` says.
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Extension, extract::State, http::HeaderMap, response::Response};
+use axum::{Extension, extract::State, response::Response};
 use skein_engine::{
     clock::{nanos, parse_duration},
     error::{Error, Result},
@@ -16,22 +16,20 @@ const SINCE: Duration = Duration::from_secs(3600);
 pub(super) async fn range(
     State(frontend): State<Arc<Frontend>>,
     Extension(tenants): Extension<Tenants>,
-    headers: HeaderMap,
     params: Params,
 ) -> Result<Response, HttpError> {
     let step = params.get("step").map(parse_step).transpose()?.map(nanos);
     let answer = frontend.query_range(&tenants, ask(&frontend, &params, step)?).await?;
-    Ok(Format::of(&headers).write(&answer))
+    Ok(Format::Json.write(&answer))
 }
 
 pub(super) async fn instant(
     State(frontend): State<Arc<Frontend>>,
     Extension(tenants): Extension<Tenants>,
-    headers: HeaderMap,
     params: Params,
 ) -> Result<Response, HttpError> {
     let answer = frontend.query_instant(&tenants, ask(&frontend, &params, None)?).await?;
-    Ok(Format::of(&headers).write(&answer))
+    Ok(Format::Json.write(&answer))
 }
 
 fn ask(frontend: &Frontend, params: &Params, step: Option<u64>) -> Result<MetricsAsk> {
