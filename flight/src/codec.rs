@@ -11,7 +11,7 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use serde::{Deserialize, Serialize};
 use skein_engine::{
     exec::sources::{SourceName, SourceResolver, SourceSet},
-    metrics::{cells::CellKind, intervals::Intervals},
+    metrics::{cells::CellKind, detail::Detail, intervals::Intervals},
     plan::{
         metrics_merge::MetricsMergeExec,
         metrics_scan::MetricsScanExec,
@@ -57,6 +57,7 @@ enum Node {
         sources: Sources,
         query: String,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
     },
     MetricsMerge {
@@ -152,9 +153,9 @@ impl PhysicalExtensionCodec for PlanCodec {
             }
             Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
-            Node::MetricsScan { sources, query, intervals, partitions } => {
+            Node::MetricsScan { sources, query, intervals, detail, partitions } => {
                 let (pipeline, function) = operand(&query)?;
-                Arc::new(MetricsScanExec::new(self.sources(sources)?, pipeline, function, intervals, partitions))
+                Arc::new(MetricsScanExec::new(self.sources(sources)?, pipeline, function, intervals, detail, partitions))
             }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
@@ -185,6 +186,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 sources: Sources::from(&**scan.sources()),
                 query: format!("{} | {}", scan.pipeline(), scan.function()),
                 intervals: *scan.intervals(),
+                detail: scan.detail().clone(),
                 partitions: scan.partitions(),
             }
         } else if let Some(merge) = node.downcast_ref::<MetricsMergeExec>() {

@@ -37,8 +37,8 @@ use crate::{
     error::{Error, Result},
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::{
+        detail::Detail,
         evaluate::{self, Operands, operand_key, operands_of},
-        observe::cell_kind,
         partial::Partial,
         series,
     },
@@ -49,7 +49,7 @@ use crate::{
     },
     spans::{BlockId, TraceId, otlp::TraceAssembler, set::SpanSet},
     tenant::TenantId,
-    traceql::{self, QueryBody},
+    traceql::{self, Query, QueryBody},
 };
 
 /// Blocks opened at the same time.
@@ -152,7 +152,10 @@ impl Engine {
 
     /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
     pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let Query { body: QueryBody::Metrics(query), hints } = traceql::parse(&request.query)? else {
+            return Err(Error::invalid("not a metrics query"));
+        };
+        let detail = Detail::of(&query, &hints, request.exemplars, request.sampling_attribute.as_deref())?;
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
@@ -161,16 +164,16 @@ impl Engine {
             if operands.contains_key(&key) {
                 continue;
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
-            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, &detail, self.settings.partitions);
+            let mut partial = Partial::new(detail.cell_kind(function), request.intervals.count());
             for batch in self.execute(&plan).await? {
                 partial.merge_batch(&batch)?;
             }
             stats = stats.plus(&stats_of_plan(&plan));
-            operands.insert(key, series::finish(function, &request.intervals, partial));
+            operands.insert(key, series::finish(function, &request.intervals, &detail, partial));
         }
         add_blocks(&mut stats, sources.sources().await?);
-        Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
+        Ok(evaluate::finish(&query, &operands, request, detail.exemplars as usize, stats.plus(&sources.metrics.snapshot())))
     }
 
     /// Opens sources by name, for plans that come from elsewhere.

@@ -7,7 +7,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use crate::{
     error::{Error, Result},
     exec::sources::SourceSet,
-    metrics::{intervals::Intervals, observe::cell_kind},
+    metrics::{detail::Detail, intervals::Intervals},
     plan::{
         metrics_merge::MetricsMergeExec,
         metrics_scan::MetricsScanExec,
@@ -42,16 +42,19 @@ pub fn lower_search(query: Query, sources: Arc<SourceSet>, request: &SearchReque
     Ok(SearchPlan { plan, sources })
 }
 
-/// Lowers one operand of a metrics query over `sources` to scan and merge.
+/// Lowers one operand of a metrics query over `sources` to scan and merge; `detail` is that of the query.
 pub fn lower_metrics(
     pipeline: &Pipeline,
     function: &MetricsFunction,
     sources: Arc<SourceSet>,
     intervals: Intervals,
+    detail: &Detail,
     partitions: usize,
 ) -> Arc<dyn ExecutionPlan> {
-    let scan = MetricsScanExec::new(sources, pipeline.clone(), function.clone(), intervals, partitions);
-    Arc::new(MetricsMergeExec::new(Arc::new(scan), cell_kind(function), intervals.count()))
+    let detail = detail.for_function(function);
+    let kind = detail.cell_kind(function);
+    let scan = MetricsScanExec::new(sources, pipeline.clone(), function.clone(), intervals, detail, partitions);
+    Arc::new(MetricsMergeExec::new(Arc::new(scan), kind, intervals.count()))
 }
 
 fn spans_of_metrics(metrics: MetricsExpr) -> Result<Pipeline> {

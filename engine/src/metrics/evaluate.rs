@@ -31,16 +31,21 @@ pub fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
 }
 
-/// The answer to `query`.
-pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest, stats: ScanStats) -> MetricsResult {
+/// The answer to `query`, with at most `exemplars_max` exemplars, as many of each series.
+pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest, exemplars_max: usize, stats: ScanStats) -> MetricsResult {
     let mut all = match evaluate(query, operands) {
         Operand::Series(series) => series,
         Operand::Scalar(_) => Vec::new(),
     };
+    all.extend(all.iter().flat_map(series::of_bounds).collect::<Vec<_>>());
     series::sort(&mut all);
     let truncated = request.max_series > 0 && all.len() > request.max_series;
     if truncated {
         all.truncate(request.max_series);
+    }
+    let exemplars = all.iter_mut().map(|series| std::mem::take(&mut series.exemplars)).collect();
+    for (number, exemplar) in series::in_turn(exemplars, exemplars_max) {
+        all[number].exemplars.push(exemplar);
     }
     let intervals: &Intervals = &request.intervals;
     MetricsResult { series: all.into_iter().map(|series| series::to_proto(series, intervals)).collect(), truncated, stats }

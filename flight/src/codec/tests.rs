@@ -17,6 +17,7 @@ use skein_engine::{
     },
     lower::lower_metrics,
     lower::lower_search,
+    metrics::detail::Extrapolation,
     plan::{share, trace_details::search_results},
     query::SearchRequest,
     spans::{
@@ -124,6 +125,10 @@ fn round_trip(plan: &Arc<dyn ExecutionPlan>, codec: &PlanCodec) -> (Vec<u8>, Arc
     (bytes, decoded)
 }
 
+fn sampled() -> Detail {
+    Detail { exemplars: 7, exact: true, extrapolation: Some(Extrapolation { attribute: Some("rate".into()), confidence: true }) }
+}
+
 #[tokio::test]
 async fn metrics_plans_are_the_same_after_the_wire() {
     let engine = engine().await;
@@ -138,9 +143,14 @@ async fn metrics_plans_are_the_same_after_the_wire() {
         "{ } | compare({ status = error && name = `x` }, 7, 1, 2)",
     ] {
         let (pipeline, function) = operand(query).unwrap();
-        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3);
-        let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
-        assert_eq!(text(&round_trip(&plan, &codec).1), text(&plan));
+        for detail in [Detail::default(), sampled()] {
+            let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, &detail, 3);
+            let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+            let decoded = round_trip(&plan, &codec).1;
+            assert_eq!(text(&decoded), text(&plan));
+            let detail_of = |plan: &Arc<dyn ExecutionPlan>| plan.children()[0].downcast_ref::<MetricsScanExec>().unwrap().detail().clone();
+            assert_eq!(detail_of(&decoded), detail_of(&plan));
+        }
     }
 }
 

@@ -190,6 +190,11 @@ impl Frame {
         &self.source
     }
 
+    /// The first row of the row group, among all rows of the source.
+    pub fn first_row(&self) -> usize {
+        self.source.row_groups()[self.group].first_row as usize
+    }
+
     /// Loads what of `needs` is not loaded yet, in one request. Errors: as the source's.
     pub async fn load(&mut self, needs: &ColumnNeeds, metrics: &ScanMetrics) -> Result<()> {
         let mut columns: Vec<Column> = needs.columns.iter().copied().filter(|column| !self.columns.contains_key(column)).collect();

@@ -1,0 +1,61 @@
+//! Sampled spans into series: what each trace has in a cell is added up first, since traces are what was sampled.
+
+use hashbrown::HashMap;
+
+use super::{
+    cells::{Cells, Sparse, bucket_of, sparse_bytes},
+    estimate::{Estimate, TraceSpans, Weight},
+    observe::Number,
+    partial::Partial,
+    sketch,
+};
+use crate::error::Result;
+
+/// A cell that a trace has spans in: place of the series, interval, and bucket.
+type CellOf = (usize, u32, i32);
+
+/// What the trace under way has in each cell.
+#[derive(Debug, Default)]
+pub struct TraceCells {
+    cells: HashMap<CellOf, TraceSpans>,
+}
+
+/// The bucket of a value, by what the function keeps; None for a value that does not count.
+pub fn bucket_by(exact: bool) -> fn(Number) -> Option<i32> {
+    if exact {
+        |number| sketch::key_of(number.as_f64())
+    } else {
+        |number| match number {
+            Number::Int(value) => bucket_of(value).map(|bucket| bucket as i32),
+            Number::Float(_) => None,
+        }
+    }
+}
+
+impl TraceCells {
+    /// Adds a span.
+    pub fn add(&mut self, cell: CellOf, weight: Weight, value: f64) {
+        self.cells.entry(cell).or_default().add(weight, value);
+    }
+
+    /// Ends the trace: its cells go to their series. Errors: `Exhausted` when series take too much memory.
+    pub fn flush(&mut self, partial: &mut Partial) -> Result<()> {
+        let mut grown = 0;
+        for ((place, at, bucket), spans) in self.cells.drain() {
+            match partial.cells(place) {
+                Cells::WeightedCounts(cells) => cells[at as usize].add(&spans),
+                Cells::WeightedNumbers(cells) => cells[at as usize].add(&spans),
+                Cells::WeightedBuckets(cells) => grown += add_bucket(&mut cells[at as usize], bucket, &spans),
+                _ => debug_assert!(false, "cells without weights"),
+            }
+        }
+        partial.grow(grown)
+    }
+}
+
+/// Adds to a bucket and says how many bytes that took.
+fn add_bucket(cell: &mut Sparse<Estimate>, bucket: i32, spans: &TraceSpans) -> usize {
+    let known = cell.len();
+    cell.entry(bucket).or_default().add(spans);
+    (cell.len() - known) * sparse_bytes::<Estimate>()
+}
