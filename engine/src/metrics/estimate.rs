@@ -116,7 +116,7 @@ impl Variance {
         self.squares.merge(&other.squares);
     }
 
-    /// Degrees of freedom (Satterthwaite's): few where few traces make up most of the variance. Infinite without variance.
+    /// Degrees of freedom (Satterthwaite's): few where few traces make up most of the variance. Infinite without any.
     fn freedom(&self) -> f64 {
         let total = self.sum.total();
         if total > 0.0 { 2.0 * total * total / self.squares.total() } else { f64::INFINITY }
@@ -284,6 +284,9 @@ impl TraceSpans {
 /// Lower and upper ends, interval by interval.
 pub type Bounds = [Vec<f64>; 2];
 
+/// Smaller parts of a series are taken for this one.
+const PART_MIN: f64 = 1e-3;
+
 /// 0.975 quantile of the normal distribution.
 const NORMAL: f64 = 1.959_963_984_540_054;
 
@@ -303,16 +306,19 @@ fn student(freedom: f64) -> f64 {
 /// one of zero has none. Three things mend that. The variance of a total of sampled traces grows in proportion to the total, `V = c·T`, so
 /// the interval is the set of `T` that the estimate is compatible with, `(total − T)² ≤ q²·c·T` (Wilson's way). The factor `c`, which says how
 /// traces cluster, is estimated from all intervals of the series together; so an interval without a single sampled span still has an upper end.
-/// And `q` is Student's quantile with the degrees of freedom of that estimate, for where a few large traces make up most of it.
+/// And `q` is Student's quantile with the degrees of freedom of that estimate, for where a few large traces make up most of it. An interval that
+/// has a small part of all spans gets more of them, by the root of that part: its own error and that of `c` hardly go together. (The root is no
+/// theorem; with it 94 to 97 % are covered for traces of equal and of very different sizes, one interval or sixty, from three sampled traces on.)
 pub fn intervals_of_totals(totals: &[f64], variances: &[Variance]) -> Bounds {
     let mut variance = Variance::default();
     variances.iter().for_each(|own| variance.merge(own));
     let total: f64 = totals.iter().sum();
     let per_total = if total > 0.0 { variance.sum.total().max(0.0) / total } else { 0.0 };
-    let q = student(variance.freedom());
-    let spread = q * q * per_total;
-    let ends = |total: f64| {
-        let (middle, half) = (total + spread / 2.0, (spread * (total + spread / 4.0)).sqrt());
+    let ends = |own: f64| {
+        let part = (own / total).max(PART_MIN);
+        let q = student(variance.freedom() / part.sqrt());
+        let spread = q * q * per_total;
+        let (middle, half) = (own + spread / 2.0, (spread * (own + spread / 4.0)).sqrt());
         [(middle - half).max(0.0), middle + half]
     };
     [0, 1].map(|end| totals.iter().map(|&total| ends(total)[end]).collect())
@@ -328,18 +334,16 @@ pub fn intervals_of_sums(cells: &[NumberEstimate]) -> Bounds {
 }
 
 /// 95 % intervals of means: `mean ± q·σ` of the ratio of the sum and the number of spans, linearised. What a span adds to the variance is
-/// estimated from all intervals together, as in [`intervals_of_totals`].
+/// estimated from all intervals together, by how far traces are from the mean of the whole series: from that of their own interval few of them
+/// would seem to be nearer than they are. Where means differ from interval to interval this makes the ends a little too wide.
 pub fn intervals_of_means(cells: &[NumberEstimate]) -> Bounds {
-    let (mut freedom, mut variance, mut spans) = (Variance::default(), 0.0, 0.0);
-    for cell in cells.iter().filter(|cell| cell.spans.weight > Weight::default()) {
-        let mean = cell.sum.total() / cell.spans.weight.as_f64();
-        let residual = cell.sum_variance.sum.total() - 2.0 * mean * cell.covariance.total() + mean * mean * cell.spans.variance.sum.total();
-        variance += residual.max(0.0);
-        spans += cell.spans.weight.as_f64();
-        freedom.merge(&cell.spans.variance);
-    }
-    let per_span = if spans > 0.0 { variance / spans } else { 0.0 };
-    let q = student(freedom.freedom());
+    let mut all = NumberEstimate::default();
+    cells.iter().for_each(|cell| all.merge(cell));
+    let spans = all.spans.weight.as_f64();
+    let mean = all.sum.total() / spans;
+    let residual = all.sum_variance.sum.total() - 2.0 * mean * all.covariance.total() + mean * mean * all.spans.variance.sum.total();
+    let per_span = residual.max(0.0) / spans;
+    let q = student(all.spans.variance.freedom().min(all.sum_variance.freedom()));
     let end = |cell: &NumberEstimate, sign: f64| {
         let weight = cell.spans.weight.as_f64();
         cell.sum.total() / weight + sign * q * (per_span / weight).sqrt()
@@ -426,8 +430,8 @@ mod tests {
         (0..50).for_each(|_| variance.add(90.0));
         let [lower, upper] = intervals_of_totals(&[500.0, 0.0], &[variance, Variance::default()]);
         assert_eq!(lower[1], 0.0);
-        // c = 4500/500 = 9, ν = 100.
-        assert!((upper[1] - student(100.0).powi(2) * 9.0).abs() < 1e-9);
+        // c = 4500/500 = 9, ν = 100, over the root of the smallest part.
+        assert!((upper[1] - student(100.0 / 1e-3f64.sqrt()).powi(2) * 9.0).abs() < 1e-9);
         assert_eq!(intervals_of_totals(&[7.0, 0.0], &[Variance::default(); 2]), [vec![7.0, 0.0], vec![7.0, 0.0]]);
         assert_eq!(intervals_of_totals(&[0.0], &[Variance::default()]), [vec![0.0], vec![0.0]]);
     }

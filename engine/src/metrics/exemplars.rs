@@ -7,6 +7,8 @@
 //!
 //! In the end [`spread`] orders the spans of a series so that every beginning of the list is well spread.
 
+use std::{cmp::Reverse, collections::BTreeMap};
+
 use hashbrown::HashMap;
 
 use super::{intervals::Intervals, partial::Labels};
@@ -15,7 +17,7 @@ use crate::spans::TraceId;
 /// Most slots of one process and query. Answers have a hundred exemplars or so; a slot has some 200 bytes.
 pub const SLOTS_MAX: usize = 16_384;
 
-/// Exemplars in one stretch of time, as in Tempo's answers.
+/// Exemplars of a series in one stretch of time, as in Tempo's answers.
 const EACH_STRETCH: usize = 2;
 
 /// A stretch of time in a grid of intervals: 2ᵏ intervals that begin at a multiple of their length, so that grids of one step that begin at
@@ -23,6 +25,7 @@ const EACH_STRETCH: usize = 2;
 #[derive(Debug, Clone)]
 pub struct Stretches {
     by_interval: Vec<u64>,
+    exemplars: usize,
 }
 
 impl Stretches {
@@ -35,12 +38,18 @@ impl Stretches {
         }
         let length = intervals.step().saturating_mul(1 << doublings);
         let last_nanosecond = |at: u64| intervals.start() + intervals.step() * (at + 1) - 1;
-        Self { by_interval: (0..intervals.count() as u64).map(|at| last_nanosecond(at) / length).collect() }
+        let by_interval = (0..intervals.count() as u64).map(|at| last_nanosecond(at) / length).collect();
+        Self { by_interval, exemplars: exemplars as usize }
     }
 
-    /// How many intervals there are.
-    pub fn intervals(&self) -> usize {
-        self.by_interval.len()
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.by_interval.last().zip(self.by_interval.first()).map_or(0, |(last, first)| (last - first) as usize + 1)
+    }
+
+    /// How many exemplars a series may have in one of them: more than two where there are fewer intervals than stretches were wanted.
+    pub fn exemplars_each(&self) -> usize {
+        self.exemplars.div_ceil(self.count().max(1)).max(EACH_STRETCH)
     }
 
     /// The stretch of interval `at`.
@@ -148,15 +157,16 @@ impl Exemplars {
 }
 
 /// At most `most` of the spans of one series, ordered so that every beginning of the list is spread over time and classes of values, at most
-/// two in a stretch and one of a trace. `candidates` come with stretch and class, in this order.
-pub fn spread<'a>(candidates: &[(u64, i32, &'a Candidate)], most: usize) -> Vec<&'a Candidate> {
+/// `each` in a stretch and one of a trace. `candidates` come with stretch and class, in this order.
+pub fn spread<'a>(candidates: &[(u64, i32, &'a Candidate)], most: usize, each: usize) -> Vec<&'a Candidate> {
     let stretches: Vec<_> = candidates.chunk_by(|a, b| a.0 == b.0).collect();
-    let (mut chosen, mut of_class): (Vec<&Candidate>, HashMap<i32, usize>) = (Vec::new(), HashMap::new());
-    for _ in 0..EACH_STRETCH {
+    let (mut chosen, mut of_class): (Vec<&Candidate>, BTreeMap<i32, usize>) = (Vec::new(), BTreeMap::new());
+    for _ in 0..each {
         for at in halving(stretches.len()) {
             let free = stretches[at].iter().filter(|(.., candidate)| chosen.iter().all(|other| other.trace != candidate.trace));
-            // The class that was shown least; of equal ones the largest, since outliers are what one looks for.
-            let best = free.min_by_key(|(_, class, _)| (of_class.get(class).copied().unwrap_or(0), std::cmp::Reverse(*class)));
+            // The class that was shown least, of these the one that is farthest from all that were shown, of these the largest.
+            let rank = |class: &i32| (of_class.get(class).copied().unwrap_or(0), Reverse(distance(&of_class, *class)), Reverse(*class));
+            let best = free.min_by_key(|(_, class, _)| rank(class));
             if let Some((_, class, candidate)) = best {
                 *of_class.entry(*class).or_default() += 1;
                 chosen.push(candidate);
@@ -167,6 +177,13 @@ pub fn spread<'a>(candidates: &[(u64, i32, &'a Candidate)], most: usize) -> Vec<
         }
     }
     chosen
+}
+
+/// How far `class` is from the nearest key.
+fn distance(shown: &BTreeMap<i32, usize>, class: i32) -> i32 {
+    let below = shown.range(..=class).next_back().map(|(near, _)| class - near);
+    let above = shown.range(class..).next().map(|(near, _)| near - class);
+    below.into_iter().chain(above).min().unwrap_or(i32::MAX)
 }
 
 /// The numbers below `count`, each about in the middle of the widest gap between those before it.
@@ -195,9 +212,12 @@ mod tests {
             all.dedup();
             all.len()
         };
-        assert_eq!((distinct(1000), distinct(1), distinct(2)), (101, 1, 1));
+        assert_eq!(distinct(1000), 101);
+        assert!(distinct(1) <= 2 && distinct(2) <= 2, "one of 128 intervals, which may begin amid the grid");
         // Stretches of 4: the 101 intervals end at 1000 to 1100.
         assert_eq!(distinct(60), 26);
+        let each = |exemplars| Stretches::of(&intervals(1000), exemplars).exemplars_each();
+        assert_eq!((each(60), each(1), each(1010)), (3, 2, 10));
         let (early, late) = (Stretches::of(&intervals(1000), 60), Stretches::of(&intervals(1010), 60));
         (0..90).for_each(|at| assert_eq!(early.of_interval(at + 10), late.of_interval(at)));
     }
@@ -252,11 +272,14 @@ mod tests {
         let slots: Vec<(u64, i32, &Candidate)> =
             (0..16).map(|number| (number as u64 / 2, if number % 2 == 0 { 1 } else { 5 }, &all[number])).collect();
         let traces = |chosen: Vec<&Candidate>| chosen.iter().map(|candidate| candidate.trace.0[0]).collect::<Vec<_>>();
-        assert_eq!(traces(spread(&slots, 4)), [1, 8, 5, 12], "stretches 0, 4, 2, 6; classes 5, 1, 5, 1");
-        assert_eq!(spread(&slots, 100).len(), 16);
+        assert_eq!(traces(spread(&slots, 4, 2)), [1, 8, 5, 12], "stretches 0, 4, 2, 6; classes 5, 1, 5, 1");
+        assert_eq!(spread(&slots, 100, 2).len(), 16);
         let crowded: Vec<(u64, i32, &Candidate)> = (0..16).map(|number| (0, number as i32, &all[number])).collect();
-        assert_eq!(traces(spread(&crowded, 100)), [15, 14], "two in a stretch");
+        assert_eq!(traces(spread(&crowded, 100, 2)), [15, 0], "two in a stretch, as far apart as can be");
+        let values: Vec<(u64, i32, &Candidate)> =
+            (0..16).flat_map(|number| [(number as u64, number as i32, &all[number]), (number as u64, 15, &all[15])]).collect();
+        assert_eq!(traces(spread(&values, 3, 2)), [15, 8, 4], "the largest, then what is farthest in stretches 8 and 4");
         let same: Vec<(u64, i32, &Candidate)> = (0..8).map(|stretch| (stretch, 0, &all[3])).collect();
-        assert_eq!(traces(spread(&same, 100)), [3], "one of a trace");
+        assert_eq!(traces(spread(&same, 100, 2)), [3], "one of a trace");
     }
 }

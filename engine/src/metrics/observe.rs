@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use skein_proto::otlp::common::v1::KeyValue;
 
 use super::{
-    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, bucket_of, sparse_bytes},
+    cells::{BUCKETS, BUCKETS_BYTES, Cells, bucket_of, sparse_bytes},
     codes::Codes,
     compare::{self, Distinct},
     detail::{Detail, Extrapolation},
@@ -124,7 +124,7 @@ impl Observer {
     pub fn new(pipeline: &Pipeline, function: MetricsFunction, intervals: Intervals, detail: &Detail) -> Self {
         let partial = Partial::new(detail.cell_kind(&function), intervals.count());
         let detail = detail.for_function(&function);
-        let picker = (detail.exemplars > 0).then(|| Picker::new(pipeline, &function, &intervals, detail.exemplars));
+        let picker = (detail.exemplars > 0).then(|| Picker::new(pipeline, &function, &intervals, &detail));
         Self { function, intervals, detail, picker, partial, distinct: Distinct::default() }
     }
 
@@ -299,7 +299,7 @@ impl Observer {
     ) -> Result<Places> {
         let mut places = vec![None; groups.labels.len()];
         let weights = weights::weights_of(frame, &chosen.rows, extrapolation)?;
-        let by_bucket = matches!(self.detail.cell_kind(&self.function), CellKind::WeightedBuckets).then(|| bucket_by(self.detail.exact));
+        let by_bucket = bucket_by(&self.detail, &self.function);
         let (mut trace, mut from) = (TraceCells::default(), 0);
         for (_, until) in chosen.traces(frame)? {
             for at in from..until {
@@ -308,9 +308,8 @@ impl Observer {
                     Some(Some(number)) => number,
                     Some(None) => continue,
                 };
-                // A series is there once a span has a value, even one that no bucket takes, as without weights.
-                let place = self.place(&mut places, groups, groups.rows[at])?;
                 if let Some(bucket) = by_bucket.map_or(Some(0), |bucket_of| bucket_of(number)) {
+                    let place = self.place(&mut places, groups, groups.rows[at])?;
                     trace.add((place, chosen.intervals[at], bucket), weights[at], number.as_f64());
                 }
             }

@@ -4,10 +4,12 @@ use hashbrown::HashMap;
 
 use super::{
     compare::{META_TYPE, META_TYPES},
+    detail::Detail,
     exemplars::{Candidate, Stretches, class_of, hash_in, hash_of_trace},
     intervals::Intervals,
-    observe::{Chosen, Numbers, value_field},
+    observe::{Chosen, Number, Numbers, value_field},
     partial::{Labels, Partial},
+    weighted::{BucketOf, bucket_by},
 };
 use crate::{
     error::Result,
@@ -30,14 +32,16 @@ pub struct Picker {
     stretches: Stretches,
     /// What exemplars are told by, beside what their series is told by.
     fields: Vec<FieldRef>,
+    /// The bucket of a value, for functions that count by buckets: what has none does not count.
+    bucket_of: Option<BucketOf>,
 }
 
 impl Picker {
-    /// A picker for some `exemplars` of the spans that `pipeline` leaves.
-    pub fn new(pipeline: &Pipeline, function: &MetricsFunction, intervals: &Intervals, exemplars: u32) -> Self {
+    /// A picker of the spans that `pipeline` leaves, for `detail.exemplars` exemplars.
+    pub fn new(pipeline: &Pipeline, function: &MetricsFunction, intervals: &Intervals, detail: &Detail) -> Self {
         let told = |field: &FieldRef| function.by().contains(field) || value_field(function) == Some(field);
         let fields = shown_fields(pipeline).into_iter().map(|shown| shown.field).filter(|field| !told(field)).collect();
-        Self { stretches: Stretches::of(intervals, exemplars), fields }
+        Self { stretches: Stretches::of(intervals, detail.exemplars), fields, bucket_of: bucket_by(detail, function) }
     }
 
     /// Adds the columns that [`Picker::pick`] reads beside those of the function.
@@ -55,12 +59,12 @@ impl Picker {
         (groups, places): (&[u32], &[Option<usize>]),
         values: Option<&Numbers>,
     ) -> Result<()> {
-        let classes = values.map(|values| Classes::of(chosen, values));
+        let classes = values.map(|values| Classes::of(chosen, values, self.bucket_of));
         let (least, count) = classes.as_ref().map_or((0, 2), |classes| (classes.least, classes.count));
         let first = self.stretches.of_interval(0);
-        let stretches = (self.stretches.of_interval(self.stretches.intervals() as u32 - 1) - first + 1) as usize;
         // What makes each slot of a series prefer other traces.
-        let salts: Vec<u64> = (0..stretches * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
+        let salts: Vec<u64> =
+            (0..self.stretches.count() * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
         let ceiling = partial.exemplars().ceiling();
         let mut winners = Winners::new(places.len() * salts.len());
         let mut from = 0;
@@ -137,8 +141,10 @@ struct Classes {
 }
 
 impl Classes {
-    fn of(chosen: &Chosen, values: &Numbers) -> Self {
-        let rows: Vec<Option<i32>> = chosen.rows.iter().map(|&row| values.get(row as usize).map(|number| class_of(number.as_f64()))).collect();
+    fn of(chosen: &Chosen, values: &Numbers, bucket_of: Option<BucketOf>) -> Self {
+        let counts = |number: &Number| bucket_of.is_none_or(|bucket_of| bucket_of(*number).is_some());
+        let class = |row: &u32| values.get(*row as usize).filter(counts).map(|number| class_of(number.as_f64()));
+        let rows: Vec<Option<i32>> = chosen.rows.iter().map(class).collect();
         let least = rows.iter().flatten().min().copied().unwrap_or(0);
         let greatest = rows.iter().flatten().max().copied().unwrap_or(0);
         Self { rows, least, count: (greatest - least) as usize + 1 }

@@ -12,7 +12,7 @@ use super::{
     compare::{META_TYPE, META_TYPES, VALUES_MAX},
     detail::Detail,
     estimate::{self, Bounds, Estimate, NumberEstimate, Variance, Weight},
-    exemplars::{Candidate, Exemplars, spread},
+    exemplars::{Candidate, Exemplars, Stretches, spread},
     intervals::Intervals,
     observe::value_field,
     partial::{Labels, Partial},
@@ -58,7 +58,7 @@ pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail
     if all.is_empty() && function.by().is_empty() && matches!(function, MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. }) {
         all.push((vec![key_value("__name__", &Value::from(function.name()))], Cells::new(detail.cell_kind(function), intervals.count())));
     }
-    let mut of_places = exemplars_by_place(&all, &exemplars, intervals, detail.exemplars as usize);
+    let mut of_places = exemplars_by_place(&all, &exemplars, intervals, detail.exemplars);
     let mut series = match function {
         MetricsFunction::Compare { top_n, .. } => {
             compared(all, of_places, usize::try_from(*top_n).unwrap_or(usize::MAX), intervals.count(), detail.exemplars as usize)
@@ -77,12 +77,13 @@ pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail
 }
 
 /// The best spread exemplars of each place.
-fn exemplars_by_place(all: &[(Labels, Cells)], exemplars: &Exemplars, intervals: &Intervals, most: usize) -> HashMap<usize, Vec<Exemplar>> {
+fn exemplars_by_place(all: &[(Labels, Cells)], exemplars: &Exemplars, intervals: &Intervals, most: u32) -> HashMap<usize, Vec<Exemplar>> {
     let slots = exemplars.in_order();
+    let each = Stretches::of(intervals, most).exemplars_each();
     let of_place = |slots: &[((u32, u64, i32), &Candidate)]| {
         let place = slots[0].0.0 as usize;
         let candidates: Vec<(u64, i32, &Candidate)> = slots.iter().map(|&((_, stretch, class), candidate)| (stretch, class, candidate)).collect();
-        let chosen = spread(&candidates, most).into_iter().filter_map(|candidate| exemplar(candidate, &all.get(place)?.0, intervals));
+        let chosen = spread(&candidates, most as usize, each).into_iter().filter_map(|candidate| exemplar(candidate, &all.get(place)?.0, intervals));
         (place, chosen.collect())
     };
     slots.chunk_by(|a, b| a.0.0 == b.0.0).map(of_place).collect()

@@ -160,10 +160,10 @@ async fn extrapolated_numbers_are_those_of_hand() {
         check("{ } | count_over_time() by (status)", &["status=error: 2", "status=unset: 15"]).await;
         // 2·(1 + 3 + 8) + 4·8 + 5·16 + 1 + 2.
         check("{ } | sum_over_time(span.n)", &["__name__=sum_over_time: 139"]).await;
-        check("{ } | avg_over_time(span.n) * 17", &["__name__=avg_over_time: 139"]).await;
+        check("({ } | avg_over_time(span.n)) * 17", &["__name__=avg_over_time: 139"]).await;
         check("{ } | min_over_time(span.n)", &["__name__=min_over_time: 1"]).await;
         check("{ } | max_over_time(span.n)", &["__name__=max_over_time: 16"]).await;
-        check("{ } | histogram_over_time(span.n)", &["__bucket=2: 1", "__bucket=4: 2", "__bucket=8: 6", "__bucket=16: 5"]).await;
+        check("{ } | histogram_over_time(span.n)", &["__bucket=16: 5", "__bucket=2: 1", "__bucket=4: 2", "__bucket=8: 6"]).await;
         // Of 14 spans the seventh lies 4 of 6 into bucket 8, the last bound before which is 4.
         let median = 2f64.powf(2.0 + 4.0 / 6.0);
         check("{ } | quantile_over_time(span.n, .5)", &[&format!("p=0.5: {median}")]).await;
@@ -217,7 +217,7 @@ fn part(seed: u64) -> f64 {
 
 /// The hour that [`corpus`] lies in, in steps of ten minutes.
 fn hour() -> Intervals {
-    Intervals::of_range(7201 * SECOND, 10_800 * SECOND, 600 * SECOND).unwrap()
+    Intervals::of_range(7800 * SECOND, 10_800 * SECOND, 600 * SECOND).unwrap()
 }
 
 /// Traces of one span to some hundred, of which few have most of the errors; that of trace `id` has the tracestate that `keep` says, if any.
@@ -274,7 +274,13 @@ fn kept(trace: u128, threshold: u64) -> Option<String> {
 async fn intervals_cover_the_true_values_in_95_of_100_samplings() {
     const SAMPLINGS: u64 = 1000;
     const TRACES: u64 = 1500;
-    let queries = ["{ } | rate()", "{ status = error } | rate()", "{ } | count_over_time() by (name)", "{ } | sum_over_time(duration) by (name)"];
+    let queries = [
+        "{ } | rate()",
+        "{ status = error } | rate()",
+        "{ } | count_over_time() by (name)",
+        "{ } | sum_over_time(duration) by (name)",
+        "{ } | avg_over_time(duration)",
+    ];
     let whole = engine_of(&corpus(TRACES, 0, |_| Some(String::new())), &[], 1).await;
     let mut truths = Vec::new();
     for query in queries {
@@ -299,7 +305,7 @@ async fn intervals_cover_the_true_values_in_95_of_100_samplings() {
     }
     for (query, (covered, all)) in queries.iter().zip(covered) {
         let share = f64::from(covered) / f64::from(all);
-        println!("{query}: {:.2} % of {all}", share * 100.0);
+        eprintln!("{query}: {:.2} % of {all}", share * 100.0);
         assert!(all >= 5000 && (0.93..=0.97).contains(&share), "{query}: {share} of {all}");
     }
 }
@@ -345,7 +351,9 @@ async fn exact_quantiles_are_within_their_error() {
     };
     near(median(" with (exact=true)").await, [-4.0, 0.0]);
     near(median(" with (exact=true, extrapolate=true)").await, [-4.0, 2.5]);
-    assert_eq!(median("").await, [0.0, 0.0]);
+    assert!(median("").await.is_empty());
+    let with_exemplars = ask(&engine, "{ } | quantile_over_time(span.f, .5)", whole, 9).await;
+    assert!(with_exemplars.is_empty(), "nor do spans that do not count become exemplars");
 }
 
 /// Trace id and text of a label.
@@ -414,7 +422,7 @@ async fn exemplars_take_the_values_that_the_specification_says() {
         all.into_iter().flat_map(list).collect::<Vec<_>>()
     };
     // Of rates the value of the series in that interval.
-    let of_rates = exemplars("{ status = error } | rate() * 2", 10).await;
+    let of_rates = exemplars("({ status = error } | rate()) * 2", 10).await;
     assert!(!of_rates.is_empty());
     for (series, exemplar) in of_rates {
         let sample = series.samples.iter().find(|sample| sample.timestamp_ms >= exemplar.timestamp_ms).unwrap();

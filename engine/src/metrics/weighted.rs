@@ -3,13 +3,14 @@
 use hashbrown::HashMap;
 
 use super::{
-    cells::{Cells, Sparse, bucket_of, sparse_bytes},
+    cells::{CellKind, Cells, Sparse, bucket_of, sparse_bytes},
+    detail::Detail,
     estimate::{Estimate, TraceSpans, Weight},
     observe::Number,
     partial::Partial,
     sketch,
 };
-use crate::error::Result;
+use crate::{error::Result, traceql::MetricsFunction};
 
 /// A cell that a trace has spans in: place of the series, interval, and bucket.
 type CellOf = (usize, u32, i32);
@@ -20,15 +21,20 @@ pub struct TraceCells {
     cells: HashMap<CellOf, TraceSpans>,
 }
 
-/// The bucket of a value, by what the function keeps; None for a value that does not count.
-pub fn bucket_by(exact: bool) -> fn(Number) -> Option<i32> {
-    if exact {
-        |number| sketch::key_of(number.as_f64())
-    } else {
-        |number| match number {
-            Number::Int(value) => bucket_of(value).map(|bucket| bucket as i32),
-            Number::Float(_) => None,
-        }
+/// The bucket of a value; None for a value that does not count.
+pub type BucketOf = fn(Number) -> Option<i32>;
+
+/// How `function` puts values in buckets; None for functions that do not.
+pub fn bucket_by(detail: &Detail, function: &MetricsFunction) -> Option<BucketOf> {
+    match detail.cell_kind(function) {
+        CellKind::Buckets | CellKind::Sketches | CellKind::WeightedBuckets => Some(match detail.for_function(function).exact {
+            true => |number| sketch::key_of(number.as_f64()),
+            false => |number| match number {
+                Number::Int(value) => bucket_of(value).map(|bucket| bucket as i32),
+                Number::Float(_) => None,
+            },
+        }),
+        CellKind::Counts | CellKind::Numbers | CellKind::WeightedCounts | CellKind::WeightedNumbers => None,
     }
 }
 
