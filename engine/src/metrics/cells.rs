@@ -3,7 +3,7 @@
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-use super::estimate::{Estimate, NumberEstimate, Sum};
+use super::estimate::{Estimate, NumberEstimate, Sum, Weight};
 
 /// Powers of two that can bound a value: `2^1` to `2^63`; the bucket of `v` is the least power that is not below it.
 pub const BUCKETS: usize = 64;
@@ -127,6 +127,19 @@ impl Cells {
             (Self::WeightedNumbers(own), Self::WeightedNumbers(other)) => own.iter_mut().zip(other).for_each(|(own, other)| own.merge(other)),
             (Self::WeightedBuckets(own), Self::WeightedBuckets(other)) => merge_sparse(own, other, Estimate::merge),
             _ => debug_assert!(false, "cells of different kinds"),
+        }
+    }
+
+    /// How many counts or numbers are not empty.
+    pub fn filled(&self) -> usize {
+        match self {
+            Self::Counts(cells) => cells.iter().filter(|count| **count > 0).count(),
+            Self::Numbers(cells) => cells.iter().filter(|cell| cell.count > 0).count(),
+            Self::Buckets(cells) => cells.iter().flatten().flat_map(|buckets| buckets.iter()).filter(|count| **count > 0).count(),
+            Self::Sketches(cells) => cells.iter().map(Sparse::len).sum(),
+            Self::WeightedCounts(cells) => cells.iter().filter(|cell| cell.weight > Weight::default()).count(),
+            Self::WeightedNumbers(cells) => cells.iter().filter(|cell| cell.spans.weight > Weight::default()).count(),
+            Self::WeightedBuckets(cells) => cells.iter().map(Sparse::len).sum(),
         }
     }
 

@@ -130,6 +130,11 @@ impl Exemplars {
         self.ceiling
     }
 
+    /// Whether `slot` has a span.
+    pub fn has(&self, slot: Slot) -> bool {
+        self.slots.contains_key(&slot)
+    }
+
     /// Whether a span with this hash would stay in `slot`.
     pub fn wants(&self, slot: Slot, hash: u64) -> bool {
         hash <= self.ceiling && self.slots.get(&slot).is_none_or(|known| hash < known.hash)

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     exec::eval::{ColumnNeeds, Frame, vector::Vector},
+    exec::memory::Reservation,
     exec::source::SourceRef,
     plan::matches::key_value,
     spans::{read::Typed, schema::Column, value::Value},
@@ -32,6 +33,12 @@ use crate::{
 
 /// Counters of rows by group and interval are kept in one table up to this size.
 const TABLE_MAX: usize = 1 << 20;
+
+/// Bytes of a chosen row: its place, interval, group, and the code of a value.
+const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
+
+/// Bytes of the labels of a group of a frame, roughly.
+const GROUP_BYTES: usize = 200;
 
 /// The value that a function takes from each span.
 pub fn value_field(function: &MetricsFunction) -> Option<&FieldRef> {
@@ -120,9 +127,9 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Nothing observed yet of the spans that `pipeline` leaves.
-    pub fn new(pipeline: &Pipeline, function: MetricsFunction, intervals: Intervals, detail: &Detail) -> Self {
-        let partial = Partial::new(detail.cell_kind(&function), intervals.count());
+    /// Nothing observed yet of the spans that `pipeline` leaves; `memory` is to hold the series.
+    pub fn new(pipeline: &Pipeline, function: MetricsFunction, intervals: Intervals, detail: &Detail, memory: Reservation) -> Self {
+        let partial = Partial::new(detail.cell_kind(&function), intervals.count(), memory);
         let detail = detail.for_function(&function);
         let picker = (detail.exemplars > 0).then(|| Picker::new(pipeline, &function, &intervals, &detail));
         Self { function, intervals, detail, picker, partial, distinct: Distinct::default() }
@@ -158,6 +165,7 @@ impl Observer {
         if chosen.rows.is_empty() {
             return Ok(());
         }
+        frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
         if let MetricsFunction::Compare { selection, window, .. } = &self.function {
             let selected = compare::selected(frame, rows, &chosen, selection, *window)?;
             self.compare(frame, &chosen, &selected)?;
@@ -167,6 +175,7 @@ impl Observer {
             };
         }
         let groups = self.groups(frame, &chosen)?;
+        frame.hold(groups.labels.len() * GROUP_BYTES + (groups.labels.len() * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>())?;
         let numbers = match value_field(&self.function) {
             Some(field) => Some(Numbers::of(frame.vector_of_spans(field)?)),
             None => None,
@@ -285,7 +294,7 @@ impl Observer {
                 _ => {}
             }
         }
-        self.partial.grow(grown)?;
+        self.partial.hold(grown)?;
         Ok(places)
     }
 

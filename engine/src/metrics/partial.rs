@@ -17,37 +17,43 @@ use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 use super::{
     cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, in_order, sparse_bytes},
     estimate::{Estimate, NumberEstimate, Sum, Weight},
-    exemplars::{Candidate, Exemplars},
+    exemplars::{Candidate, Exemplars, Slot},
 };
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
+    exec::memory::Reservation,
     spans::TraceId,
 };
 
 /// Names and typed values that tell series apart, in the order of the grouping.
 pub type Labels = Vec<KeyValue>;
 
-/// Memory that the series of one partition may take.
-const BYTES_MAX: usize = 1 << 30;
+/// Bytes of a row of [`schema`] without its labels and its exemplar.
+const ROW_BYTES: usize = 4 + 4 + 4 + 8 + 4 * 8 + 16 + 4 + 14 * 8;
 
-/// Series and their cells.
+/// Bytes of the labels of an exemplar, roughly.
+fn candidate_bytes(candidate: &Candidate) -> usize {
+    candidate.labels.iter().map(|label| size_of::<KeyValue>() + label.encoded_len()).sum()
+}
+
+/// Series and their cells, and the memory that they take.
 #[derive(Debug)]
 pub struct Partial {
     kind: CellKind,
     intervals: usize,
     series: Vec<(Labels, Cells)>,
     places: HashMap<Vec<u8>, usize>,
-    bytes: usize,
+    memory: Reservation,
     exemplars: Exemplars,
 }
 
 impl Partial {
-    /// No series yet.
-    pub fn new(kind: CellKind, intervals: usize) -> Self {
-        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), bytes: 0, exemplars: Exemplars::default() }
+    /// No series yet; `memory` is to hold theirs.
+    pub fn new(kind: CellKind, intervals: usize, memory: Reservation) -> Self {
+        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), memory, exemplars: Exemplars::default() }
     }
 
-    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when series take too much memory.
+    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when there is no memory for more.
     pub fn place(&mut self, labels: Labels) -> Result<usize> {
         let list = KeyValueList { values: labels };
         let key = list.encode_to_vec();
@@ -55,7 +61,9 @@ impl Partial {
             return Ok(place);
         }
         let cells = Cells::new(self.kind, self.intervals);
-        self.grow(cells.memory_bytes() + 2 * key.len())?;
+        // Labels as they are, and as the key by which they are found.
+        let labels: usize = list.values.len() * size_of::<KeyValue>() + 2 * key.len();
+        self.hold(cells.memory_bytes() + labels + size_of::<(Labels, Cells)>() + size_of::<(Vec<u8>, usize)>())?;
         self.series.push((list.values, cells));
         self.places.insert(key, self.series.len() - 1);
         Ok(self.series.len() - 1)
@@ -66,17 +74,12 @@ impl Partial {
         self.places.get(&KeyValueList { values: labels }.encode_to_vec()).copied()
     }
 
-    /// Notes that series took `bytes` more. Errors: `Exhausted` when they take too much memory.
-    pub fn grow(&mut self, bytes: usize) -> Result<()> {
-        self.bytes += bytes;
-        if self.bytes > BYTES_MAX {
+    /// Reserves memory for what cells grow by. Errors: `Exhausted`.
+    pub fn hold(&self, bytes: usize) -> Result<()> {
+        self.memory.grow(bytes).map_err(|error| {
             let count = self.series.len();
-            return Err(Error::new(
-                ErrorKind::Exhausted,
-                format!("the query has more than {count} series: group by fewer values, or take a longer step"),
-            ));
-        }
-        Ok(())
+            error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
+        })
     }
 
     /// How many series there are.
@@ -95,8 +98,17 @@ impl Partial {
     }
 
     /// The spans that may become exemplars.
-    pub fn exemplars(&mut self) -> &mut Exemplars {
-        &mut self.exemplars
+    pub fn exemplars(&self) -> &Exemplars {
+        &self.exemplars
+    }
+
+    /// Takes a span that may become an exemplar, if it is wanted. Errors: `Exhausted`.
+    pub fn offer(&mut self, slot: Slot, candidate: Candidate) -> Result<()> {
+        if !self.exemplars.has(slot) && self.exemplars.wants(slot, candidate.hash) {
+            self.hold(size_of::<(Slot, Candidate)>() + candidate_bytes(&candidate))?;
+        }
+        self.exemplars.offer(slot, candidate);
+        Ok(())
     }
 
     /// All series, by place, and their exemplars.
@@ -151,17 +163,19 @@ impl Partial {
                 *usize::try_from(bucket).ok().and_then(|bucket| cell.get_mut(bucket)).ok_or_else(damaged)? += count;
             }
             Cells::Sketches(cells) => {
-                grown = sparse_bytes::<u64>();
+                let known = cells[at].len();
                 *cells[at].entry(bucket).or_default() += count;
+                grown = (cells[at].len() - known) * sparse_bytes::<u64>();
             }
             Cells::WeightedCounts(cells) => cells[at].merge(&Estimate::read(weight(), &mut sums).ok_or_else(damaged)?),
             Cells::WeightedNumbers(cells) => cells[at].merge(&NumberEstimate::read(weight(), &mut sums).ok_or_else(damaged)?),
             Cells::WeightedBuckets(cells) => {
-                grown = sparse_bytes::<Estimate>();
+                let known = cells[at].len();
                 cells[at].entry(bucket).or_default().merge(&Estimate::read(weight(), &mut sums).ok_or_else(damaged)?);
+                grown = (cells[at].len() - known) * sparse_bytes::<Estimate>();
             }
         }
-        self.grow(grown)
+        if grown > 0 { self.hold(grown) } else { Ok(()) }
     }
 
     fn merge_exemplar(&mut self, batch: &RecordBatch, row: usize, place: usize) -> Result<()> {
@@ -176,12 +190,25 @@ impl Partial {
             labels: KeyValueList::decode(labels).map_err(|e| Error::internal("reading labels").with_source(e))?.values,
         };
         let class = batch.column(2).as_primitive::<Int32Type>().value(row);
-        self.exemplars.offer((place as u32, number(EXEMPLAR_TRACE + 1), class), candidate);
-        Ok(())
+        self.offer((place as u32, number(EXEMPLAR_TRACE + 1), class), candidate)
     }
 
-    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans, then one for each exemplar. Errors: `Internal`.
+    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans, then one for each exemplar. The batch carries
+    /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
+        let held = self.memory.another();
+        for (labels, cells) in &self.series {
+            let labels: usize = labels.iter().map(Message::encoded_len).sum();
+            held.grow(cells.filled() * (ROW_BYTES + labels)).map_err(|error| error.context("handing on the series of the query"))?;
+        }
+        for ((place, ..), candidate) in self.exemplars.in_order() {
+            let labels: usize = self.series[place as usize].0.iter().map(Message::encoded_len).sum();
+            held.grow(2 * ROW_BYTES + labels + candidate_bytes(candidate)).map_err(|error| error.context("handing on exemplars"))?;
+        }
+        held.attach(self.rows()?)
+    }
+
+    fn rows(&self) -> Result<RecordBatch> {
         let mut rows = Rows::default();
         for (labels, cells) in &self.series {
             rows.push_cells(&KeyValueList { values: labels.clone() }.encode_to_vec(), cells);
@@ -381,7 +408,7 @@ mod tests {
     }
 
     fn filled(kind: CellKind) -> Partial {
-        let mut partial = Partial::new(kind, 3);
+        let mut partial = Partial::new(kind, 3, Reservation::default());
         for (name, at) in [("a", 0), ("b", 2), ("a", 2)] {
             let place = partial.place(vec![key_value("name", &Value::from(name))]).unwrap();
             match partial.cells(place) {
@@ -398,7 +425,7 @@ mod tests {
         for (place, class, hash) in [(0, -3, 5), (0, 4, 1 << 63), (1, 4, 9)] {
             let candidate =
                 Candidate { hash, trace: TraceId([class as u8; 16]), start_unix_nano: 77, value: f64::from(class), labels: labels.clone() };
-            partial.exemplars().offer((place, 1 << 40, class), candidate);
+            partial.offer((place, 1 << 40, class), candidate).unwrap();
         }
         partial
     }
@@ -406,7 +433,7 @@ mod tests {
     #[test]
     fn series_survive_the_batch_and_add_up() {
         for kind in KINDS {
-            let mut merged = Partial::new(kind, 3);
+            let mut merged = Partial::new(kind, 3, Reservation::default());
             merged.merge_batch(&filled(kind).to_batch().unwrap()).unwrap();
             let ((one, exemplars), (copy, copied)) = (filled(kind).into_series(), merged.into_series());
             assert_eq!(one, copy);
@@ -421,22 +448,21 @@ mod tests {
                 assert_eq!(expected.memory_bytes(), found.memory_bytes());
             }
         }
-        assert!(Partial::new(CellKind::Counts, 2).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
+        assert!(
+            Partial::new(CellKind::Counts, 2, Reservation::default()).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(),
+            "an interval too far"
+        );
     }
 
     #[test]
     fn batches_of_other_cells_are_refused() {
         let batch = |kind| filled(kind).to_batch().unwrap();
         for kind in [CellKind::WeightedCounts, CellKind::WeightedNumbers, CellKind::WeightedBuckets] {
-            assert!(Partial::new(kind, 3).merge_batch(&batch(CellKind::Counts)).is_err(), "{kind:?} needs estimates");
+            assert!(Partial::new(kind, 3, Reservation::default()).merge_batch(&batch(CellKind::Counts)).is_err(), "{kind:?} needs estimates");
         }
-        assert!(Partial::new(CellKind::Buckets, 3).merge_batch(&batch(CellKind::Sketches)).is_err(), "there is no bucket below 0");
-    }
-
-    #[test]
-    fn memory_of_series_that_grow_is_bounded() {
-        let mut partial = Partial::new(CellKind::Sketches, 3);
-        partial.grow(BYTES_MAX / 2).unwrap();
-        assert_eq!(partial.grow(BYTES_MAX).unwrap_err().kind(), ErrorKind::Exhausted);
+        assert!(
+            Partial::new(CellKind::Buckets, 3, Reservation::default()).merge_batch(&batch(CellKind::Sketches)).is_err(),
+            "there is no bucket below 0"
+        );
     }
 }

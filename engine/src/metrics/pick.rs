@@ -92,7 +92,7 @@ impl Picker {
             let slot = (place as u32, first + (slot / count) as u64, least + (slot % count) as i32);
             if partial.exemplars().wants(slot, hash) {
                 let candidate = self.candidate(frame, chosen.rows[at as usize] as usize, hash, values)?;
-                partial.exemplars().offer(slot, candidate);
+                partial.offer(slot, candidate)?;
             }
         }
         Ok(())

@@ -55,7 +55,7 @@ impl TraceCells {
                 _ => debug_assert!(false, "cells without weights"),
             }
         }
-        partial.grow(grown)
+        partial.hold(grown)
     }
 }
 

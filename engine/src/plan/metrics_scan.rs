@@ -21,23 +21,24 @@ use crate::{
     clock::Stopwatch,
     exec::{
         eval::Frame,
+        memory::{Pool, Reservation},
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{SpansetPipeline, evaluation_order},
+        spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
     metrics::{detail::Detail, intervals::Intervals, observe::Observer, partial},
     stop,
-    traceql::{MetricsFunction, Pipeline},
+    traceql::MetricsFunction,
 };
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// series of a partition, bounded by [`partial::Partial`].
+/// columns of a row group and all series, for each partition.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
-    pipeline: Pipeline,
+    pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
     detail: Detail,
@@ -47,17 +48,17 @@ pub struct MetricsScanExec {
 }
 
 impl MetricsScanExec {
-    /// A scan of `sources` by `partitions` partitions.
+    /// A scan of `sources` by `partitions` partitions. A plain pipeline is evaluated as it is written.
     pub fn new(
         sources: Arc<SourceSet>,
-        pipeline: Pipeline,
+        pipeline: impl Into<SpansetPipeline>,
         function: MetricsFunction,
         intervals: Intervals,
         detail: Detail,
         partitions: usize,
     ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline, function, intervals, detail, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, detail, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -65,8 +66,8 @@ impl MetricsScanExec {
         &self.sources
     }
 
-    /// The pipeline.
-    pub fn pipeline(&self) -> &Pipeline {
+    /// The pipeline and how its filters are evaluated.
+    pub fn pipeline(&self) -> &SpansetPipeline {
         &self.pipeline
     }
 
@@ -98,6 +99,7 @@ struct Scan {
     observer: Observer,
     intervals: Intervals,
     metrics: Arc<ScanMetrics>,
+    pool: Pool,
 }
 
 impl Scan {
@@ -120,7 +122,7 @@ impl Scan {
     async fn observe(&mut self, unit: ScanUnit) -> crate::error::Result<()> {
         let metrics = &*self.metrics;
         let source = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None);
+        let mut frame = Frame::new(source, unit.group, None, &self.pool);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
@@ -145,7 +147,10 @@ impl DisplayAs for MetricsScanExec {
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
         write!(f, "{}, sources=[{}], partitions={}", self.detail, self.sources, self.partitions)?;
         match form {
-            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            DisplayFormatType::Verbose => {
+                let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
+                write!(f, "{traces}, filters=[{}]", self.pipeline.describe_filters())
+            }
             _ => Ok(()),
         }
     }
@@ -155,13 +160,15 @@ impl ExecutionPlan for MetricsScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let held = Reservation::new("series of a partition", context.memory_pool());
         let scan = Scan {
             sources: self.sources.clone(),
-            pipeline: SpansetPipeline::new(self.pipeline.clone()),
-            observer: Observer::new(&self.pipeline, self.function.clone(), self.intervals, &self.detail),
+            pipeline: self.pipeline.clone(),
+            observer: Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held),
             intervals: self.intervals,
             metrics: self.metrics.clone(),
+            pool: context.memory_pool().clone(),
         };
         let partitions = self.partitions;
         let batch = async move { Ok(scan.run(partition, partitions).await?) };
