@@ -15,7 +15,7 @@ use super::{
     detail::{Detail, Extrapolation},
     estimate::Weight,
     intervals::Intervals,
-    partial::{Labels, Partial},
+    partial::{Labels, Partial, too_many_series},
     pick::Picker,
     sketch,
     weighted::{TraceCells, bucket_by},
@@ -175,7 +175,9 @@ impl Observer {
             };
         }
         let groups = self.groups(frame, &chosen)?;
-        frame.hold(groups.labels.len() * GROUP_BYTES + (groups.labels.len() * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>())?;
+        let count = groups.labels.len();
+        let table = (count * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>();
+        frame.hold(count * GROUP_BYTES + table).map_err(|error| too_many_series(error, count))?;
         let numbers = match value_field(&self.function) {
             Some(field) => Some(Numbers::of(frame.vector_of_spans(field)?)),
             None => None,

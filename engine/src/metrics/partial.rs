@@ -36,6 +36,11 @@ fn candidate_bytes(candidate: &Candidate) -> usize {
     candidate.labels.iter().map(|label| size_of::<KeyValue>() + label.encoded_len()).sum()
 }
 
+/// `error`, which refuses memory for more than `count` series, with what to do about it.
+pub fn too_many_series(error: Error, count: usize) -> Error {
+    error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
+}
+
 /// Series and their cells, and the memory that they take.
 #[derive(Debug)]
 pub struct Partial {
@@ -76,10 +81,7 @@ impl Partial {
 
     /// Reserves memory for what cells grow by. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
-        self.memory.grow(bytes).map_err(|error| {
-            let count = self.series.len();
-            error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
-        })
+        self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
     }
 
     /// How many series there are.
