@@ -451,7 +451,7 @@ async fn metrics_are_those_of_one_process_and_count_each_span_once() {
     let whole = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
     let steps = Intervals::of_range(1000 * SECOND, 2000 * SECOND, 60 * SECOND).unwrap();
     let series = async |queries: &dyn QueryService, query: &str, intervals: Intervals| {
-        let request = MetricsRequest { query: query.into(), intervals, max_series: 0 };
+        let request = MetricsRequest { query: query.into(), intervals, max_series: 0, exemplars: 100, sampling_attribute: None };
         queries.metrics(&TenantId::single(), request).await.unwrap_or_else(|error| panic!("{query}: {error}")).series
     };
     for query in [

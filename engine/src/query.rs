@@ -90,6 +90,10 @@ pub struct MetricsRequest {
     pub intervals: Intervals,
     /// Most series to return; 0 is no limit.
     pub max_series: usize,
+    /// Most exemplars to return, whatever the query's hints say of them.
+    pub exemplars: u32,
+    /// The attribute of spans or resources that tells sampling probabilities, for `with(extrapolate=true)`.
+    pub sampling_attribute: Option<String>,
 }
 
 /// The answer to a metrics query: series ordered by the number of labels, their names and values.

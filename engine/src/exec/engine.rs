@@ -35,7 +35,7 @@ use crate::{
         Catalog,
         meta::{BlockMeta, bloom_name},
     },
-    error::{Error, Result},
+    error::Result,
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::evaluate::{self, Operands, operand_key, operands_of},
     plan::trace_details::search_results,
@@ -45,7 +45,7 @@ use crate::{
     },
     spans::{BlockId, TraceId, set::SpanSet},
     tenant::TenantId,
-    traceql::{self, QueryBody},
+    traceql,
 };
 
 /// Blocks opened at the same time.
@@ -173,7 +173,7 @@ impl Engine {
 
     /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
     async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let (query, detail) = evaluate::checked(request)?;
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
@@ -183,10 +183,10 @@ impl Engine {
             if operands.contains_key(&key) {
                 continue;
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, &detail, self.settings.partitions)?;
             let batches = self.execute(&plan).await?;
             stats = stats.plus(&stats_of_plan(&plan));
-            let series = evaluate::finish_operand(function, &request.intervals, &batches, self.hold("series of the answer"))?;
+            let series = evaluate::finish_operand(function, &request.intervals, &detail, &batches, self.hold("series of the answer"))?;
             values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
             operands.insert(key, series);
         }

@@ -8,8 +8,8 @@ use hashbrown::HashMap;
 use super::{
     cells::Cells,
     codes::Codes,
-    intervals::Intervals,
-    observe::{CHOSEN_BYTES, Chosen},
+    estimate::Weight,
+    observe::Chosen,
     partial::{Labels, Partial},
 };
 use crate::{
@@ -94,29 +94,22 @@ impl Distinct {
     }
 }
 
-/// Adds the spans of `frame` in `rows`. Those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
-/// included), are the selection. Errors: `Exhausted` for too many values, `Data`.
-pub fn observe(
-    (partial, distinct): (&mut Partial, &mut Distinct),
-    frame: &Frame,
-    rows: &BooleanBuffer,
-    intervals: &Intervals,
-    selection: &FieldExpr,
-    window: Option<(i64, i64)>,
-) -> Result<()> {
-    let chosen = Chosen::of(frame, rows, intervals)?;
-    if chosen.rows.is_empty() {
-        return Ok(());
-    }
-    frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
+/// Which of the chosen spans are the selection: those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
+/// included). Errors: `Data`.
+pub fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Vec<bool>> {
     let selected = mask(selection, frame, rows)?;
     let starts = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
     let is_selected = |row: u32| {
         let start = starts.0[row as usize].wrapping_add(starts.1[row as usize]);
         selected.value(row as usize) && window.is_none_or(|(after, until)| start > after && start <= until)
     };
-    let selected = chosen.rows.iter().map(|&row| is_selected(row)).collect();
-    let mut counter = Counter { partial, distinct, chosen: &chosen, selected };
+    Ok(chosen.rows.iter().map(|&row| is_selected(row)).collect())
+}
+
+/// Adds the chosen spans of `frame`, of which `selected` tells the group. Each stands for `weight` spans.
+/// Errors: `Exhausted` for too many values, `Data`.
+pub fn observe((partial, distinct): (&mut Partial, &mut Distinct), frame: &Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Result<()> {
+    let mut counter = Counter { partial, distinct, chosen, selected, weight };
     for field in fields(frame.source()) {
         counter.count(&field.to_string(), &frame.vector_of_spans(&field)?)?;
     }
@@ -128,7 +121,8 @@ struct Counter<'a> {
     distinct: &'a mut Distinct,
     chosen: &'a Chosen,
     /// By chosen row.
-    selected: Vec<bool>,
+    selected: &'a [bool],
+    weight: Weight,
 }
 
 /// Spans of one value, group and interval.
@@ -160,7 +154,7 @@ impl Counter<'_> {
     fn slots(&self, codes: &Codes) -> HashMap<Slot, u64> {
         let mut slots: HashMap<Slot, u64> = HashMap::new();
         let (mut run, mut length): (Slot, u64) = ((u32::MAX, false, 0), 0);
-        for ((&code, &selected), &at) in codes.rows.iter().zip(&self.selected).zip(&self.chosen.intervals) {
+        for ((&code, &selected), &at) in codes.rows.iter().zip(self.selected).zip(&self.chosen.intervals) {
             if (code, selected, at) != run {
                 if length > 0 {
                     *slots.entry(run).or_default() += length;
@@ -224,8 +218,10 @@ impl Counter<'_> {
     }
 
     fn add(&mut self, place: usize, at: u32, count: u64) {
-        if let Cells::Counts(cells) = self.partial.cells(place) {
-            cells[at as usize] += count;
+        match self.partial.cells(place) {
+            Cells::Counts(cells) => cells[at as usize] += count,
+            Cells::WeightedCounts(cells) => cells[at as usize].weight += self.weight.times(count),
+            _ => debug_assert!(false, "cells that are no counts"),
         }
     }
 }

@@ -26,12 +26,7 @@ use crate::{
         spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
-    metrics::{
-        compare,
-        intervals::Intervals,
-        observe::{self, Observer},
-        partial,
-    },
+    metrics::{detail::Detail, intervals::Intervals, observe::Observer, partial},
     stop,
     traceql::MetricsFunction,
 };
@@ -46,6 +41,7 @@ pub struct MetricsScanExec {
     pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
+    detail: Detail,
     partitions: usize,
     metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
@@ -58,10 +54,11 @@ impl MetricsScanExec {
         pipeline: impl Into<SpansetPipeline>,
         function: MetricsFunction,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
     ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, detail, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -84,6 +81,11 @@ impl MetricsScanExec {
         &self.intervals
     }
 
+    /// What is kept beside the function's own cells.
+    pub fn detail(&self) -> &Detail {
+        &self.detail
+    }
+
     /// Partitions.
     pub fn partitions(&self) -> usize {
         self.partitions
@@ -94,31 +96,30 @@ impl MetricsScanExec {
 struct Scan {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
-    function: MetricsFunction,
+    observer: Observer,
     intervals: Intervals,
     metrics: Arc<ScanMetrics>,
     pool: Pool,
 }
 
 impl Scan {
-    async fn run(self, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
+    async fn run(mut self, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
         let watch = Stopwatch::start();
         let (units, outside) = scan_units(self.sources.sources().await?, Some(self.intervals.window()));
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = Observer::new(self.function.clone(), self.intervals, Reservation::new("series of a partition", &self.pool));
         for unit in units.into_iter().skip(partition).step_by(partitions) {
             stop::check()?;
-            self.observe(unit, &mut observer).await?;
+            self.observe(unit).await?;
         }
-        let batch = observer.into_partial().to_batch()?;
+        let batch = self.observer.into_partial().to_batch()?;
         self.metrics.busy(watch.elapsed());
         self.metrics.output(batch.num_rows());
         Ok(batch)
     }
 
-    async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+    async fn observe(&mut self, unit: ScanUnit) -> crate::error::Result<()> {
         let metrics = &*self.metrics;
         let source = self.sources.sources().await?[unit.source].clone();
         let mut frame = Frame::new(source, unit.group, None, &self.pool);
@@ -129,12 +130,8 @@ impl Scan {
         }
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
-            let needs = match &self.function {
-                MetricsFunction::Compare { selection, .. } => compare::needs(selection, frame.source()),
-                function => observe::needs(function, frame.source()),
-            };
-            frame.load(&needs, metrics).await?;
-            observer.observe(&frame, &rows)?;
+            frame.load(&self.observer.needs(frame.source()), metrics).await?;
+            self.observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {
             Some(why) => metrics.pruned(why, 1),
@@ -148,7 +145,7 @@ impl DisplayAs for MetricsScanExec {
     fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, step) = (self.intervals.count(), self.intervals.step());
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
-        write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
+        write!(f, "{}, sources=[{}], partitions={}", self.detail, self.sources, self.partitions)?;
         match form {
             DisplayFormatType::Verbose => {
                 let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
@@ -164,10 +161,11 @@ impl ExecutionPlan for MetricsScanExec {
     counted_node!();
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let held = Reservation::new("series of a partition", context.memory_pool());
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
-            function: self.function.clone(),
+            observer: Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held),
             intervals: self.intervals,
             metrics: self.metrics.clone(),
             pool: context.memory_pool().clone(),

@@ -60,7 +60,7 @@ fn physical_node(node: &dyn UserDefinedLogicalNode, inputs: &[Arc<dyn ExecutionP
         Arc::new(TraceDetailsExec::new(input()?, details.sources.0.clone(), details.pipeline.0.clone()))
     } else if let Some(scan) = any.downcast_ref::<MetricsScan>() {
         let (pipeline, function) = (scan.pipeline.0.clone(), scan.function.0.clone());
-        Arc::new(MetricsScanExec::new(scan.sources.0.clone(), pipeline, function, scan.intervals.0, partitions))
+        Arc::new(MetricsScanExec::new(scan.sources.0.clone(), pipeline, function, scan.intervals.0, scan.detail.0.clone(), partitions))
     } else if let Some(merge) = any.downcast_ref::<MetricsMerge>() {
         Arc::new(MetricsMergeExec::new(input()?, merge.kind.0, merge.intervals))
     } else if any.is::<Traces>() || any.is::<SpansetStages>() || any.is::<MetricsObservation>() {

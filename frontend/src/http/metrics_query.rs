@@ -41,7 +41,9 @@ fn ask(frontend: &Frontend, params: &Params, step: Option<u64>) -> Result<Metric
     let end = time("end")?.unwrap_or(now);
     let start = time("start")?.unwrap_or_else(|| end.min(now).saturating_sub(nanos(since)));
     let query = params.get("q").or(params.get("query")).unwrap_or_default().to_owned();
-    Ok(MetricsAsk { query, start, end, step, max_series: params.number("maxSeries")? })
+    // What is no number is as good as none.
+    let exemplars = params.number("exemplars").unwrap_or_default();
+    Ok(MetricsAsk { query, start, end, step, max_series: params.number("maxSeries")?, exemplars })
 }
 
 /// Fractional seconds, or a duration.

@@ -165,9 +165,14 @@ impl QueryService for FakeQueries {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        let MetricsRequest { query, intervals, max_series } = request;
+        let MetricsRequest { query, intervals, max_series, exemplars, sampling_attribute } = request;
         let (start, step, count) = (intervals.start(), intervals.step(), intervals.count());
-        let known = self.note(tenant, format!("metrics {query} max {max_series} from {start} by {step} count {count}")).await?;
+        let known = self
+            .note(
+                tenant,
+                format!("metrics {query} max {max_series} exemplars {exemplars} by {sampling_attribute:?} from {start} by {step} count {count}"),
+            )
+            .await?;
         let series = tempo::TimeSeries {
             labels: vec![skein_engine::plan::matches::key_value("__name__", &"rate".into())],
             samples: [(0.0, 0), (1.5, 1)].map(|(value, at)| tempo::Sample { value, timestamp_ms: intervals.timestamp_ms(at) }).to_vec(),
@@ -760,9 +765,9 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     };
     let rate = "q=%7B%7D%7Crate()";
     // The window is widened to whole steps, and by one step to the left.
-    let asked = "single-tenant: metrics {}|rate() max 0 from 999936000000 by 36000000 count 10002";
+    let asked = "single-tenant: metrics {}|rate() max 0 exemplars 100 by None from 999936000000 by 36000000 count 10002";
     api.asks(&format!("/api/metrics/query_range?{rate}&start=1000&end=1360&step=36ms"), asked).await;
-    let asked = "single-tenant: metrics {}|rate() max 7 from 1699999999500000000 by 500000000 count 3";
+    let asked = "single-tenant: metrics {}|rate() max 7 exemplars 100 by None from 1699999999500000000 by 500000000 count 3";
     api.asks("/api/metrics/query_range?query=%7B%7D%7Crate()&start=2023-11-14T22:13:20Z&end=1700000000.6&step=0.5&maxSeries=7", asked).await;
     api.check(
         &format!("/api/metrics/query_range?{rate}&start=1000&end=1060&step=60s"),
@@ -786,7 +791,7 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     assert!(text.text().starts_with("compiling query: parse error at line 1"), "{}", text.text());
     api.check("/api/metrics/query?q=%7B%20%7D", 400, "not a metrics query").await;
     api.queries.asked.lock().clear();
-    let asked = "single-tenant: metrics {}|rate() max 0 from 1000000000000 by 360000000000 count 1";
+    let asked = "single-tenant: metrics {}|rate() max 0 exemplars 0 by None from 1000000000000 by 360000000000 count 1";
     api.asks(&format!("/api/metrics/query?{rate}&start=1000&end=1360"), asked).await;
 
     for accept in ["application/protobuf", "application/vnd.grafana.llm"] {
@@ -798,6 +803,29 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     let api = Api::with(false, settings, QueryLimits::default());
     let recent = format!("/api/metrics/query_range?{rate}&start={}&end={}", NOW_SECONDS - 20, NOW_SECONDS);
     api.check(&recent, 400, "query window falls entirely within query_end_cutoff").await;
+}
+
+#[tokio::test]
+async fn exemplars_and_sampling_are_asked_for_as_documented() {
+    let mut settings = FrontendSettings::default();
+    settings.metrics.max_exemplars = 50;
+    settings.metrics.sampling_attribute = "sampling.rate".into();
+    let api = Api::with(false, settings, QueryLimits::default());
+    let check = async |query: &str, hint: &str, parameter: &str, expected: u32| {
+        api.queries.asked.lock().clear();
+        let uri = format!("/api/metrics/query_range?q=%7B%7D%7Crate(){hint}&start=1000&end=1060&step=60s{parameter}");
+        let asked =
+            format!("single-tenant: metrics {query} max 0 exemplars {expected} by Some(\"sampling.rate\") from 900000000000 by 60000000000 count 3");
+        api.asks(&uri, &asked).await;
+    };
+    for (parameter, expected) in
+        [("", 50), ("&exemplars=0", 50), ("&exemplars=x", 50), ("&exemplars=-1", 50), ("&exemplars=7", 7), ("&exemplars=900", 50)]
+    {
+        check("{}|rate()", "", parameter, expected).await;
+    }
+    check("{}|rate()with(exemplars=false)", "with(exemplars%3Dfalse)", "&exemplars=7", 0).await;
+    check("{}|rate()with(exemplars=3)", "with(exemplars%3D3)", "&exemplars=7", 3).await;
+    check("{}|rate()with(exemplars=`3`)", "with(exemplars%3D%603%60)", "&exemplars=7", 7).await;
 }
 
 const TENANT_PATHS: [&str; 9] = [
@@ -1112,6 +1140,9 @@ async fn wrong_settings_are_refused_with_their_key() {
     let mut settings = FrontendSettings::default();
     settings.search.default_result_limit = 0;
     check(settings, "query_frontend.search.default_result_limit");
+    let mut settings = FrontendSettings::default();
+    settings.metrics.max_exemplars = 10_001;
+    check(settings, "query_frontend.metrics.max_exemplars must be at most 10000");
     let json = r#"{"search":{"max_duration":"0s","default_result_limit":5},"query_end_cutoff":"30s"}"#;
     let settings: FrontendSettings = serde_json::from_str(json).unwrap();
     assert_eq!((settings.search.default_result_limit, settings.search.max_result_limit), (5, 262_144));
@@ -1251,6 +1282,7 @@ async fn one_port_speaks_http_and_grpc_and_stops_gracefully() {
         start: 1_000_000_000_000,
         end: 1_060_000_000_000,
         step: 60_000_000_000,
+        exemplars: 9,
         ..Default::default()
     });
     request.metadata_mut().insert("x-scope-orgid", "a".parse().unwrap());
@@ -1259,6 +1291,7 @@ async fn one_port_speaks_http_and_grpc_and_stops_gracefully() {
         metrics.series[0].samples,
         [tempo::Sample { value: 0.0, timestamp_ms: 960_000 }, tempo::Sample { value: 1.5, timestamp_ms: 1_020_000 }]
     );
+    assert!(api.queries.asked.lock().iter().any(|asked| asked.contains("exemplars 9 by None")));
     let refused = client.metrics_query_instant(tempo::QueryInstantRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unauthenticated);
 

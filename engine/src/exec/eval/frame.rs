@@ -206,6 +206,11 @@ impl Frame {
         &self.source
     }
 
+    /// The first row of the row group, among all rows of the source.
+    pub fn first_row(&self) -> usize {
+        self.source.row_groups()[self.group].first_row as usize
+    }
+
     /// Reserves memory for what is made of the frame, until the frame is dropped. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
         self.memory.grow(bytes)
