@@ -1,0 +1,1 @@
+//! What random metrics queries have found.
