@@ -81,8 +81,7 @@ impl Queries<'_> {
         SpansetExpr::Binary { op, lhs: Box::new(self.spansets(depth - 1)), rhs: Box::new(self.spansets(depth - 1)) }
     }
 
-    /// Operators between pipelines in parentheses.
-    pub fn operators_between_pipelines(&mut self, depth: u32) -> SpansetExpr {
+    fn operators_between_pipelines(&mut self, depth: u32) -> SpansetExpr {
         let op = self.spanset_op();
         let mut side = || match depth > 1 && once_in(self.random, 4) {
             true => self.operators_between_pipelines(depth - 1),

@@ -96,12 +96,14 @@ pub fn apply(function: &MetricsFunction, spans: &[Counted<'_>], grid: &Grid) -> 
     Ok(Result { series, choices: Vec::new() })
 }
 
-/// Names and values of the attributes that spans are grouped by; lists count as missing.
+/// Names and values of the attributes that spans are grouped by. Lists count as missing; without any event or link, its name or id is empty.
 fn grouping(by: &[FieldRef], span: &Counted<'_>) -> Vec<(String, Value)> {
     let of_field = |field: &FieldRef| {
         let value = match field_value(&of_own_span(field), span) {
             Value::Array(_) => Value::Nil,
-            Value::Nil if matches!(field, FieldRef::Intrinsic(Intrinsic::EventName | Intrinsic::LinkTraceId)) => Value::Text(String::new()),
+            Value::Nil if matches!(field, FieldRef::Intrinsic(Intrinsic::EventName | Intrinsic::LinkTraceId | Intrinsic::LinkSpanId)) => {
+                Value::Text(String::new())
+            }
             value => label_value(value),
         };
         (field.to_string(), value)

@@ -53,7 +53,7 @@ fn on_random_functions(test: &str, holds: impl Fn(&dyn Fn(Intervals, usize) -> O
             seen += usize::from(holds(&asked, &function, grid));
         }
     }
-    assert!(seen > 20, "there was little to see: {seen}");
+    assert!(seen >= 10, "there was little to see: {seen}");
 }
 
 /// Aligned times that hold starts of spans.
@@ -69,7 +69,7 @@ impl Grid {
         let (span, _) = &world.spans[random.random_range(0..world.spans.len())];
         let step = one(random, &[MILLI, 3 * MILLI, 250 * MILLI, SECOND, 60 * SECOND]);
         let start = span.start / step * step - random.random_range(0..6) * step;
-        Self { start, step, count: random.random_range(2..20) }
+        Self { start, step, count: random.random_range(3..20) }
     }
 
     fn end(&self) -> u64 {

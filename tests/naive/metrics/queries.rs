@@ -2,8 +2,8 @@
 
 use rand::{Rng, rngs::StdRng};
 use skein_engine::traceql::{
-    ArithOp, AttributeScope as Scope, FieldExpr as E, FieldRef, Intrinsic as I, MetricsExpr, MetricsFunction, OverTime, Pipeline, SecondStage,
-    SpansetExpr, Stage, Static,
+    Aggregate, AggregateFilter, ArithOp, AttributeScope as Scope, FieldExpr as E, FieldRef, Intrinsic as I, MetricsExpr, MetricsFunction, OverTime,
+    Pipeline, SecondStage, SpansetExpr, SpansetOp, Stage, Static,
 };
 
 use crate::naive::queries::{COMPARISONS, NUMBERS, Queries, SCOPES};
@@ -44,7 +44,11 @@ impl MetricsQueries<'_> {
             }
             2 => MetricsFunction::QuantileOverTime { field, quantiles: vec![0.5, one(self.random, &[1.5, 100.0])], by },
             3 => {
-                let pipeline = Pipeline { stages: vec![Stage::Spansets(self.queries().operators_between_pipelines(1))] };
+                let count = AggregateFilter { aggregate: Aggregate::Count, op: COMPARISONS[0], value: Static::Int(1) };
+                let counted = Pipeline { stages: [pipeline.stages, vec![Stage::Aggregate(count)]].concat() };
+                let side = |pipeline: Pipeline| Box::new(SpansetExpr::Pipeline(Box::new(pipeline)));
+                let between = SpansetExpr::Binary { op: SpansetOp::And, lhs: side(counted), rhs: side(self.pipeline()) };
+                let pipeline = Pipeline { stages: vec![Stage::Spansets(between)] };
                 return MetricsExpr::Pipeline { pipeline, function: MetricsFunction::Rate { by } };
             }
             4 => {
