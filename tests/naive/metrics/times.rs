@@ -27,6 +27,8 @@ const STEPS: [u64; 16] = [
     31_536_000 * SECOND,
     2_000_000_000 * SECOND,
 ];
+/// When the last interval begins at the latest.
+const START_MAX: u64 = 8_000_000_000 * SECOND;
 /// Most intervals that random times have.
 const INTERVALS_MAX: u64 = 40;
 
@@ -42,17 +44,21 @@ impl Times {
     pub fn random(random: &mut StdRng, world: &World) -> Self {
         let (span, _) = &world.spans[random.random_range(0..world.spans.len())];
         let step = one(random, &STEPS);
-        let mut before = random.random_range(0..=INTERVALS_MAX / 2) * step;
+        let mut before = step.saturating_mul(random.random_range(0..=INTERVALS_MAX / 2));
         if random.random() {
-            before += random.random_range(0..step);
+            before = before.saturating_add(random.random_range(0..step));
         }
         let anchor = if once_in(random, 20) { 0 } else { span.start - span.start % if random.random() { 1 } else { step } };
         let start = anchor.saturating_sub(before);
-        let most = if anchor == 0 && step < 31_536_000 * SECOND { 1 } else { INTERVALS_MAX };
-        let mut end = start + step.saturating_mul(random.random_range(1..=most)).min(8_000_000_000 * SECOND);
+        let mut end = match anchor {
+            // All time there is, in few intervals.
+            0 => START_MAX.div_ceil(random.random_range(1..=INTERVALS_MAX)).max(step).min(step.saturating_mul(INTERVALS_MAX)),
+            _ => anchor.saturating_add(step.saturating_mul(random.random_range(0..=INTERVALS_MAX / 2))).min(START_MAX),
+        };
         if random.random() {
-            end += random.random_range(0..step);
+            end = end.saturating_add(random.random_range(0..step)).min(START_MAX + step);
         }
+        let end = end.max(start + 1);
         if once_in(random, 4) { Self::Instant { start, end } } else { Self::Range { start, end, step } }
     }
 
