@@ -51,8 +51,7 @@ impl Times {
         let anchor = if once_in(random, 20) { 0 } else { span.start - span.start % if random.random() { 1 } else { step } };
         let start = anchor.saturating_sub(before);
         let mut end = match anchor {
-            // All time there is, in few intervals.
-            0 => START_MAX.div_ceil(random.random_range(1..=INTERVALS_MAX)).max(step).min(step.saturating_mul(INTERVALS_MAX)),
+            0 => step.saturating_mul(INTERVALS_MAX).min(START_MAX),
             _ => anchor.saturating_add(step.saturating_mul(random.random_range(0..=INTERVALS_MAX / 2))).min(START_MAX),
         };
         if random.random() {
