@@ -25,7 +25,7 @@ use skein_ingest::{
 };
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{Shared, Task, storage::Storage};
+use super::{Shared, Task, memory, storage::Storage};
 
 /// What the process needs of the ingester besides spans going in.
 #[async_trait]
@@ -68,7 +68,10 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     let replayed = ingester.replay(segments).await?;
     tracing::info!(?replayed, "log replayed");
     let handle = IngesterHandle(ingester.clone());
-    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), EngineSettings::default());
+    let query_memory_bytes = memory::query_bytes(shared.settings.query_frontend.max_memory_bytes);
+    let settings = EngineSettings { query_memory_bytes, ..EngineSettings::default() };
+    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), settings);
+    engine.memory().register(&shared.registry)?;
     let cutting = Task::spawn_watching("cutting", &Handle::current(), {
         let ingester = ingester.clone();
         |stop| async move {

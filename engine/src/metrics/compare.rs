@@ -9,7 +9,7 @@ use super::{
     cells::Cells,
     codes::Codes,
     intervals::Intervals,
-    observe::Chosen,
+    observe::{CHOSEN_BYTES, Chosen},
     partial::{Labels, Partial},
 };
 use crate::{
@@ -110,6 +110,7 @@ pub fn observe(
     if chosen.rows.is_empty() {
         return Ok(());
     }
+    frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
     let selected = mask(selection, frame, rows)?;
     let starts = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
     let is_selected = |row: u32| {

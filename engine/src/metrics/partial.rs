@@ -11,32 +11,35 @@ use hashbrown::HashMap;
 use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
-use super::cells::{BUCKETS, CellKind, Cells, NumberCell};
-use crate::error::{Error, ErrorKind, Result};
+use super::cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell};
+use crate::{
+    error::{Error, Result},
+    exec::memory::Reservation,
+};
 
 /// Names and typed values that tell series apart, in the order of the grouping.
 pub type Labels = Vec<KeyValue>;
 
-/// Memory that the series of one partition may take.
-const BYTES_MAX: usize = 1 << 30;
+/// Bytes of a row of [`schema`] without its labels.
+const ROW_BYTES: usize = 4 + 4 + 1 + 8 + 4 * 8;
 
-/// Series and their cells.
+/// Series and their cells, and the memory that they take.
 #[derive(Debug)]
 pub struct Partial {
     kind: CellKind,
     intervals: usize,
     series: Vec<(Labels, Cells)>,
     places: HashMap<Vec<u8>, usize>,
-    bytes: usize,
+    memory: Reservation,
 }
 
 impl Partial {
-    /// No series yet.
-    pub fn new(kind: CellKind, intervals: usize) -> Self {
-        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), bytes: 0 }
+    /// No series yet; `memory` is to hold theirs.
+    pub fn new(kind: CellKind, intervals: usize, memory: Reservation) -> Self {
+        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), memory }
     }
 
-    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when series take too much memory.
+    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when there is no memory for more.
     pub fn place(&mut self, labels: Labels) -> Result<usize> {
         let list = KeyValueList { values: labels };
         let key = list.encode_to_vec();
@@ -44,17 +47,20 @@ impl Partial {
             return Ok(place);
         }
         let cells = Cells::new(self.kind, self.intervals);
-        self.bytes += cells.memory_bytes() + 2 * key.len();
-        if self.bytes > BYTES_MAX {
-            let count = self.series.len();
-            return Err(Error::new(
-                ErrorKind::Exhausted,
-                format!("the query has more than {count} series: group by fewer values, or take a longer step"),
-            ));
-        }
+        // Labels as they are, and as the key by which they are found.
+        let labels: usize = list.values.len() * size_of::<KeyValue>() + 2 * key.len();
+        self.hold(cells.memory_bytes() + labels + size_of::<(Labels, Cells)>() + size_of::<(Vec<u8>, usize)>())?;
         self.series.push((list.values, cells));
         self.places.insert(key, self.series.len() - 1);
         Ok(self.series.len() - 1)
+    }
+
+    /// Reserves memory for what cells grow by. Errors: `Exhausted`.
+    pub fn hold(&self, bytes: usize) -> Result<()> {
+        self.memory.grow(bytes).map_err(|error| {
+            let count = self.series.len();
+            error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
+        })
     }
 
     /// How many series there are.
@@ -86,7 +92,7 @@ impl Partial {
         let (intervals, buckets) = (batch.column(1).as_primitive::<UInt32Type>(), batch.column(2).as_primitive::<UInt8Type>());
         let counts = batch.column(3).as_primitive::<UInt64Type>();
         let number = |column: usize, row: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
-        let mut last: Option<(&[u8], usize)> = None;
+        let (mut last, mut new_buckets): (Option<(&[u8], usize)>, usize) = (None, 0);
         for row in 0..batch.num_rows() {
             let key = labels.value(row);
             let place = match last {
@@ -104,14 +110,27 @@ impl Partial {
                     let [sum, lost, min, max] = [4, 5, 6, 7].map(|column| number(column, row));
                     cells[at].merge(&NumberCell { count: counts.value(row), sum, lost, min, max });
                 }
-                Cells::Buckets(cells) => cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += counts.value(row),
+                Cells::Buckets(cells) => {
+                    new_buckets += usize::from(cells[at].is_none());
+                    cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += counts.value(row);
+                }
             }
         }
-        Ok(())
+        self.hold(new_buckets * BUCKETS_BYTES)
     }
 
-    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. Errors: `Internal`.
+    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. The batch carries its memory.
+    /// Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
+        let held = self.memory.another();
+        for (labels, cells) in &self.series {
+            let labels: usize = labels.iter().map(Message::encoded_len).sum();
+            held.grow(cells.filled() * (ROW_BYTES + labels)).map_err(|error| error.context("handing on the series of the query"))?;
+        }
+        held.attach(self.rows()?)
+    }
+
+    fn rows(&self) -> Result<RecordBatch> {
         let mut rows = Rows::default();
         for (labels, cells) in &self.series {
             let key = KeyValueList { values: labels.clone() }.encode_to_vec();
@@ -193,7 +212,7 @@ mod tests {
     use crate::{plan::matches::key_value, spans::value::Value};
 
     fn filled(kind: CellKind) -> Partial {
-        let mut partial = Partial::new(kind, 3);
+        let mut partial = Partial::new(kind, 3, Reservation::default());
         for (name, at) in [("a", 0), ("b", 2), ("a", 2)] {
             let place = partial.place(vec![key_value("name", &Value::from(name))]).unwrap();
             match partial.cells(place) {
@@ -209,7 +228,7 @@ mod tests {
     fn series_survive_the_batch_and_add_up() {
         for kind in [CellKind::Counts, CellKind::Numbers, CellKind::Buckets] {
             let one = filled(kind);
-            let mut merged = Partial::new(kind, 3);
+            let mut merged = Partial::new(kind, 3, Reservation::default());
             merged.merge_batch(&one.to_batch().unwrap()).unwrap();
             let (one, copy) = (one.into_series(), merged.into_series());
             assert_eq!(one, copy);
@@ -220,6 +239,9 @@ mod tests {
                 assert_eq!(expected, found);
             }
         }
-        assert!(Partial::new(CellKind::Counts, 2).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
+        assert!(
+            Partial::new(CellKind::Counts, 2, Reservation::default()).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(),
+            "an interval too far"
+        );
     }
 }

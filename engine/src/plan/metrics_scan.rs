@@ -21,8 +21,9 @@ use crate::{
     clock::Stopwatch,
     exec::{
         eval::Frame,
+        memory::{Pool, Reservation},
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{SpansetPipeline, evaluation_order},
+        spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
     metrics::{
@@ -32,17 +33,17 @@ use crate::{
         partial,
     },
     stop,
-    traceql::{MetricsFunction, Pipeline},
+    traceql::MetricsFunction,
 };
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// series of a partition, bounded by [`partial::Partial`].
+/// columns of a row group and all series, for each partition.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
-    pipeline: Pipeline,
+    pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
     partitions: usize,
@@ -51,10 +52,16 @@ pub struct MetricsScanExec {
 }
 
 impl MetricsScanExec {
-    /// A scan of `sources` by `partitions` partitions.
-    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, function: MetricsFunction, intervals: Intervals, partitions: usize) -> Self {
+    /// A scan of `sources` by `partitions` partitions. A plain pipeline is evaluated as it is written.
+    pub fn new(
+        sources: Arc<SourceSet>,
+        pipeline: impl Into<SpansetPipeline>,
+        function: MetricsFunction,
+        intervals: Intervals,
+        partitions: usize,
+    ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline, function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -62,8 +69,8 @@ impl MetricsScanExec {
         &self.sources
     }
 
-    /// The pipeline.
-    pub fn pipeline(&self) -> &Pipeline {
+    /// The pipeline and how its filters are evaluated.
+    pub fn pipeline(&self) -> &SpansetPipeline {
         &self.pipeline
     }
 
@@ -90,6 +97,7 @@ struct Scan {
     function: MetricsFunction,
     intervals: Intervals,
     metrics: Arc<ScanMetrics>,
+    pool: Pool,
 }
 
 impl Scan {
@@ -99,7 +107,7 @@ impl Scan {
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = Observer::new(self.function.clone(), self.intervals);
+        let mut observer = Observer::new(self.function.clone(), self.intervals, Reservation::new("series of a partition", &self.pool));
         for unit in units.into_iter().skip(partition).step_by(partitions) {
             stop::check()?;
             self.observe(unit, &mut observer).await?;
@@ -113,7 +121,7 @@ impl Scan {
     async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
         let metrics = &*self.metrics;
         let source = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None);
+        let mut frame = Frame::new(source, unit.group, None, &self.pool);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
@@ -142,7 +150,10 @@ impl DisplayAs for MetricsScanExec {
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
         write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
         match form {
-            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            DisplayFormatType::Verbose => {
+                let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
+                write!(f, "{traces}, filters=[{}]", self.pipeline.describe_filters())
+            }
             _ => Ok(()),
         }
     }
@@ -152,13 +163,14 @@ impl ExecutionPlan for MetricsScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Scan {
             sources: self.sources.clone(),
-            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            pipeline: self.pipeline.clone(),
             function: self.function.clone(),
             intervals: self.intervals,
             metrics: self.metrics.clone(),
+            pool: context.memory_pool().clone(),
         };
         let partitions = self.partitions;
         let batch = async move { Ok(scan.run(partition, partitions).await?) };

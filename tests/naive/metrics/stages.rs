@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use skein_engine::traceql::{ArithOp, CompareOp, FieldExpr, MetricsExpr, MetricsFunction, Pipeline, SecondStage, SpansetExpr, Stage, Static};
+use skein_engine::traceql::{ArithOp, CompareOp, MetricsExpr, MetricsFunction, SecondStage, Static};
 
 use super::functions::{Choice, apply, counted};
 use super::series::{Labels, NAME, Point, Series};
@@ -32,11 +32,6 @@ pub fn answer(query: &MetricsExpr, traces: &[Trace<'_>], grid: &Grid) -> Result<
     if let MetricsExpr::Pipeline { pipeline, function: function @ MetricsFunction::Compare { .. } } = query {
         let result = apply(function, &counted(pipeline, traces, grid)?, grid)?;
         return Ok((result.series, result.choices));
-    }
-    if let MetricsExpr::Pipeline { pipeline, .. } = query
-        && is_never(pipeline)
-    {
-        return Ok((Vec::new(), Vec::new()));
     }
     let mut series = evaluate(query, traces, grid)?;
     series.retain(|series| !series.is_empty());
@@ -71,11 +66,6 @@ fn evaluate(query: &MetricsExpr, traces: &[Trace<'_>], grid: &Grid) -> Evaluated
 fn without_empty(mut series: Vec<Series>) -> Vec<Series> {
     series.retain(|series| !series.is_empty());
     series
-}
-
-/// Whether it is plain that no span passes: the whole query is then answered with nothing, not even with zeros.
-pub fn is_never(pipeline: &Pipeline) -> bool {
-    matches!(pipeline.stages.as_slice(), [Stage::Spansets(SpansetExpr::Filter(FieldExpr::Literal(Static::Bool(false))))])
 }
 
 // ---- second stages
