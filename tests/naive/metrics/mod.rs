@@ -35,7 +35,7 @@ use crate::harness::wait;
 
 use super::engines::Engines;
 use super::traces::{World, once_in};
-use super::{Question, Seen, misread, run_with_environment, structure};
+use super::{Question, Seen, check_forgetful, misread, run_with_environment, structure};
 use answer::{Expected, Outcome};
 use queries::MetricsQueries;
 use times::Times;
@@ -139,6 +139,11 @@ fn the_engine_agrees_with_the_naive_evaluator() {
     let seen = run_with_environment::<MetricsCase>("naive metrics", "SKEIN_RANDOM_METRICS", QUERIES);
     assert!(seen.selective * 2 > seen.queries, "too few queries have series that are not all zeros: {seen:?}");
     assert!(seen.open * 8 < seen.queries, "too many queries without a certain answer: {seen:?}");
+}
+
+#[test]
+fn a_wrong_engine_is_found_and_the_case_shrinks() {
+    check_forgetful::<MetricsCase>(QUERIES, 120);
 }
 
 /// What every construct looks like in canonical text.
