@@ -96,6 +96,13 @@ pub struct MetricsRequest {
     pub sampling_attribute: Option<String>,
 }
 
+impl MetricsRequest {
+    /// A request for all series, without exemplars.
+    pub fn new(query: impl Into<String>, intervals: Intervals) -> Self {
+        Self { query: query.into(), intervals, max_series: 0, exemplars: 0, sampling_attribute: None }
+    }
+}
+
 /// The answer to a metrics query: series ordered by the number of labels, their names and values.
 #[derive(Debug, Default)]
 pub struct MetricsResult {

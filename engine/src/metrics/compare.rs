@@ -37,7 +37,7 @@ pub const META_TYPES: [&str; 2] = ["baseline", "selection"];
 pub const META_TYPE: &str = "__meta_type";
 
 /// Intrinsics that are compared: those that say what a span is, not when or which one.
-const INTRINSICS: [Intrinsic; 10] = [
+const INTRINSICS: [Intrinsic; 12] = [
     Intrinsic::Name,
     Intrinsic::Kind,
     Intrinsic::Status,
@@ -48,6 +48,8 @@ const INTRINSICS: [Intrinsic; 10] = [
     Intrinsic::InstrumentationName,
     Intrinsic::InstrumentationVersion,
     Intrinsic::EventName,
+    Intrinsic::LinkTraceId,
+    Intrinsic::LinkSpanId,
 ];
 
 /// The fields of a source that are compared, but for span attributes that have no column, which [`observe`] reads as they come.
@@ -180,7 +182,8 @@ impl Counter<'_> {
         Ok(())
     }
 
-    /// Counts the span attributes whose key has no column at all; the others were counted with their columns.
+    /// Counts the span attributes whose key has no column at all; the others were counted with their columns. Of a key that occurs twice
+    /// the first value counts.
     fn count_rest(&mut self, frame: &Frame) -> Result<()> {
         let Some(messages) = frame.rest() else { return Ok(()) };
         let schema = frame.source().schema();
@@ -189,13 +192,15 @@ impl Counter<'_> {
                 continue;
             }
             let mut fields = Fields::new(messages.value(row as usize));
+            let mut counted: Vec<&[u8]> = Vec::new();
             while let Ok(Some((1, field))) = fields.next_field() {
                 let Ok(pair) = field.bytes().and_then(KeyValue::parse) else { continue };
                 let key = String::from_utf8_lossy(pair.key);
                 let value = pair.value.map_or(Value::Nil, value_of_any);
-                if matches!(value, Value::Nil | Value::Array(_)) || schema.attribute_columns(&key).next().is_some() {
+                if value == Value::Nil || counted.contains(&pair.key) || schema.attribute_columns(&key).next().is_some() {
                     continue;
                 }
+                counted.push(pair.key);
                 let name = FieldRef::Attribute { scope: AttributeScope::Span, name: key.as_ref().into() }.to_string();
                 let place = self.place(self.selected[at], &name, &value)?;
                 self.add(place, self.chosen.intervals[at], 1);

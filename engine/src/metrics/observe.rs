@@ -216,7 +216,11 @@ impl Observer {
             let name = vec![key_value("__name__", &Value::from(self.function.name()))];
             return Ok(Groups { rows: vec![0; chosen.rows.len()], labels: vec![name] });
         };
-        let codes = |field: &FieldRef| chosen.codes(&grouping_vector(frame, field)?);
+        let codes = |field: &FieldRef| -> Result<Codes> {
+            let Codes { rows, values } = chosen.codes(&grouping_vector(frame, field)?)?;
+            // Arrays count as missing; groups of the same labels have one series.
+            Ok(Codes { rows, values: values.into_iter().map(|value| if matches!(value, Value::Array(_)) { Value::Nil } else { value }).collect() })
+        };
         let Codes { mut rows, values } = codes(first)?;
         let mut groups: Vec<Vec<Value>> = values.into_iter().map(|value| vec![value]).collect();
         for field in others {

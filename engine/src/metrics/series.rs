@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use prost::Message;
 use skein_proto::{
     otlp::common::v1::{AnyValue, KeyValue, any_value::Value as OtlpValue},
     tempo::{self, Sample, TimeSeries},
@@ -263,7 +264,7 @@ impl Shape<'_> {
 }
 
 fn one(labels: Labels, values: impl Iterator<Item = f64>, bounds: Option<Bounds>) -> Vec<Series> {
-    vec![Series { labels: shown(labels), values: values.collect(), bounds, exemplars: Vec::new() }]
+    vec![Series { labels, values: values.collect(), bounds, exemplars: Vec::new() }]
 }
 
 fn weights_of<T: Copy>(cell: &Sparse<T>, weight: impl Fn(&T) -> Weight) -> Vec<(i32, Weight)> {
@@ -273,6 +274,8 @@ fn weights_of<T: Copy>(cell: &Sparse<T>, weight: impl Fn(&T) -> Weight) -> Vec<(
 fn number(function: OverTime, cell: &NumberCell) -> f64 {
     match function {
         _ if cell.count == 0 => f64::NAN,
+        // All that was there is not a number.
+        OverTime::Min | OverTime::Max if cell.min > cell.max => f64::NAN,
         OverTime::Min => cell.min,
         OverTime::Max => cell.max,
         OverTime::Sum => cell.total(),
@@ -285,7 +288,7 @@ fn without_name(labels: &[KeyValue]) -> Labels {
     labels.iter().filter(|label| label.key != "__name__" && label.value.is_some()).cloned().collect()
 }
 
-/// A label that stands alone is shown even if it is missing.
+/// Labels as the API has them. One that stands alone is shown even if it is missing; until then it is another than the text `nil`.
 fn shown(mut labels: Labels) -> Labels {
     for label in labels.iter_mut().filter(|label| label.value.is_none()) {
         label.value = Some(Value::Nil.to_otlp());
@@ -396,13 +399,20 @@ pub fn label_text(value: Option<&AnyValue>) -> String {
         Some(OtlpValue::IntValue(value)) => value.to_string(),
         Some(OtlpValue::DoubleValue(value)) => value.to_string(),
         Some(OtlpValue::BoolValue(value)) => value.to_string(),
-        _ => String::new(),
+        Some(_) => String::new(),
+        None => "nil".to_owned(),
     }
 }
 
-/// Labels sorted by name, with their values as text.
-fn order_key(labels: &[KeyValue]) -> (usize, Vec<(String, String)>) {
-    let mut pairs: Vec<_> = labels.iter().map(|label| (label.key.clone(), label_text(label.value.as_ref()))).collect();
+/// What tells apart label values of the same text, such as 1 and "1".
+pub fn label_type(value: Option<&AnyValue>) -> Vec<u8> {
+    value.map(AnyValue::encode_to_vec).unwrap_or_default()
+}
+
+/// Labels sorted by name, with their values as text, and what tells them apart where the texts are equal.
+fn order_key(labels: &[KeyValue]) -> (usize, Vec<(String, String, Vec<u8>)>) {
+    let of_label = |label: &KeyValue| (label.key.clone(), label_text(label.value.as_ref()), label_type(label.value.as_ref()));
+    let mut pairs: Vec<_> = labels.iter().map(of_label).collect();
     pairs.sort();
     (labels.len(), pairs)
 }
@@ -432,7 +442,7 @@ pub fn to_proto(series: Series, intervals: &Intervals) -> TimeSeries {
     exemplars.sort_by_key(|exemplar| exemplar.timestamp_ms);
     let points = series.values.into_iter().enumerate().filter(|(_, value)| !value.is_nan());
     let samples = points.map(|(at, value)| Sample { value, timestamp_ms: intervals.timestamp_ms(at) }).collect();
-    TimeSeries { labels: series.labels, samples, exemplars }
+    TimeSeries { labels: shown(series.labels), samples, exemplars }
 }
 
 fn shown_exemplar(exemplar: Exemplar, values: &[f64]) -> Option<tempo::Exemplar> {
@@ -448,6 +458,31 @@ mod tests {
         let mut buckets = [0; BUCKETS];
         filled.iter().for_each(|&(at, count)| buckets[at] = count);
         buckets
+    }
+
+    #[test]
+    fn what_is_not_a_number_has_no_least_and_no_greatest() {
+        let mut cell = NumberCell::default();
+        cell.add(f64::NAN);
+        assert!([OverTime::Min, OverTime::Max, OverTime::Sum, OverTime::Avg].into_iter().all(|function| number(function, &cell).is_nan()));
+        cell.add(2.0);
+        assert_eq!([number(OverTime::Min, &cell), number(OverTime::Max, &cell)], [2.0, 2.0]);
+    }
+
+    #[test]
+    fn the_order_of_series_tells_all_of_them_apart() {
+        let series = |value: Option<&Value>| Series {
+            labels: vec![KeyValue { key: "a".to_owned(), value: value.map(Value::to_otlp), ..KeyValue::default() }],
+            values: vec![1.0],
+            ..Series::default()
+        };
+        let all = [series(Some(&Value::Int(1))), series(Some(&Value::from("1"))), series(None), series(Some(&Value::from("nil")))];
+        let mut sorted = all.clone();
+        sort(&mut sorted);
+        let mut reversed = all;
+        reversed.reverse();
+        sort(&mut reversed);
+        assert_eq!(sorted, reversed);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{cmp::Ordering, collections::HashMap};
 use prost::Message;
 use skein_proto::otlp::common::v1::{AnyValue, KeyValue, KeyValueList, any_value::Value as OtlpValue};
 
-use super::series::{Series, in_turn, label_text};
+use super::series::{Series, in_turn, label_text, label_type};
 use crate::{
     exec::eval::value::compare_floats,
     plan::matches::key_value,
@@ -66,14 +66,16 @@ fn best(mut series: Vec<Series>, k: i64, largest: bool) -> Vec<Series> {
         let mut present: Vec<usize> = (0..series.len()).filter(|&number| !series[number].values[at].is_nan()).collect();
         present.sort_by(|&a, &b| {
             let (a, b) = (&series[a], &series[b]);
-            order(b.values[at].total_cmp(&a.values[at]).then_with(|| tie(&a.labels, &b.labels)))
+            // Present values are numbers, and both zeros are one.
+            let by_value = b.values[at].partial_cmp(&a.values[at]).unwrap_or(Ordering::Equal);
+            order(by_value.then_with(|| tie(&a.labels, &b.labels)))
         });
         present.into_iter().skip(k).for_each(|number| series[number].values[at] = f64::NAN);
     }
     series
 }
 
-/// Which of two label sets `topk` prefers at equal values: smaller texts, larger numbers.
+/// Which of two label sets `topk` prefers at equal values: smaller texts, larger numbers. Different sets are never equal.
 fn tie(a: &[KeyValue], b: &[KeyValue]) -> Ordering {
     let pair = |(a, b): (&KeyValue, &KeyValue)| a.key.cmp(&b.key).then_with(|| tie_values(a.value.as_ref(), b.value.as_ref()));
     a.iter().zip(b).map(pair).find(|order| order.is_ne()).unwrap_or_else(|| a.len().cmp(&b.len()))
@@ -82,7 +84,7 @@ fn tie(a: &[KeyValue], b: &[KeyValue]) -> Ordering {
 fn tie_values(a: Option<&AnyValue>, b: Option<&AnyValue>) -> Ordering {
     match (a.and_then(|a| a.value.as_ref()), b.and_then(|b| b.value.as_ref())) {
         (Some(OtlpValue::IntValue(a)), Some(OtlpValue::IntValue(b))) => b.cmp(a),
-        _ => label_text(a).cmp(&label_text(b)),
+        _ => label_text(a).cmp(&label_text(b)).then_with(|| label_type(a).cmp(&label_type(b))),
     }
 }
 
