@@ -430,7 +430,7 @@ async fn memory_that_a_worker_lacks_is_refused_in_its_name() {
     refused(cluster.search(&tenant, request("{ name = `leaf` }", 10, None)).await.unwrap_err(), "columns of a row group");
     refused(cluster.trace_by_id(&tenant, TraceId(1u128.to_be_bytes()), None).await.unwrap_err(), "the live spans of a trace");
     let intervals = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
-    let metrics = MetricsRequest { query: "{ } | rate()".into(), intervals, max_series: 0 };
+    let metrics = MetricsRequest { query: "{ } | rate()".into(), intervals, max_series: 0, exemplars: 100, sampling_attribute: None };
     refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "a block for another process");
 }
 
