@@ -414,6 +414,27 @@ async fn a_cluster_answers_as_one_process_does() {
 }
 
 #[tokio::test]
+async fn memory_that_a_worker_lacks_is_refused_in_its_name() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let settings = EngineSettings { query_memory_bytes: 1, ..settings() };
+    let live = (0..3).map(|worker| vec![set_of(all_spans().filter(|(trace, _)| trace % 3 == worker))]).collect();
+    let cluster = TestCluster::over(store.clone(), store, settings, live, Vec::new()).await;
+    let refused = |error: skein_engine::error::Error, holder: &str| {
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Exhausted, "{text}");
+        for part in ["worker http://127.0.0.1:", holder, "query_frontend.max_memory_bytes"] {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    };
+    let tenant = TenantId::single();
+    refused(cluster.search(&tenant, request("{ name = `leaf` }", 10, None)).await.unwrap_err(), "columns of a row group");
+    refused(cluster.trace_by_id(&tenant, TraceId(1u128.to_be_bytes()), None).await.unwrap_err(), "the live spans of a trace");
+    let intervals = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
+    let metrics = MetricsRequest { query: "{ } | rate()".into(), intervals, max_series: 0 };
+    refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "a block for another process");
+}
+
+#[tokio::test]
 async fn the_figures_of_a_search_are_those_of_one_process() {
     let (cluster, one) = (TestCluster::start(live(), blocks()).await, one_process(live(), blocks()).await);
     for query in ["{ }", "{ span.http.status_code >= 500 }", "{ name = `work` } > { name = `leaf` }"] {

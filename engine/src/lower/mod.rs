@@ -13,7 +13,7 @@ use crate::{
     metrics::{intervals::Intervals, observe::cell_kind},
     optimize::optimize,
     plan::{
-        logical::{self, MetricsMerge, MetricsObservation, NewestTraces, SpansetStages, TraceDetails, Traces, is_nothing},
+        logical::{self, MetricsMerge, MetricsObservation, NewestTraces, SpansetStages, TraceDetails, Traces},
         planner::physical_plan,
     },
     query::SearchRequest,
@@ -29,13 +29,6 @@ pub struct SearchPlan {
     pub plan: Arc<dyn ExecutionPlan>,
     /// What it reads.
     pub sources: Arc<SourceSet>,
-}
-
-impl SearchPlan {
-    /// Whether it finds nothing, whatever is stored.
-    pub fn is_nothing(&self) -> bool {
-        is_nothing(&self.logical)
-    }
 }
 
 /// The logical plan of a search with `pipeline` over `sources`: details of the newest traces of what its stages leave.

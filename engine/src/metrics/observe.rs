@@ -13,7 +13,7 @@ use super::{
     codes::Codes,
     compare::{self, Distinct},
     intervals::Intervals,
-    partial::{Labels, Partial},
+    partial::{Labels, Partial, too_many_series},
 };
 use crate::{
     error::Result,
@@ -138,7 +138,9 @@ impl Observer {
         }
         frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
         let groups = self.groups(frame, &chosen)?;
-        frame.hold(groups.labels.len() * GROUP_BYTES + (groups.labels.len() * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>())?;
+        let count = groups.labels.len();
+        let table = (count * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>();
+        frame.hold(count * GROUP_BYTES + table).map_err(|error| too_many_series(error, count))?;
         match value_field(&self.function) {
             None => self.count(&chosen, groups),
             Some(field) => {

@@ -23,6 +23,11 @@ pub type Labels = Vec<KeyValue>;
 /// Bytes of a row of [`schema`] without its labels.
 const ROW_BYTES: usize = 4 + 4 + 1 + 8 + 4 * 8;
 
+/// `error`, which refuses memory for more than `count` series, with what to do about it.
+pub fn too_many_series(error: Error, count: usize) -> Error {
+    error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
+}
+
 /// Series and their cells, and the memory that they take.
 #[derive(Debug)]
 pub struct Partial {
@@ -57,10 +62,7 @@ impl Partial {
 
     /// Reserves memory for what cells grow by. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
-        self.memory.grow(bytes).map_err(|error| {
-            let count = self.series.len();
-            error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
-        })
+        self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
     }
 
     /// How many series there are.

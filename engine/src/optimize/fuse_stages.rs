@@ -123,13 +123,13 @@ mod tests {
             "{ name = `x` } | { span.a = 1 } | rate() by (span.b)",
             &[
                 "MetricsMerge: cells=Counts",
-                "  MetricsObservation: rate() by(span.b), intervals=2 of 60000000000 ns",
+                "  MetricsObservation: rate() by (span.b), intervals=2 of 60000000000 ns",
                 "    SpansetStages: { name = `x` } | { span.a = 1 }",
                 "      Traces: sources=[blocks=1, live=0, traces in several=0], window=all",
             ],
             &[
                 "MetricsMerge: cells=Counts",
-                "  MetricsScan: query=[{ name = `x` } | { span.a = 1 } | rate() by(span.b)], intervals=2 of 60000000000 ns, \
+                "  MetricsScan: query=[{ name = `x` } | { span.a = 1 } | rate() by (span.b)], intervals=2 of 60000000000 ns, \
                  sources=[blocks=1, live=0, traces in several=0], filters=[name = `x`; span.a = 1]",
             ],
         );

@@ -283,7 +283,12 @@ impl Core {
                     parts.push(async move { remote.traces(tenant, generation.block, &generation.at, Some(&ids)).await });
                 }
             }
-            let mut sources: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            // These came as blocks in memory: nothing was read from the store, so nothing is counted.
+            let fetched: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            let mut sources: Vec<SourceRef> = Vec::with_capacity(blocks.len() + 1);
+            if !fetched.is_empty() {
+                sources.push(join_traces(&split, &fetched, &ScanMetrics::default(), &self.pool).await?);
+            }
             sources.extend(blocks.iter().map(|block| block.clone() as SourceRef));
             Some(join_traces(&split, &sources, metrics, &self.pool).await?)
         };

@@ -175,7 +175,7 @@ enum Ask {
 
 const ASKS: [Ask; 14] = [
     Ask::Search("{ }"),
-    Ask::Search("{ span.user =~ `.*1` && name = `child` } | select(span.`http.route`)"),
+    Ask::Search("{ span.user =~ `.*1` && name = `child` } | select(span.http.route)"),
     Ask::Search("{ name = `root` } > { name = `child` } | by(span:id) | count() = 1"),
     Ask::Search("{ name = `child` } ~ { name = `child` } | max(duration) > 2ns"),
     Ask::Search("{ span:parentID != `` && nestedSetLeft > 1 }"),
