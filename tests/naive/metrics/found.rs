@@ -65,6 +65,13 @@ fn what_is_missing_is_not_the_text_nil() {
 }
 
 #[test]
+fn a_coalesce_after_a_select_reaches_the_workers() {
+    let spans = [(span(1, Vec::new()), LIVE), (span(2, Vec::new()), BLOCK), (span(3, Vec::new()), OTHER_BLOCK)];
+    check(&spans, "select(span.a) | coalesce() | count_over_time()", &[3.0]);
+    check(&spans, "select(span.a) | coalesce() | select(span.b) | coalesce() | { true } | count_over_time()", &[3.0]);
+}
+
+#[test]
 fn what_is_not_a_number_has_no_least_value() {
     let spans = [(span(1, vec![attribute("f", Value::Double(f64::NAN))]), LIVE), (span(2, vec![attribute("n", Value::Int(3))]), BLOCK)];
     check(&spans, "{ } | min_over_time(span.f)", &[]);

@@ -137,7 +137,7 @@ fn ask(engine: &Arc<dyn QueryService>, request: MetricsRequest) -> Outcome {
 #[test]
 fn the_engine_agrees_with_the_naive_evaluator() {
     let seen = run_with_environment::<MetricsCase>("naive metrics", "SKEIN_RANDOM_METRICS", QUERIES);
-    assert!(seen.selective * 2 > seen.queries, "too few queries have series that are not all zeros: {seen:?}");
+    assert!(seen.selective * 4 > seen.queries, "too few queries have series that are not all zeros: {seen:?}");
     assert!(seen.open * 8 < seen.queries, "too many queries without a certain answer: {seen:?}");
 }
 
