@@ -43,8 +43,8 @@ use skein_engine::{
     },
     lower::{lower_metrics, lower_search},
     metrics::{
+        detail::Detail,
         evaluate::{self, Operands, distinct_operands},
-        observe::cell_kind,
         told::{Operand, ToldMetrics},
     },
     parts::{Pace, Part, Parts, is_last},
@@ -57,11 +57,10 @@ use skein_engine::{
     },
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
-    traceql::{self, MetricsExpr, MetricsFunction, QueryBody},
+    traceql::{self, MetricsExpr, MetricsFunction},
 };
 use skein_proto::tempo::TraceSearchMetadata;
 use url::Url;
@@ -147,15 +146,15 @@ impl Coordinator {
 
     /// The same with shares that tell parts at `pace`.
     async fn plan_metrics_at(&self, tenant: &TenantId, request: &MetricsRequest, pace: Option<Pace>) -> Result<MetricsPlan> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let (query, detail) = evaluate::checked(request)?;
         let (survey, shares) = self.survey(tenant, Some(request.intervals.window())).await?;
         let (intervals, partitions) = (request.intervals, self.engine.partitions());
         let mut operands: Vec<OperandPlan> = Vec::new();
         for (key, (pipeline, function)) in distinct_operands(&query) {
-            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, partitions);
+            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, &detail, partitions);
             let plan = match self.share_results(tenant, &survey, &shares, pace, lower)? {
                 Some(partials) => {
-                    let sum = MetricsMergeExec::new(partials, cell_kind(function), intervals.count());
+                    let sum = MetricsMergeExec::new(partials, detail.cell_kind(function), intervals.count());
                     Some(self.distribute(Arc::new(sum)).await?)
                 }
                 None => None,
@@ -163,7 +162,7 @@ impl Coordinator {
             operands.push(OperandPlan { key, function: function.clone(), plan });
         }
         let row_groups = survey.row_groups() * operands.len() as u64;
-        Ok(MetricsPlan { query, operands, row_groups, read: survey.read })
+        Ok(MetricsPlan { query, detail, operands, row_groups, read: survey.read })
     }
 
     /// The results of all shares: of each worker's, and of the split traces. `lower` makes the plan of a share of its sources. None when
@@ -288,7 +287,7 @@ impl Coordinator {
     /// One attempt at a metrics query; tells parts, if somebody hears them.
     async fn metrics_once(&self, tenant: &TenantId, request: &MetricsRequest, telling: Option<&ToldMetrics<'_>>) -> Result<MetricsResult> {
         let pace = telling.map(|telling| telling.parts().pace());
-        let MetricsPlan { query, operands: planned, row_groups, read } = self.plan_metrics_at(tenant, request, pace).await?;
+        let MetricsPlan { query, detail, operands: planned, row_groups, read } = self.plan_metrics_at(tenant, request, pace).await?;
         let (mut operands, mut stats) = (Operands::new(), read);
         for OperandPlan { key, function, plan } in planned {
             let mut given = Vec::new();
@@ -299,14 +298,15 @@ impl Coordinator {
                     if let Some(telling) = telling
                         && !is_last(batches.as_mut())
                     {
-                        let operand = Operand { query: &query, key: &key, function: &function, finished: &operands, row_groups };
+                        let operand = Operand { query: &query, key: &key, function: &function, detail: &detail, finished: &operands, row_groups };
                         telling.tell(operand, &batch, stats.plus_of_same_blocks(&read_by_shares(&plan))).await?;
                     }
                     given.push(batch);
                 }
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &given, self.engine.hold("series of the answer"))?);
+            let held = self.engine.hold("series of the answer");
+            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &detail, &given, held)?);
         }
         Ok(evaluate::finish(&query, &operands, request, stats))
     }
@@ -338,6 +338,8 @@ impl Coordinator {
 /// A metrics query, planned.
 pub struct MetricsPlan {
     query: MetricsExpr,
+    /// What is kept beside the functions' own cells.
+    detail: Detail,
     /// The parts of the query that spans are read for, each once.
     pub operands: Vec<OperandPlan>,
     /// Row groups of all operands, as far as they are known.
@@ -356,8 +358,8 @@ pub struct OperandPlan {
 
 #[async_trait]
 impl QueryService for Coordinator {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.engine.trace_with(tenant, id, window, &*self.remote).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.engine.trace_with(tenant, &request, &*self.remote).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

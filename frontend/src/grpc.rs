@@ -244,8 +244,8 @@ impl StreamingQuerier for Querier {
 
     async fn metrics_query_range(&self, request: Request<QueryRangeRequest>) -> Answer<QueryRangeResponse> {
         let (metadata, _, request) = request.into_parts();
-        let QueryRangeRequest { query, start, end, step, max_series, .. } = request;
-        let ask = MetricsAsk { query, start, end, step: (step > 0).then_some(step), max_series };
+        let QueryRangeRequest { query, start, end, step, max_series, exemplars, .. } = request;
+        let ask = MetricsAsk { query, start, end, step: (step > 0).then_some(step), max_series, exemplars };
         let asking =
             |frontend: Arc<Frontend>, tenants: Tenants, client| async move { frontend.query_range_telling(&tenants, ask, Some(client)).await };
         self.answer("MetricsQueryRange", &metadata, asking).await
@@ -254,7 +254,7 @@ impl StreamingQuerier for Querier {
     async fn metrics_query_instant(&self, request: Request<QueryInstantRequest>) -> Answer<QueryInstantResponse> {
         let (metadata, _, request) = request.into_parts();
         let QueryInstantRequest { query, start, end } = request;
-        let ask = MetricsAsk { query, start, end, step: None, max_series: 0 };
+        let ask = MetricsAsk { query, start, end, step: None, max_series: 0, exemplars: 0 };
         let asking =
             |frontend: Arc<Frontend>, tenants: Tenants, client| async move { frontend.query_instant_telling(&tenants, ask, Some(client)).await };
         self.answer("MetricsQueryInstant", &metadata, asking).await

@@ -104,7 +104,7 @@ const METRICS: [&str; 8] = [
 fn metrics(context: &str, engine: &dyn QueryService, query: &str) -> usize {
     let base = BASE_SECONDS * 1_000_000_000;
     let intervals = Intervals::of_range(base - 5_000_000_000, base + 25_000_000_000, 500_000_000).unwrap();
-    let request = MetricsRequest { query: query.into(), intervals, max_series: 0 };
+    let request = MetricsRequest::new(query, intervals);
     let (parts, heard) = listener::<MetricsResult>();
     let whole = wait(engine.metrics_in_parts(&TenantId::single(), request.clone(), parts)).unwrap();
     let without = wait(engine.metrics(&TenantId::single(), request)).unwrap();

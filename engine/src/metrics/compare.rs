@@ -8,8 +8,8 @@ use hashbrown::HashMap;
 use super::{
     cells::Cells,
     codes::Codes,
-    intervals::Intervals,
-    observe::{CHOSEN_BYTES, Chosen},
+    estimate::Weight,
+    observe::Chosen,
     partial::{Labels, Partial},
 };
 use crate::{
@@ -37,7 +37,7 @@ pub const META_TYPES: [&str; 2] = ["baseline", "selection"];
 pub const META_TYPE: &str = "__meta_type";
 
 /// Intrinsics that are compared: those that say what a span is, not when or which one.
-const INTRINSICS: [Intrinsic; 10] = [
+const INTRINSICS: [Intrinsic; 12] = [
     Intrinsic::Name,
     Intrinsic::Kind,
     Intrinsic::Status,
@@ -48,6 +48,8 @@ const INTRINSICS: [Intrinsic; 10] = [
     Intrinsic::InstrumentationName,
     Intrinsic::InstrumentationVersion,
     Intrinsic::EventName,
+    Intrinsic::LinkTraceId,
+    Intrinsic::LinkSpanId,
 ];
 
 /// The fields of a source that are compared, but for span attributes that have no column, which [`observe`] reads as they come.
@@ -94,29 +96,22 @@ impl Distinct {
     }
 }
 
-/// Adds the spans of `frame` in `rows`. Those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
-/// included), are the selection. Errors: `Exhausted` for too many values, `Data`.
-pub fn observe(
-    (partial, distinct): (&mut Partial, &mut Distinct),
-    frame: &Frame,
-    rows: &BooleanBuffer,
-    intervals: &Intervals,
-    selection: &FieldExpr,
-    window: Option<(i64, i64)>,
-) -> Result<()> {
-    let chosen = Chosen::of(frame, rows, intervals)?;
-    if chosen.rows.is_empty() {
-        return Ok(());
-    }
-    frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
+/// Which of the chosen spans are the selection: those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
+/// included). Errors: `Data`.
+pub fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Vec<bool>> {
     let selected = mask(selection, frame, rows)?;
     let starts = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
     let is_selected = |row: u32| {
         let start = starts.0[row as usize].wrapping_add(starts.1[row as usize]);
         selected.value(row as usize) && window.is_none_or(|(after, until)| start > after && start <= until)
     };
-    let selected = chosen.rows.iter().map(|&row| is_selected(row)).collect();
-    let mut counter = Counter { partial, distinct, chosen: &chosen, selected };
+    Ok(chosen.rows.iter().map(|&row| is_selected(row)).collect())
+}
+
+/// Adds the chosen spans of `frame`, of which `selected` tells the group. Each stands for `weight` spans.
+/// Errors: `Exhausted` for too many values, `Data`.
+pub fn observe((partial, distinct): (&mut Partial, &mut Distinct), frame: &Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Result<()> {
+    let mut counter = Counter { partial, distinct, chosen, selected, weight };
     for field in fields(frame.source()) {
         counter.count(&field.to_string(), &frame.vector_of_spans(&field)?)?;
     }
@@ -128,7 +123,8 @@ struct Counter<'a> {
     distinct: &'a mut Distinct,
     chosen: &'a Chosen,
     /// By chosen row.
-    selected: Vec<bool>,
+    selected: &'a [bool],
+    weight: Weight,
 }
 
 /// Spans of one value, group and interval.
@@ -160,7 +156,7 @@ impl Counter<'_> {
     fn slots(&self, codes: &Codes) -> HashMap<Slot, u64> {
         let mut slots: HashMap<Slot, u64> = HashMap::new();
         let (mut run, mut length): (Slot, u64) = ((u32::MAX, false, 0), 0);
-        for ((&code, &selected), &at) in codes.rows.iter().zip(&self.selected).zip(&self.chosen.intervals) {
+        for ((&code, &selected), &at) in codes.rows.iter().zip(self.selected).zip(&self.chosen.intervals) {
             if (code, selected, at) != run {
                 if length > 0 {
                     *slots.entry(run).or_default() += length;
@@ -186,7 +182,8 @@ impl Counter<'_> {
         Ok(())
     }
 
-    /// Counts the span attributes whose key has no column at all; the others were counted with their columns.
+    /// Counts the span attributes whose key has no column at all; the others were counted with their columns. Of a key that occurs twice
+    /// the first value counts.
     fn count_rest(&mut self, frame: &Frame) -> Result<()> {
         let Some(messages) = frame.rest() else { return Ok(()) };
         let schema = frame.source().schema();
@@ -195,13 +192,15 @@ impl Counter<'_> {
                 continue;
             }
             let mut fields = Fields::new(messages.value(row as usize));
+            let mut counted: Vec<&[u8]> = Vec::new();
             while let Ok(Some((1, field))) = fields.next_field() {
                 let Ok(pair) = field.bytes().and_then(KeyValue::parse) else { continue };
                 let key = String::from_utf8_lossy(pair.key);
                 let value = pair.value.map_or(Value::Nil, value_of_any);
-                if matches!(value, Value::Nil | Value::Array(_)) || schema.attribute_columns(&key).next().is_some() {
+                if value == Value::Nil || counted.contains(&pair.key) || schema.attribute_columns(&key).next().is_some() {
                     continue;
                 }
+                counted.push(pair.key);
                 let name = FieldRef::Attribute { scope: AttributeScope::Span, name: key.as_ref().into() }.to_string();
                 let place = self.place(self.selected[at], &name, &value)?;
                 self.add(place, self.chosen.intervals[at], 1);
@@ -224,8 +223,10 @@ impl Counter<'_> {
     }
 
     fn add(&mut self, place: usize, at: u32, count: u64) {
-        if let Cells::Counts(cells) = self.partial.cells(place) {
-            cells[at as usize] += count;
+        match self.partial.cells(place) {
+            Cells::Counts(cells) => cells[at as usize] += count,
+            Cells::WeightedCounts(cells) => cells[at as usize].weight += self.weight.times(count),
+            _ => debug_assert!(false, "cells that are no counts"),
         }
     }
 }

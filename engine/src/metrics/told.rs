@@ -7,7 +7,10 @@ use std::{
 
 use arrow::record_batch::RecordBatch;
 
-use super::evaluate::{self, Operands, distinct_operands, finish_operand, is_by_interval};
+use super::{
+    detail::Detail,
+    evaluate::{self, Operands, distinct_operands, finish_operand, is_by_interval},
+};
 use crate::{
     error::Result,
     exec::memory::Reservation,
@@ -34,6 +37,8 @@ pub struct Operand<'a> {
     pub key: &'a str,
     /// Its function.
     pub function: &'a MetricsFunction,
+    /// What is kept beside the function's own cells.
+    pub detail: &'a Detail,
     /// The operands before it.
     pub finished: &'a Operands,
     /// Row groups of all operands, as far as that is known.
@@ -55,21 +60,21 @@ impl<'a> ToldMetrics<'a> {
     /// there are samples: the query needs all. Tells nothing once everything was read: the whole is about to come. Errors: as of
     /// [`finish_operand`].
     pub async fn tell(&self, operand: Operand<'_>, batch: &RecordBatch, stats: ScanStats) -> Result<()> {
-        let Operand { query, key, function, finished, row_groups } = operand;
+        let Operand { query, key, function, detail, finished, row_groups } = operand;
         if stats.row_groups + stats.row_groups_skipped >= row_groups {
             return Ok(());
         }
         let mut found = MetricsResult { stats, ..MetricsResult::default() };
         let is_last = || distinct_operands(query).last().is_some_and(|(last, _)| last == key);
         if let Some(from) = reached(batch).and_then(|from| usize::try_from(from).ok())
-            && is_by_interval(query)
+            && is_by_interval(query, detail)
             && is_last()
         {
             let until = self.told_from.fetch_min(from, Relaxed);
             if from < until {
                 let mut operands = finished.clone();
                 let batch = std::slice::from_ref(batch);
-                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, batch, self.memory.another())?);
+                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, detail, batch, self.memory.another())?);
                 found.series = self.cut(evaluate::finish(query, &operands, self.request, stats), from..until).series;
             }
         }

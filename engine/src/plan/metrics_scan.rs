@@ -26,12 +26,7 @@ use crate::{
         spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
-    metrics::{
-        compare,
-        intervals::Intervals,
-        observe::{self, Observer},
-        partial,
-    },
+    metrics::{detail::Detail, intervals::Intervals, observe::Observer, partial},
     parts::{Beat, Pace, mark, marked},
     stop,
     traceql::MetricsFunction,
@@ -48,6 +43,7 @@ pub struct MetricsScanExec {
     pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
+    detail: Detail,
     partitions: usize,
     metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
@@ -60,10 +56,11 @@ impl MetricsScanExec {
         pipeline: impl Into<SpansetPipeline>,
         function: MetricsFunction,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
     ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, detail, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -94,6 +91,11 @@ impl MetricsScanExec {
         Ok(units.into_iter().map(|unit| sources[unit.source].row_groups()[unit.group].trace_end_max).collect())
     }
 
+    /// What is kept beside the function's own cells.
+    pub fn detail(&self) -> &Detail {
+        &self.detail
+    }
+
     /// Partitions.
     pub fn partitions(&self) -> usize {
         self.partitions
@@ -104,7 +106,7 @@ impl MetricsScanExec {
 struct Scan {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
-    function: MetricsFunction,
+    observer: Observer,
     intervals: Intervals,
     metrics: Arc<ScanMetrics>,
     pool: Pool,
@@ -125,7 +127,6 @@ struct Running {
     units: Option<std::vec::IntoIter<ScanUnit>>,
     partition: usize,
     partitions: usize,
-    observer: Observer,
     beat: Option<Beat>,
     observed: usize,
     ended: bool,
@@ -143,7 +144,7 @@ impl Running {
         }
         while let Some(unit) = self.units.as_mut().and_then(Iterator::next) {
             stop::check()?;
-            self.scan.observe(unit, &mut self.observer).await?;
+            self.scan.observe(unit).await?;
             self.observed += 1;
             if self.beat.as_mut().is_some_and(Beat::is_due) {
                 return self.output(watch).map(Some);
@@ -154,7 +155,7 @@ impl Running {
     }
 
     fn output(&mut self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
-        let batch = self.observer.take_partial().to_batch()?;
+        let batch = self.scan.observer.take_partial().to_batch()?;
         self.scan.metrics.busy(watch.elapsed());
         self.scan.metrics.output(batch.num_rows());
         if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
@@ -170,7 +171,7 @@ impl Scan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+    async fn observe(&mut self, unit: ScanUnit) -> crate::error::Result<()> {
         let metrics = &*self.metrics;
         let source = self.sources.sources().await?[unit.source].clone();
         let mut frame = Frame::new(source, unit.group, None, &self.pool);
@@ -181,12 +182,8 @@ impl Scan {
         }
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
-            let needs = match &self.function {
-                MetricsFunction::Compare { selection, .. } => compare::needs(selection, frame.source()),
-                function => observe::needs(function, frame.source()),
-            };
-            frame.load(&needs, metrics).await?;
-            observer.observe(&frame, &rows)?;
+            frame.load(&self.observer.needs(frame.source()), metrics).await?;
+            self.observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {
             Some(why) => metrics.pruned(why, 1),
@@ -200,7 +197,7 @@ impl DisplayAs for MetricsScanExec {
     fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, step) = (self.intervals.count(), self.intervals.step());
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
-        write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
+        write!(f, "{}, sources=[{}], partitions={}", self.detail, self.sources, self.partitions)?;
         match form {
             DisplayFormatType::Verbose => {
                 let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
@@ -216,24 +213,16 @@ impl ExecutionPlan for MetricsScanExec {
     counted_node!();
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let held = Reservation::new("series of a partition", context.memory_pool());
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
-            function: self.function.clone(),
+            observer: Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held),
             intervals: self.intervals,
             metrics: self.metrics.clone(),
             pool: context.memory_pool().clone(),
         };
-        let running = Running {
-            scan,
-            units: None,
-            partition,
-            partitions: self.partitions,
-            observer: Observer::new(self.function.clone(), self.intervals, Reservation::new("series of a partition", context.memory_pool())),
-            beat: Pace::of(&context),
-            observed: 0,
-            ended: false,
-        };
+        let running = Running { scan, units: None, partition, partitions: self.partitions, beat: Pace::of(&context), observed: 0, ended: false };
         let batches = stream::try_unfold(running, |mut running| async move { Ok(running.next().await?.map(|batch| (batch, running))) });
         Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
     }
