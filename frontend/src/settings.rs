@@ -121,11 +121,13 @@ pub struct MetricsSettings {
     pub max_intervals: u64,
     /// Most series of an answer; 0 is no limit.
     pub max_response_series: u32,
+    /// Memory for the partial series of row groups, which later queries of the same shape take over; 0 keeps none. Not a key of Tempo.
+    pub partial_cache_bytes: u64,
 }
 
 impl Default for MetricsSettings {
     fn default() -> Self {
-        Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000, max_response_series: 0 }
+        Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000, max_response_series: 0, partial_cache_bytes: 128 << 20 }
     }
 }
 

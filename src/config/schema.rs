@@ -230,6 +230,7 @@ pub const ROOT: Node = Section(&[
                     ("max_exemplars", Ignored),
                     ("exemplars", Ignored),
                     ("max_response_series", Key(Integer)),
+                    ("partial_cache_bytes", Key(Integer)),
                     ("streaming_shards", Ignored),
                     ("duration_slo", Ignored),
                     ("throughput_bytes_slo", Ignored),

@@ -68,7 +68,8 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     let replayed = ingester.replay(segments).await?;
     tracing::info!(?replayed, "log replayed");
     let handle = IngesterHandle(ingester.clone());
-    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), EngineSettings::default());
+    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), engine_settings(shared));
+    engine.register(&shared.registry)?;
     let cutting = Task::spawn_watching("cutting", &Handle::current(), {
         let ingester = ingester.clone();
         |stop| async move {
@@ -105,6 +106,10 @@ fn ingester_settings(shared: &Shared, id: String) -> IngesterSettings {
         flush_check_period: section.flush_check_period,
         ..IngesterSettings::default()
     }
+}
+
+fn engine_settings(shared: &Shared) -> EngineSettings {
+    EngineSettings { partial_cache_bytes: shared.settings.query_frontend.metrics.partial_cache_bytes, ..EngineSettings::default() }
 }
 
 /// Runs queries on the query threads, so that they never hold up the network's. Dropping an answer's future stops the work.

@@ -14,6 +14,7 @@ use datafusion::{
 use futures::{TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
+use prometheus::Registry;
 use skein_proto::otlp::trace::v1::ResourceSpans;
 
 pub use self::remote::{LocalListing, Survey};
@@ -37,6 +38,7 @@ use crate::{
     error::{Error, Result},
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::{
+        cache::PartialCache,
         evaluate::{self, Operands, operand_key, operands_of},
         observe::cell_kind,
         partial::Partial,
@@ -67,6 +69,8 @@ pub struct EngineSettings {
     pub bloom_cache_bytes: u64,
     /// Memory for ordered live spans and traces that lie in several places.
     pub memory_source_bytes: u64,
+    /// Memory for partial series of metrics queries; 0 keeps none.
+    pub partial_cache_bytes: u64,
     /// Partitions of a scan.
     pub partitions: usize,
 }
@@ -74,7 +78,7 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         let partitions = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { block_cache_bytes: 256 << 20, bloom_cache_bytes: 64 << 20, memory_source_bytes: 256 << 20, partitions }
+        Self { block_cache_bytes: 256 << 20, bloom_cache_bytes: 64 << 20, memory_source_bytes: 256 << 20, partial_cache_bytes: 128 << 20, partitions }
     }
 }
 
@@ -111,6 +115,7 @@ struct Core {
     ordered: Cache<(TenantId, BlockId, u64), Arc<MemorySource>>,
     block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
     joined: Cache<SourceKey, Joined>,
+    partials: PartialCache,
 }
 
 impl Engine {
@@ -137,6 +142,7 @@ impl Engine {
                 .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
                 .max_capacity(settings.memory_source_bytes)
                 .build(),
+            partials: PartialCache::new(settings.partial_cache_bytes),
         };
         Self { core: Arc::new(core), context: SessionContext::new().task_ctx(), settings }
     }
@@ -167,10 +173,15 @@ impl Engine {
                 partial.merge_batch(&batch)?;
             }
             stats = stats.plus(&stats_of_plan(&plan));
-            operands.insert(key, series::finish(function, &request.intervals, partial));
+            operands.insert(key, series::finish(function, &request.intervals, partial)?);
         }
         add_blocks(&mut stats, sources.sources().await?);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
+    }
+
+    /// Shows what the engine counts in `registry`. Errors: `Internal` when it has that already.
+    pub fn register(&self, registry: &Registry) -> Result<()> {
+        self.core.partials.register(registry)
     }
 
     /// Opens sources by name, for plans that come from elsewhere.
@@ -368,6 +379,10 @@ impl SourceResolver for Core {
             }
         }
         Ok(sources)
+    }
+
+    fn partial_cache(&self) -> Option<&PartialCache> {
+        Some(&self.partials)
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `codes` | the distinct values of a field in a frame, and which rows have them |
 //! | `cells` | what is kept of the spans of one series |
 //! | `partial` | series under way: observed, merged, and carried as batches |
+//! | `cache`, `packed` | partial series of row groups, kept for the next query; batches in few bytes |
 //! | `observe` | the spans of a frame into series under way |
 //! | `compare` | the same for `compare()` |
 //! | `series` | finished series: values, quantiles, labels, order |
@@ -14,12 +15,14 @@
 //!
 //! Everything before `series` is a sum of parts that can be added in any order, so that partitions, processes and blocks merge exactly.
 
+pub mod cache;
 pub mod cells;
 pub mod codes;
 pub mod compare;
 pub mod evaluate;
 pub mod intervals;
 pub mod observe;
+pub mod packed;
 pub mod partial;
 pub mod series;
 pub mod stages;

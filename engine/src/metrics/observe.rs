@@ -3,6 +3,7 @@
 use arrow::{
     array::{Array, UInt32Array},
     buffer::BooleanBuffer,
+    record_batch::RecordBatch,
 };
 
 use hashbrown::HashMap;
@@ -53,6 +54,9 @@ pub fn needs(function: &MetricsFunction, source: &SourceRef) -> ColumnNeeds {
     needs
 }
 
+/// Stands for the interval of rows that are in none.
+const OUTSIDE: u32 = u32::MAX;
+
 /// The chosen rows of a frame, with the interval of each; rows outside of all intervals are left out.
 pub struct Chosen {
     /// Rows, ascending.
@@ -66,23 +70,28 @@ impl Chosen {
     /// The rows set in `rows` that begin in one of `intervals`. Errors: `Data`.
     pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
         let (starts, offsets) = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
+        let (length, count) = (rows.len(), rows.count_set_bits());
         let mut finder = intervals.finder();
-        let mut chosen = Self { rows: Vec::new(), intervals: Vec::new(), length: rows.len() };
-        let count = rows.count_set_bits();
-        chosen.rows.reserve(count);
-        chosen.intervals.reserve(count);
-        let mut take = |row: usize| {
-            if let Some(at) = finder.find((starts[row] as u64).wrapping_add(offsets[row] as u64)) {
-                chosen.rows.push(row as u32);
-                chosen.intervals.push(at);
-            }
-        };
-        if count == rows.len() {
-            (0..count).for_each(&mut take)
+        let mut find = |start: i64, offset: i64| finder.find((start as u64).wrapping_add(offset as u64)).unwrap_or(OUTSIDE);
+        let mut chosen = if count == length {
+            let intervals = starts.iter().zip(offsets).map(|(&start, &offset)| find(start, offset)).collect();
+            Self { rows: (0..length as u32).collect(), intervals, length }
         } else {
-            rows.set_indices().for_each(&mut take)
+            let rows: Vec<u32> = rows.set_indices().map(|row| row as u32).collect();
+            Self { intervals: rows.iter().map(|&row| find(starts[row as usize], offsets[row as usize])).collect(), rows, length }
+        };
+        if chosen.intervals.contains(&OUTSIDE) {
+            let mut inside = chosen.intervals.iter().map(|&at| at != OUTSIDE);
+            chosen.rows.retain(|_| inside.next().unwrap_or(false));
+            chosen.intervals.retain(|&at| at != OUTSIDE);
         }
         Ok(chosen)
+    }
+
+    /// The first interval that has a row, and how many there are from it to the last that has one.
+    pub fn range(&self) -> (u32, usize) {
+        let least = self.intervals.iter().copied().min().unwrap_or(0);
+        (least, self.intervals.iter().copied().max().map_or(0, |most| (most - least) as usize + 1))
     }
 
     /// The codes of `vector` in the chosen rows. Cost: where few rows are chosen, of these only.
@@ -120,14 +129,23 @@ impl Observer {
         self.partial
     }
 
+    /// Adds partial series of the same function and intervals. Errors: `Exhausted` for too many series, `Internal` for another batch.
+    pub fn merge(&mut self, series: &RecordBatch) -> Result<()> {
+        match self.function {
+            MetricsFunction::Compare { .. } => compare::merge((&mut self.partial, &mut self.distinct), series),
+            _ => self.partial.merge_batch(series),
+        }
+    }
+
     /// Adds the spans of `frame` in `rows`; what [`needs`] names is loaded. Errors: `Exhausted` for too many series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
-        if let MetricsFunction::Compare { selection, window, .. } = &self.function {
-            return compare::observe((&mut self.partial, &mut self.distinct), frame, rows, &self.intervals, selection, *window);
-        }
         let chosen = Chosen::of(frame, rows, &self.intervals)?;
         if chosen.rows.is_empty() {
             return Ok(());
+        }
+        if let MetricsFunction::Compare { selection, window, .. } = &self.function {
+            let selected = compare::selected(frame, rows, &chosen, selection, *window)?;
+            return compare::observe((&mut self.partial, &mut self.distinct), frame, &chosen, &selected);
         }
         let groups = self.groups(frame, &chosen)?;
         match value_field(&self.function) {
@@ -172,9 +190,10 @@ impl Observer {
     }
 
     fn count(&mut self, chosen: &Chosen, groups: Groups) -> Result<()> {
-        let intervals = self.intervals.count();
         let mut places = vec![None; groups.labels.len()];
-        if groups.labels.len() * intervals > TABLE_MAX {
+        // The rows of a frame are close in time: few of the query's intervals have any.
+        let (first, width) = chosen.range();
+        if groups.labels.len() * width > TABLE_MAX {
             for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
                 let place = self.place(&mut places, &groups, group)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
@@ -183,15 +202,15 @@ impl Observer {
             }
             return Ok(());
         }
-        let mut table = vec![0u64; groups.labels.len() * intervals];
+        let mut table = vec![0u64; groups.labels.len() * width];
         for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
-            table[group as usize * intervals + at as usize] += 1;
+            table[group as usize * width + (at - first) as usize] += 1;
         }
-        for (group, counts) in table.chunks_exact(intervals).enumerate() {
+        for (group, counts) in table.chunks_exact(width).enumerate() {
             if counts.iter().any(|&count| count > 0) {
                 let place = self.place(&mut places, &groups, group as u32)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
-                    cells.iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
+                    cells[first as usize..].iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
                 }
             }
         }

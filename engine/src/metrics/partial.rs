@@ -1,13 +1,17 @@
 //! Series under way: of one partition, of one process, or of all.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    hash::BuildHasher,
+    sync::{Arc, LazyLock},
+};
 
 use arrow::{
-    array::{ArrayRef, AsArray, BinaryBuilder, Float64Builder, UInt8Builder, UInt32Builder, UInt64Builder},
+    array::{ArrayRef, AsArray, BinaryBuilder, BooleanArray, Float64Builder, UInt8Builder, UInt32Builder, UInt64Builder},
+    compute::filter_record_batch,
     datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, UInt8Type, UInt32Type, UInt64Type},
     record_batch::RecordBatch,
 };
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
@@ -25,22 +29,29 @@ const BYTES_MAX: usize = 1 << 30;
 pub struct Partial {
     kind: CellKind,
     intervals: usize,
-    series: Vec<(Labels, Cells)>,
-    places: HashMap<Vec<u8>, usize>,
+    /// Labels as an encoded `KeyValueList`, and cells.
+    series: Vec<(Box<[u8]>, Cells)>,
+    /// Places of series by their labels.
+    places: HashTable<usize>,
+    hasher: DefaultHashBuilder,
     bytes: usize,
 }
 
 impl Partial {
     /// No series yet.
     pub fn new(kind: CellKind, intervals: usize) -> Self {
-        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), bytes: 0 }
+        Self { kind, intervals, series: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default(), bytes: 0 }
     }
 
     /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when series take too much memory.
     pub fn place(&mut self, labels: Labels) -> Result<usize> {
-        let list = KeyValueList { values: labels };
-        let key = list.encode_to_vec();
-        if let Some(&place) = self.places.get(&key) {
+        self.place_of_key(&KeyValueList { values: labels }.encode_to_vec())
+    }
+
+    /// The same for labels as an encoded `KeyValueList`. Cost: a look-up, and a copy of them for a new series.
+    pub fn place_of_key(&mut self, key: &[u8]) -> Result<usize> {
+        let hash = self.hasher.hash_one(key);
+        if let Some(&place) = self.places.find(hash, |&place| *self.series[place].0 == *key) {
             return Ok(place);
         }
         let cells = Cells::new(self.kind, self.intervals);
@@ -52,8 +63,9 @@ impl Partial {
                 format!("the query has more than {count} series: group by fewer values, or take a longer step"),
             ));
         }
-        self.series.push((list.values, cells));
-        self.places.insert(key, self.series.len() - 1);
+        self.series.push((key.into(), cells));
+        let (series, hasher) = (&self.series, &self.hasher);
+        self.places.insert_unique(hash, series.len() - 1, |&place| hasher.hash_one(&*series[place].0));
         Ok(self.series.len() - 1)
     }
 
@@ -72,13 +84,24 @@ impl Partial {
         &mut self.series[place].1
     }
 
-    /// All series.
-    pub fn into_series(self) -> Vec<(Labels, Cells)> {
-        self.series
+    /// All series. Errors: `Internal` for labels that are none.
+    pub fn into_series(self) -> Result<Vec<(Labels, Cells)>> {
+        let labels = |key: &[u8]| KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e));
+        self.series.into_iter().map(|(key, cells)| Ok((labels(&key)?.values, cells))).collect()
+    }
+
+    /// All series, with their labels as encoded `KeyValueList`s.
+    pub fn encoded_series(&self) -> &[(Box<[u8]>, Cells)] {
+        &self.series
     }
 
     /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`], `Exhausted`.
     pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.merge_batch_by(batch, Self::place_of_key)
+    }
+
+    /// The same where `place_of` says which series the rows of some labels are added to. Errors: also its own.
+    pub fn merge_batch_by(&mut self, batch: &RecordBatch, mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
         if batch.schema_ref().fields() != SCHEMA.fields() {
             return Err(Error::internal("a batch is not one of partial series"));
         }
@@ -91,7 +114,7 @@ impl Partial {
             let key = labels.value(row);
             let place = match last {
                 Some((known, place)) if known == key => place,
-                _ => self.place(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)?,
+                _ => place_of(self, key)?,
             };
             last = Some((key, place));
             let (at, bucket) = (intervals.value(row) as usize, buckets.value(row) as usize);
@@ -113,22 +136,21 @@ impl Partial {
     /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. Errors: `Internal`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         let mut rows = Rows::default();
-        for (labels, cells) in &self.series {
-            let key = KeyValueList { values: labels.clone() }.encode_to_vec();
+        for (key, cells) in &self.series {
             match cells {
                 Cells::Counts(cells) => {
                     for (at, &count) in cells.iter().enumerate().filter(|(_, count)| **count > 0) {
-                        rows.push(&key, at, 0, &NumberCell { count, ..NumberCell::default() });
+                        rows.push(key, at, 0, &NumberCell { count, ..NumberCell::default() });
                     }
                 }
                 Cells::Numbers(cells) => {
-                    cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| rows.push(&key, at, 0, cell));
+                    cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| rows.push(key, at, 0, cell));
                 }
                 Cells::Buckets(cells) => {
                     let filled = cells.iter().enumerate().filter_map(|(at, buckets)| Some((at, buckets.as_ref()?)));
                     for (at, buckets) in filled {
                         for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
-                            rows.push(&key, at, bucket, &NumberCell { count, ..NumberCell::default() });
+                            rows.push(key, at, bucket, &NumberCell { count, ..NumberCell::default() });
                         }
                     }
                 }
@@ -155,6 +177,20 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 /// The schema of partial series: `labels` is an OTLP `KeyValueList`; `sum_lost` is what rounding lost of `sum`.
 pub fn schema() -> SchemaRef {
     SCHEMA.clone()
+}
+
+/// A batch of partial series in other intervals: `offset` is added to the number of each, and what is then not below `count` is left out.
+/// Errors: `Internal` when it is not one of [`schema`].
+pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBatch> {
+    let not_partial = || Error::internal("a batch is not one of partial series");
+    let at = batch.schema_ref().index_of("interval").map_err(|_| not_partial())?;
+    let place = |interval: u32| offset + i64::from(interval);
+    let intervals = batch.column(at).as_primitive_opt::<UInt32Type>().ok_or_else(not_partial)?;
+    let kept = intervals.values().iter().map(|&interval| usize::try_from(place(interval)).is_ok_and(|place| place < count));
+    let batch = filter_record_batch(batch, &BooleanArray::from_iter(kept.map(Some)))?;
+    let mut columns = batch.columns().to_vec();
+    columns[at] = Arc::new(columns[at].as_primitive::<UInt32Type>().unary::<_, UInt32Type>(|interval| place(interval) as u32));
+    Ok(RecordBatch::try_new(batch.schema(), columns)?)
 }
 
 #[derive(Default)]
@@ -211,15 +247,20 @@ mod tests {
             let one = filled(kind);
             let mut merged = Partial::new(kind, 3);
             merged.merge_batch(&one.to_batch().unwrap()).unwrap();
-            let (one, copy) = (one.into_series(), merged.into_series());
+            let (one, copy) = (one.into_series().unwrap(), merged.into_series().unwrap());
             assert_eq!(one, copy);
             let mut twice = filled(kind);
             twice.merge_batch(&filled(kind).to_batch().unwrap()).unwrap();
-            for ((_, mut expected), (_, found)) in one.into_iter().zip(twice.into_series()) {
+            for ((_, mut expected), (_, found)) in one.into_iter().zip(twice.into_series().unwrap()) {
                 expected.merge(&expected.clone());
                 assert_eq!(expected, found);
             }
         }
+        let moved = moved(&filled(CellKind::Counts).to_batch().unwrap(), -1, 2).unwrap();
+        let mut shorter = Partial::new(CellKind::Counts, 2);
+        shorter.merge_batch(&moved).unwrap();
+        let counts: Vec<Cells> = shorter.into_series().unwrap().into_iter().map(|(_, cells)| cells).collect();
+        assert_eq!(counts, [Cells::Counts(vec![0, 5]), Cells::Counts(vec![0, 5])], "a and b in the last interval; the first is left out");
         assert!(Partial::new(CellKind::Counts, 2).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
     }
 }

@@ -1,7 +1,11 @@
 //! Finished series: cells to values.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+};
 
+use prost::Message;
 use skein_proto::{
     otlp::common::v1::{AnyValue, KeyValue, any_value::Value as OtlpValue},
     tempo::{Sample, TimeSeries},
@@ -9,12 +13,13 @@ use skein_proto::{
 
 use super::{
     cells::{BUCKETS, Cells, NumberCell},
-    compare::{META_TYPE, META_TYPES, VALUES_MAX},
+    compare::{META_TYPE, META_TYPES, VALUES_MAX, ValueKey},
     intervals::Intervals,
     observe::value_field,
     partial::{Labels, Partial},
 };
 use crate::{
+    error::{Error, Result},
     plan::matches::key_value,
     spans::value::Value,
     traceql::{FieldRef, Intrinsic, MetricsFunction, OverTime},
@@ -31,18 +36,20 @@ pub struct Series {
 const NANOS: f64 = 1e9;
 
 /// The series of a function, without those that have no point. Ungrouped counts and rates have a series even if nothing was found.
-pub fn finish(function: &MetricsFunction, intervals: &Intervals, partial: Partial) -> Vec<Series> {
+///
+/// Errors: `Internal` for labels that are none.
+pub fn finish(function: &MetricsFunction, intervals: &Intervals, partial: Partial) -> Result<Vec<Series>> {
+    if let MetricsFunction::Compare { top_n, .. } = function {
+        return compared(&partial, usize::try_from(*top_n).unwrap_or(usize::MAX), intervals.count());
+    }
     let seconds = intervals.step() as f64 / NANOS;
-    let mut all = partial.into_series();
+    let mut all = partial.into_series()?;
     if all.is_empty() && function.by().is_empty() && matches!(function, MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. }) {
         all.push((vec![key_value("__name__", &Value::from(function.name()))], Cells::Counts(vec![0; intervals.count()])));
     }
-    let mut series = match function {
-        MetricsFunction::Compare { top_n, .. } => compared(all, usize::try_from(*top_n).unwrap_or(usize::MAX), intervals.count()),
-        _ => all.into_iter().flat_map(|(labels, cells)| of_cells(function, labels, cells, seconds)).collect(),
-    };
+    let mut series: Vec<Series> = all.into_iter().flat_map(|(labels, cells)| of_cells(function, labels, cells, seconds)).collect();
     series.retain(|series| series.values.iter().any(|value| !value.is_nan()));
-    series
+    Ok(series)
 }
 
 fn of_cells(function: &MetricsFunction, labels: Labels, cells: Cells, seconds: f64) -> Vec<Series> {
@@ -138,35 +145,50 @@ pub fn quantile_of(q: f64, buckets: &[u64; BUCKETS]) -> f64 {
     0.0
 }
 
+/// A value of an attribute in one of the groups: how many spans have it, its `AnyValue` message, and when they begin.
+type Compared<'a> = (u64, &'a [u8], &'a [u64]);
+
 /// The most frequent values of each attribute in both groups, and the totals of each attribute; only these of an attribute of too many values.
-fn compared(all: Vec<(Labels, Cells)>, top_n: usize, intervals: usize) -> Vec<Series> {
-    let mut attributes: BTreeMap<(String, String), Vec<Series>> = BTreeMap::new();
-    let mut values: HashMap<String, usize> = HashMap::new();
-    for (labels, cells) in all {
+fn compared(partial: &Partial, top_n: usize, intervals: usize) -> Result<Vec<Series>> {
+    let mut attributes: BTreeMap<(bool, &str), (Vec<u64>, Vec<Compared<'_>>)> = BTreeMap::new();
+    let mut series: HashMap<&str, usize> = HashMap::new();
+    for (key, cells) in partial.encoded_series() {
         let Cells::Counts(counts) = cells else { continue };
-        let meta = labels.first().map(|label| label_text(label.value.as_ref())).unwrap_or_default();
-        let Some(label) = labels.last() else { continue };
+        let ValueKey { selected, name, value } = ValueKey::parse(key).ok_or_else(|| Error::internal("a partial series is not one of compare()"))?;
         // Values that were not told apart are too many.
-        *values.entry(label.key.clone()).or_default() += if label.value.is_some() { 1 } else { VALUES_MAX + 1 };
-        let values = counts.into_iter().map(|count| count as f64).collect();
-        attributes.entry((meta, label.key.clone())).or_default().push(Series { labels, values });
+        *series.entry(name).or_default() += if value.is_some() { 1 } else { VALUES_MAX + 1 };
+        let (totals, values) = attributes.entry((selected, name)).or_insert_with(|| (vec![0; intervals], Vec::new()));
+        totals.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+        values.extend(value.map(|value| (counts.iter().sum(), value, &**counts)));
     }
     let mut out = Vec::new();
-    for ((meta, attribute), mut series) in attributes {
-        let mut totals = vec![0.0; intervals];
-        series.iter().for_each(|series| totals.iter_mut().zip(&series.values).for_each(|(total, value)| *total += value));
-        if values.get(&attribute).is_some_and(|&count| count > VALUES_MAX) {
-            series.clear();
+    for ((selected, name), (totals, mut values)) in attributes {
+        if series.get(name).is_some_and(|&count| count > VALUES_MAX) {
+            values.clear();
         }
-        let sum = |series: &Series| series.values.iter().sum::<f64>();
-        series.sort_by(|a, b| sum(b).total_cmp(&sum(a)).then_with(|| order_key(&a.labels).cmp(&order_key(&b.labels))));
-        series.truncate(top_n);
-        out.extend(series);
-        debug_assert!(META_TYPES.contains(&meta.as_str()));
-        let labels = vec![key_value(META_TYPE, &Value::from(&*format!("{meta}_total"))), key_value(&attribute, &Value::Nil)];
-        out.push(Series { labels, values: totals });
+        keep_most_frequent(&mut values, top_n);
+        let meta = META_TYPES[usize::from(selected)];
+        let shown = |counts: &[u64]| counts.iter().map(|&count| count as f64).collect();
+        for (_, value, counts) in values {
+            let value = AnyValue::decode(value).map_err(|e| Error::internal("reading a label").with_source(e))?;
+            let label = KeyValue { key: name.to_owned(), value: Some(value), ..KeyValue::default() };
+            out.push(Series { labels: vec![key_value(META_TYPE, &Value::from(meta)), label], values: shown(counts) });
+        }
+        let labels = vec![key_value(META_TYPE, &Value::from(&*format!("{meta}_total"))), key_value(name, &Value::Nil)];
+        out.push(Series { labels, values: shown(&totals) });
     }
-    out
+    Ok(out)
+}
+
+/// Keeps the `top_n` values that most spans have, the most frequent first, ties by text. Texts are only looked at where they may matter.
+fn keep_most_frequent(values: &mut Vec<Compared<'_>>, top_n: usize) {
+    if values.len() > top_n && top_n > 0 {
+        let (_, &mut (least, ..), _) = values.select_nth_unstable_by(top_n - 1, |a, b| b.0.cmp(&a.0));
+        values.retain(|&(sum, ..)| sum >= least);
+    }
+    let text = |value: &[u8]| label_text(AnyValue::decode(value).ok().as_ref());
+    values.sort_by_cached_key(|&(sum, value, _)| (Reverse(sum), text(value), value));
+    values.truncate(top_n);
 }
 
 /// The text of a label's value, as labels are ordered by.

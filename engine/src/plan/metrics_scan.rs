@@ -1,6 +1,6 @@
 //! `MetricsScanExec`: the leaf of a metrics query. Spans of all sources into partial series.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use datafusion::{
@@ -19,14 +19,18 @@ use super::{
 };
 use crate::{
     clock::Stopwatch,
+    error::ErrorKind,
     exec::{
         eval::Frame,
-        sources::{ScanUnit, SourceSet, active_rows, scan_units},
+        source::SourceRef,
+        sources::{ScanUnit, SourceName, SourceSet, active_rows, of_row_group, scan_units},
         spansets::{SpansetPipeline, evaluation_order},
         stats::{Pruned, ScanMetrics},
     },
     metrics::{
+        cache::{Found, Part, PartialCache, Slot},
         compare,
+        evaluate::operand_key,
         intervals::Intervals,
         observe::{self, Observer},
         partial,
@@ -38,7 +42,8 @@ use crate::{
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// series of a partition, bounded by [`partial::Partial`].
+/// series of a partition, bounded by [`partial::Partial`]. What is known of a row group of a block from an earlier query
+/// ([`PartialCache`]) is not read again.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
@@ -89,6 +94,8 @@ struct Scan {
     pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
+    /// What the partial series of a row group depend on, but for the row group and the intervals.
+    shape: Arc<str>,
     metrics: Arc<ScanMetrics>,
 }
 
@@ -110,11 +117,61 @@ impl Scan {
         Ok(batch)
     }
 
+    /// Adds the spans of a row group, as they were found before if they were.
     async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+        let source = &self.sources.sources().await?[unit.source];
+        let excluded = self.sources.excluded_rows(unit.source, source);
+        let Some((cache, slot)) = self.cache_slot(unit, source, excluded) else {
+            return self.scan(unit, source, excluded, observer).await.map(drop);
+        };
+        match cache.get(&slot)? {
+            Found::Series(series) => {
+                self.metrics.row_group_cached();
+                observer.merge(&series)
+            }
+            Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(drop),
+            Found::Nothing => {
+                let mut own = Observer::new(self.function.clone(), *slot.own());
+                match self.scan(unit, source, excluded, &mut own).await {
+                    // Known without reading: not worth its place.
+                    Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
+                    Ok(Some(Pruned::Bloom) | None) => observer.merge(&cache.put(slot, &own.into_partial().to_batch()?)?),
+                    Err(error) if error.kind() == ErrorKind::Exhausted => {
+                        cache.put_too_large(slot);
+                        self.scan(unit, source, excluded, observer).await.map(drop)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Where the series of a row group are kept; None where they may change, or where nothing of it is left.
+    fn cache_slot(&self, unit: ScanUnit, source: &SourceRef, excluded: &[Range<usize>]) -> Option<(&PartialCache, Slot)> {
+        let cache = self.sources.resolver().partial_cache()?;
+        let SourceName::Block { id: block } = self.sources.names()[unit.source] else { return None };
+        let rows = &source.row_groups()[unit.group];
+        let own = |row: usize| (row - rows.first_row as usize) as u32;
+        let excluded: Vec<_> = of_row_group(excluded, rows).iter().map(|range| (own(range.start), own(range.end))).collect();
+        if excluded.iter().map(|(start, end)| end - start).sum::<u32>() == rows.rows {
+            return None;
+        }
+        // Values of an attribute are told apart while they are few; outside of the window they must not count.
+        let inside_only = matches!(self.function, MetricsFunction::Compare { .. });
+        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, &self.shape, &self.intervals, inside_only)?;
+        Some((cache, slot))
+    }
+
+    /// Reads a row group and adds its spans. Tells why nothing was read.
+    async fn scan(
+        &self,
+        unit: ScanUnit,
+        source: &SourceRef,
+        excluded: &[Range<usize>],
+        observer: &mut Observer,
+    ) -> crate::error::Result<Option<Pruned>> {
         let metrics = &*self.metrics;
-        let source = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None);
-        let excluded = self.sources.excluded_rows(unit.source, frame.source());
+        let mut frame = Frame::new(source.clone(), unit.group, None);
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
             frame.rule_out(Pruned::Joined);
@@ -132,7 +189,7 @@ impl Scan {
             Some(why) => metrics.pruned(why, 1),
             None => metrics.row_group(frame.len() as u64),
         }
-        Ok(())
+        Ok(frame.pruned())
     }
 }
 
@@ -158,6 +215,7 @@ impl ExecutionPlan for MetricsScanExec {
             pipeline: SpansetPipeline::new(self.pipeline.clone()),
             function: self.function.clone(),
             intervals: self.intervals,
+            shape: operand_key(&self.pipeline, &self.function).into(),
             metrics: self.metrics.clone(),
         };
         let partitions = self.partitions;
