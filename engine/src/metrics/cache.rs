@@ -233,3 +233,103 @@ fn place(times: RangeInclusive<u64>, intervals: &Intervals, inside_only: bool) -
     let (own, offset) = intervals.covering(times, INTERVALS_MAX)?;
     Some((Grid::Steps { step: intervals.step(), phase: intervals.start() % intervals.step() }, own, offset))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::{
+        metrics::{
+            cells::{CellKind, Cells},
+            partial::Partial,
+        },
+        plan::matches::key_value,
+        spans::value::Value,
+    };
+
+    const ROWS: RowGroup = RowGroup { first_row: 0, rows: 10, trace_start_min: 105, trace_start_max: 120, trace_end_max: 128 };
+
+    fn part(group: usize) -> Part<'static> {
+        Part { block: BlockId(uuid::Uuid::nil()), group, rows: &ROWS, excluded: Vec::new() }
+    }
+
+    /// `series` series with a span in each of `intervals`.
+    fn batch(series: usize, intervals: usize) -> RecordBatch {
+        let mut partial = Partial::new(CellKind::Counts, intervals);
+        for number in 0..series {
+            let place = partial.place(vec![key_value("n", &Value::Int(number as i64))]).unwrap();
+            if let Cells::Counts(cells) = partial.cells(place) {
+                cells.fill(1);
+            }
+        }
+        partial.to_batch().unwrap()
+    }
+
+    fn slot(cache: &PartialCache, group: usize, intervals: Intervals) -> Option<Slot> {
+        cache.slot(part(group), &"{ } | rate()".into(), &intervals, false)
+    }
+
+    /// Steps of ten; three of them hold all times of the row group.
+    fn steps(start: u64, end: u64) -> Intervals {
+        Intervals::of_range(start, end, 10).unwrap()
+    }
+
+    #[test]
+    fn a_row_group_is_kept_over_all_its_times_and_cut_by_the_window() {
+        let cache = PartialCache::new(1 << 20);
+        let first = slot(&cache, 0, steps(110, 120)).unwrap();
+        assert_eq!((first.own().start(), first.own().count()), (100, 3));
+        assert!(matches!(cache.get(&first).unwrap(), Found::Nothing));
+        // Samples at 110 and 120, out of 110, 120 and 130.
+        assert_eq!(cache.put(first, &batch(1, 3)).unwrap().num_rows(), 2);
+        for (window, rows) in [(steps(110, 120), 2), (steps(0, 200), 3), (steps(130, 200), 1), (steps(140, 200), 0)] {
+            let Found::Series(series) = cache.get(&slot(&cache, 0, window).unwrap()).unwrap() else { panic!("nothing for {window:?}") };
+            assert_eq!(series.num_rows(), rows, "{window:?}");
+        }
+        for other in [Intervals::of_range(0, 200, 20).unwrap(), Intervals::of_instant(0, 200).unwrap()] {
+            assert!(matches!(cache.get(&slot(&cache, 0, other).unwrap()).unwrap(), Found::Nothing), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn one_interval_serves_every_grid() {
+        let cache = PartialCache::new(1 << 20);
+        let instant = slot(&cache, 0, Intervals::of_instant(104, 128).unwrap()).unwrap();
+        assert_eq!(instant.own().count(), 1);
+        cache.put(instant, &batch(1, 1)).unwrap();
+        for window in [Intervals::of_instant(0, 4000).unwrap(), Intervals::of_range(100, 300, 50).unwrap()] {
+            assert!(matches!(cache.get(&slot(&cache, 0, window).unwrap()).unwrap(), Found::Series(series) if series.num_rows() == 1), "{window:?}");
+        }
+        assert!(slot(&cache, 0, Intervals::of_instant(105, 4000).unwrap()).is_none(), "its window cuts the row group");
+    }
+
+    #[test]
+    fn some_are_kept_only_from_within_the_window() {
+        let cache = PartialCache::new(1 << 20);
+        let inside = |intervals| cache.slot(part(0), &"compare".into(), &intervals, true).is_some();
+        assert!(inside(steps(110, 130)) && !inside(steps(110, 120)) && !inside(steps(120, 200)));
+    }
+
+    #[test]
+    fn the_bound_holds_and_is_counted() {
+        let cache = PartialCache::new(200_000);
+        for group in 0..300 {
+            cache.put(slot(&cache, group, steps(0, 200)).unwrap(), &batch(5, 3)).unwrap();
+            cache.settle();
+        }
+        let bytes = cache.metrics.bytes.get();
+        assert!((100_000..=200_000).contains(&bytes), "{bytes}");
+        assert_eq!(bytes as u64, cache.entries.weighted_size());
+        assert_eq!(cache.metrics.evictions.get() + cache.entries.entry_count(), 300);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_tried_again() {
+        let cache = PartialCache::new(40_000);
+        let large = || slot(&cache, 0, steps(0, 200)).unwrap();
+        assert_eq!(cache.put(large(), &batch(200, 3)).unwrap().num_rows(), 600);
+        assert!(matches!(cache.get(&large()).unwrap(), Found::TooLarge));
+        assert!(slot(&PartialCache::new(0), 0, steps(0, 200)).is_none(), "a cache of no bytes is off");
+    }
+}

@@ -189,13 +189,17 @@ pub fn merge((partial, distinct): (&mut Partial, &mut Distinct), series: &Record
     partial.merge_batch_by(series, |partial, key| {
         let labels = ValueKey::parse(key).ok_or_else(|| Error::internal("a partial series is not one of compare()"))?;
         let attribute = distinct.number(labels.name);
-        match labels.value {
-            Some(value) => distinct.place(partial, attribute, labels.selected, value),
-            None => {
-                distinct.attributes[attribute].series = VALUES_MAX + 1;
-                partial.place_of_key(key)
-            }
+        if labels.value.is_none() {
+            distinct.attributes[attribute].series = VALUES_MAX + 1;
         }
+        if distinct.is_over(attribute) {
+            distinct.write_key(attribute, labels.selected, None);
+            return partial.place_of_key(&distinct.key);
+        }
+        let known = partial.len();
+        let place = partial.place_of_key(key)?;
+        distinct.attributes[attribute].series += partial.len() - known;
+        Ok(place)
     })
 }
 

@@ -1,7 +1,5 @@
 //! Record batches that stay in memory for long: a column of one value is kept once, repeated byte strings are kept once each.
 
-use std::sync::Arc;
-
 use arrow::{
     array::{Array, ArrayRef, UInt32Array},
     compute::{cast, take},
@@ -57,13 +55,14 @@ impl PackedColumn {
         let rows = array.len();
         // Each row equals the next: all are one.
         if rows > 0 && array.slice(1, rows - 1) == array.slice(0, rows - 1) {
-            return Ok(Self::One(own(&take(array, &UInt32Array::from(vec![0]), None)?)));
+            return Ok(Self::One(shrunk(take(array, &UInt32Array::from(vec![0]), None)?)));
         }
         if *array.data_type() == DataType::Binary {
             let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Binary));
-            return Ok(Self::Distinct(own(&cast(array, &dictionary)?)));
+            return Ok(Self::Distinct(shrunk(cast(array, &dictionary)?)));
         }
-        Ok(Self::All(own(array)))
+        // A copy, since what batches are built in has room to spare.
+        Ok(Self::All(shrunk(take(array, &UInt32Array::from_iter_values(0..rows as u32), None)?)))
     }
 
     fn unpack(&self, rows: usize, data_type: &DataType) -> Result<ArrayRef> {
@@ -75,18 +74,17 @@ impl PackedColumn {
     }
 }
 
-/// The same array in buffers of just its length.
-fn own(array: &ArrayRef) -> ArrayRef {
-    let mut copy = array.slice(0, array.len());
-    if let Some(array) = Arc::get_mut(&mut copy) {
-        array.shrink_to_fit();
-    }
-    copy
+/// A new array in buffers of just its length.
+fn shrunk(mut array: ArrayRef) -> ArrayRef {
+    array.shrink_to_fit();
+    array
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
 
     use arrow::{
         array::{BinaryArray, Float64Array},
