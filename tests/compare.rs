@@ -68,7 +68,7 @@ fn random_value(random: &mut StdRng, key: &str) -> Value {
         "far" => Value::IntValue(random.random::<i64>()),
         "double" => Value::DoubleValue([0.0, -0.0, 1.0, 2.5][random.random_range(0..4)]),
         "bool" => Value::BoolValue(random.random()),
-        "array" => Value::ArrayValue(ArrayValue { values: vec![AnyValue { value: Some(text("x")) }] }),
+        "array" => Value::ArrayValue(ArrayValue { values: ["x", "y"].map(|value| AnyValue { value: Some(text(value)) }).to_vec() }),
         // The same key with several types.
         _ => [text("1"), Value::IntValue(2), Value::DoubleValue(3.5), Value::BoolValue(true)][random.random_range(0..4)].clone(),
     }

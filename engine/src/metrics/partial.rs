@@ -69,6 +69,13 @@ impl Partial {
         Ok(self.series.len() - 1)
     }
 
+    /// Makes room for that many series.
+    fn reserve(&mut self, series: usize) {
+        let (known, hasher) = (&self.series, &self.hasher);
+        self.places.reserve(series, |&place| hasher.hash_one(&*known[place].0));
+        self.series.reserve(series);
+    }
+
     /// How many series there are.
     pub fn len(&self) -> usize {
         self.series.len()
@@ -108,6 +115,9 @@ impl Partial {
         let labels = batch.column(0).as_binary::<i32>();
         let (intervals, buckets) = (batch.column(1).as_primitive::<UInt32Type>(), batch.column(2).as_primitive::<UInt8Type>());
         let counts = batch.column(3).as_primitive::<UInt64Type>();
+        if self.is_empty() {
+            self.reserve((1..batch.num_rows()).filter(|&row| labels.value(row) != labels.value(row - 1)).count() + 1);
+        }
         let number = |column: usize, row: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
         let mut last: Option<(&[u8], usize)> = None;
         for row in 0..batch.num_rows() {

@@ -209,9 +209,21 @@ fn order_key(labels: &[KeyValue]) -> (usize, Vec<(String, String)>) {
     (labels.len(), pairs)
 }
 
-/// Orders series by the number of labels, then their names and values.
+/// Types of values, so that equal texts have an order too.
+fn type_rank(value: Option<&AnyValue>) -> u8 {
+    match value.and_then(|value| value.value.as_ref()) {
+        Some(OtlpValue::StringValue(_)) => 0,
+        Some(OtlpValue::IntValue(_)) => 1,
+        Some(OtlpValue::DoubleValue(_)) => 2,
+        Some(OtlpValue::BoolValue(_)) => 3,
+        _ => 4,
+    }
+}
+
+/// Orders series by the number of labels, then their names and values, then the types of these.
 pub fn sort(series: &mut [Series]) {
-    series.sort_by_cached_key(|series| order_key(&series.labels));
+    let types = |labels: &[KeyValue]| labels.iter().map(|label| type_rank(label.value.as_ref())).collect::<Vec<_>>();
+    series.sort_by_cached_key(|series| (order_key(&series.labels), types(&series.labels)));
 }
 
 /// A series in the form of the API: points that are not there are left out.
