@@ -280,3 +280,45 @@ fn every_value_is_counted_wherever_it_is_stored() {
         });
     }
 }
+
+/// A span for each of `numbers`, with the number as its attribute `id`, all of them without error.
+fn numbered(numbers: std::ops::Range<i64>) -> Vec<Known> {
+    let span = |number: i64| Span {
+        trace_id: (number as u128 + 1).to_be_bytes().to_vec(),
+        span_id: 1u64.to_be_bytes().to_vec(),
+        name: "a".into(),
+        start_time_unix_nano: START_SECONDS * SECOND + 1,
+        end_time_unix_nano: START_SECONDS * SECOND + 2,
+        attributes: vec![attribute("id", text(&format!("v{number:05}")))],
+        status: Some(Status::default()),
+        ..Span::default()
+    };
+    let known = |span: Span| Known {
+        root: (span.name.clone(), "shop".to_owned()),
+        span,
+        resource: vec![attribute("service.name", text("shop"))],
+        scope: InstrumentationScope::default(),
+        children: 0,
+    };
+    numbers.map(|number| known(span(number))).collect()
+}
+
+#[test]
+fn of_too_many_values_only_the_totals_are_told() {
+    for (count, told) in [(10_000, true), (10_001, false)] {
+        let half = count / 2;
+        let (all, first, second) = (numbered(0..count), numbered(0..half), numbered(half..count));
+        let mut expected = expected(&all, 2);
+        if !told {
+            expected.retain(|(_, name, value), _| name != "span.id" || value == "text nil");
+        }
+        let block = |spans: &[Known]| (set_of(spans.iter()), ColumnPolicy::BLOCK);
+        wait(async {
+            for engine in [engine(None, vec![block(&all)]).await, engine(None, vec![block(&first), block(&second)]).await] {
+                for time in ["first", "second"] {
+                    assert_eq!(answer(&engine, 2).await, expected, "{count} values, {time} time");
+                }
+            }
+        });
+    }
+}
