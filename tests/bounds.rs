@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::future;
 use serde_json::{Value, json};
 use skein_proto::otlp::trace::v1::Span;
-use skein_proto::tempo::{SearchRequest, streaming_querier_client::StreamingQuerierClient};
+use skein_proto::tempo::{QueryRangeRequest, SearchRequest, streaming_querier_client::StreamingQuerierClient};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -295,6 +295,10 @@ fn large_span(id: u64, spans: u64) -> Span {
     }
 }
 
+/// The pool in which a large trace is answered: for the columns of a row group, and for each span as columns and as a message.
+const POOL_BYTES: u64 = 32 << 20;
+const POOL_BYTES_PER_SPAN: u64 = 1000;
+
 fn large_trace_size() -> u64 {
     std::env::var("SKEIN_TEST_TRACE_SPANS").map_or(100_000, |text| text.parse().expect("SKEIN_TEST_TRACE_SPANS is a number"))
 }
@@ -303,7 +307,8 @@ fn large_trace_size() -> u64 {
 fn a_large_trace_is_answered() {
     let spans = large_trace_size();
     let mut settings = nothing_is_cut();
-    merge(&mut settings, json!({ "query_frontend": { "search": { "max_spans_per_span_set": 100 } } }));
+    let pool = (POOL_BYTES + spans * POOL_BYTES_PER_SPAN) as i64;
+    merge(&mut settings, json!({ "query_frontend": { "max_memory_bytes": pool, "search": { "max_spans_per_span_set": 100 } } }));
     let mut server = Server::start(settings);
     let requests: Vec<u64> = (0..spans.div_ceil(REQUEST_SPANS)).collect();
     for (sent, at) in requests.iter().rev().enumerate() {
@@ -364,9 +369,110 @@ fn check_large(server: &Server, spans: u64, phase: &str) {
         println!("{phase}: {version} as JSON: {:?}, peak {:?} MiB", began.elapsed(), server.peak_bytes().map(|bytes| bytes >> 20));
         assert_eq!((reply.status, reply.text().matches("\"spanId\"").count() as u64), (200, spans), "{phase}: {version}");
     }
+    until("all memory to be given back", PATIENCE, || client.metric("skein_engine_memory_reserved_bytes") == Some(0.0));
+    println!("{phase}: pool: {:?} bytes at the peak", client.metric("skein_engine_memory_peak_bytes"));
     // Measured: some 1,200 bytes a span while the trace is answered, of which each answer frees its part.
     if let Some(peak) = server.peak_bytes() {
         let bound = (256 << 20) + 2048 * spans;
         assert!(peak < bound, "{phase}: {peak} bytes at the peak, more than {bound}");
     }
+}
+
+// Memory.
+
+const SMALL_POOL: u64 = 16 << 20;
+const OTHER: &str = "other";
+
+fn reserved(client: &Client) -> Option<f64> {
+    client.metric("skein_engine_memory_reserved_bytes")
+}
+
+#[test]
+fn what_is_too_large_for_memory_is_refused_and_everything_else_goes_on() {
+    let spans = 50_000;
+    let mut settings = nothing_is_cut();
+    merge(&mut settings, json!({ "query_frontend": { "max_memory_bytes": SMALL_POOL } }));
+    let mut server = Server::start(settings);
+    for first in (1..=spans).step_by(REQUEST_SPANS as usize) {
+        send(server.client(), TENANT, (first..first + REQUEST_SPANS).map(|id| large_span(id, spans)).collect());
+    }
+    send(server.client(), OTHER, (1..=20).map(|id| otlp::span(TRACE, id, id - 1, "work", START + id, 10)).collect());
+    for phase in ["live", "flushed"] {
+        let client = server.client();
+        let refused = |path: &str, parameters: &[(&str, &str)], asked: &str| {
+            let reply = wait(client.get(TENANT, path, parameters));
+            let text = reply.text();
+            assert_eq!(reply.status, 429, "{phase}: {path}: {text}");
+            assert!(
+                text.contains("the memory of queries is full") && text.contains("query_frontend.max_memory_bytes") && text.contains(asked),
+                "{text}"
+            );
+        };
+        let before = client.metric("skein_engine_memory_refused_total").unwrap();
+        std::thread::scope(|scope| {
+            let small = scope.spawn(|| {
+                for _ in 0..20 {
+                    let reply = wait(client.search(OTHER, r#"{ name = "work" }"#, SECONDS, 3));
+                    assert_eq!((reply.status, &reply.json()["traces"][0]["spanSets"][0]["matched"]), (200, &json!(20)), "{phase}: {}", reply.text());
+                }
+            });
+            refused(&format!("/api/traces/{}", otlp::hex(&LARGE)), &[], "trace");
+            refused(&format!("/api/v2/traces/{}", otlp::hex(&LARGE)), &[], "trace");
+            let (start, end) = (SECONDS.0.to_string(), SECONDS.1.to_string());
+            let by_span = [("q", "{} | rate() by (span:id)"), ("start", &*start), ("end", &*end), ("step", "60s")];
+            refused("/api/metrics/query_range", &by_span, "series: group by fewer values");
+            small.join().unwrap();
+        });
+        assert!(client.metric("skein_engine_memory_refused_total").unwrap() >= before + 3.0);
+        until("all memory to be given back", PATIENCE, || reserved(client) == Some(0.0));
+        assert_eq!(client.metric("skein_engine_memory_limit_bytes"), Some(SMALL_POOL as f64));
+        assert!(client.metric("skein_engine_memory_peak_bytes").unwrap() <= SMALL_POOL as f64);
+        let found = wait(client.search(TENANT, r#"{ name = "root" }"#, SECONDS, 3));
+        assert_eq!(
+            (found.status, &found.json()["traces"][0]["spanSets"][0]["matched"]),
+            (200, &json!(1)),
+            "{phase}: a search for little is answered"
+        );
+        client.flush();
+    }
+
+    // The same over gRPC.
+    let grpc = server.client().addresses.grpc;
+    let status = wait(async move {
+        let mut querier = StreamingQuerierClient::connect(format!("http://{grpc}")).await.unwrap();
+        let (start, end) = (SECONDS.0 * 1_000_000_000, SECONDS.1 * 1_000_000_000);
+        let message = QueryRangeRequest { query: "{} | rate() by (span:id)".into(), start, end, step: 60_000_000_000, ..Default::default() };
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("x-scope-orgid", TENANT.parse().unwrap());
+        match querier.metrics_query_range(request).await {
+            Err(status) => status,
+            Ok(answer) => answer.into_inner().message().await.expect_err("it is refused"),
+        }
+    });
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("query_frontend.max_memory_bytes"), "{status:?}");
+
+    server.stop();
+    server.configure(json!({ "query_frontend": { "max_memory_bytes": POOL_BYTES + spans * POOL_BYTES_PER_SPAN } }));
+    server.restart();
+    let whole = wait(server.client().get(TENANT, &format!("/api/traces/{}", otlp::hex(&LARGE)), &[]));
+    assert_eq!((whole.status, whole.text().matches("\"spanId\"").count() as u64), (200, spans));
+    until("all memory to be given back", PATIENCE, || reserved(server.client()) == Some(0.0));
+}
+
+/// The answer is written while it is sent, so a client that does not read keeps a part of the memory, and one that leaves gives it back.
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_large_answer_frees_its_memory() {
+    let spans = 100_000;
+    let server = Server::start(nothing_is_cut());
+    for first in (1..=spans).step_by(REQUEST_SPANS as usize) {
+        send(server.client(), TENANT, (first..first + REQUEST_SPANS).map(|id| large_span(id, spans)).collect());
+    }
+    let client = server.client();
+    let asking = ask(client, &format!("/api/traces/{}", otlp::hex(&LARGE)));
+    until("the answer to begin", PATIENCE, || wait(asking.readable()).is_ok());
+    assert!(reserved(client).unwrap() > 1e6, "the trace is still held");
+    assert_eq!(client.metric("skein_frontend_queries_running"), Some(0.0), "its turn is over");
+    drop(asking);
+    until("all memory to be given back", PATIENCE, || reserved(client) == Some(0.0));
 }

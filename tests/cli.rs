@@ -175,12 +175,16 @@ fn load_query_trace_and_inspect_work_together() {
     assert!(!fail(&["inspect", "/nonexistent/block"]).is_empty());
 
     let plan = succeed(&["query", q, "--url", &url, "--explain"]);
-    for part in ["TraceDetailsExec", "NewestTracesExec: limit=20", "SpansetScanExec", "blocks=1", "prunes by resources"] {
+    for part in
+        ["TraceDetails: ", "SpansetScan: ", "TraceDetailsExec", "NewestTracesExec: limit=20", "SpansetScanExec", "blocks=1", "prunes by resources"]
+    {
         assert!(plan.contains(part), "{part} is not in {plan}");
     }
     assert!(!plan.contains("row_groups_read"), "{plan}");
     let ran = succeed(&["query", q, "--url", &url, "--explain=analyze"]);
     assert!(ran.contains("row_groups_read=1") && ran.contains("spans_scanned=339") && ran.contains("bytes_read="), "{ran}");
+    let never = succeed(&["query", r#"{ name = "a" && name = "b" }"#, "--url", &url, "--explain"]);
+    assert!(never.contains("EmptyRelation") && !never.contains("Scan"), "{never}");
     let pruned = succeed(&["query", r#"{ resource.service.name = "nobody" }"#, "--url", &url, "--explain=analyze"]);
     assert!(pruned.contains("row_groups_pruned_resources=1") && !pruned.contains("bytes_read="), "{pruned}");
 }

@@ -1,5 +1,8 @@
 //! A coordinator and three workers over real sockets, each worker with live spans of its own, all over one store: the answers are those of
 //! one process with the same spans, every row arrives once, errors name their worker, and a query that is dropped leaves nothing running.
+//! `metrics` has what concerns TraceQL metrics alone.
+
+mod metrics;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,6 +67,7 @@ use skein_engine::{
         set::SpanSet,
         tree::order_spans,
     },
+    store::{MeteredStore, StoreMetrics},
     tenant::TenantId,
     traceql::{self, QueryBody},
 };
@@ -119,6 +123,7 @@ struct Node {
     live: Arc<TestLive>,
     catalog: Arc<Catalog>,
     registry: Registry,
+    reads: StoreMetrics,
     runtime: Option<Runtime>,
 }
 
@@ -151,10 +156,18 @@ pub struct TestCluster {
     catalog: Arc<Catalog>,
     nodes: Vec<Node>,
     store: Arc<dyn ObjectStore>,
+    /// What the coordinator reads.
+    reads: StoreMetrics,
 }
 
 fn catalog() -> Arc<Catalog> {
     Arc::new(Catalog::new(CatalogMetrics::new(&Registry::new()).unwrap()))
+}
+
+/// `store`, and what is read through it.
+fn metered(store: &Arc<dyn ObjectStore>) -> (Arc<dyn ObjectStore>, StoreMetrics) {
+    let metrics = StoreMetrics::new(&Registry::new()).unwrap();
+    (Arc::new(MeteredStore::local(store.clone(), metrics.clone())), metrics)
 }
 
 fn settings() -> EngineSettings {
@@ -206,11 +219,12 @@ impl TestCluster {
             .map(|((listener, url), sets)| {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
                 let (live, catalog) = (TestLive::new(sets), catalog());
-                let engine = Arc::new(Engine::new(worker_store.clone(), catalog.clone(), live.clone(), settings));
+                let (store, reads) = metered(&worker_store);
+                let engine = Arc::new(Engine::new(store, catalog.clone(), live.clone(), settings));
                 let registry = Registry::new();
                 let node = WorkerNode::new(engine, url, workers.clone(), WorkerMetrics::new(&registry).unwrap()).unwrap();
                 runtime.spawn(async move { node.serve(TcpListener::from_std(listener).unwrap(), std::future::pending()).await });
-                Node { url: url.clone(), live, catalog, registry, runtime: Some(runtime) }
+                Node { url: url.clone(), live, catalog, registry, reads, runtime: Some(runtime) }
             })
             .collect();
         let own = catalog();
@@ -219,9 +233,10 @@ impl TestCluster {
         for set in blocks {
             add_block(&*store, BlockId::random(), set, &catalogs).await;
         }
-        let engine = Arc::new(Engine::new(store.clone(), own.clone(), Arc::new(skein_engine::exec::live::NoLiveSpans), settings));
+        let (metered_store, reads) = metered(&store);
+        let engine = Arc::new(Engine::new(metered_store, own.clone(), Arc::new(skein_engine::exec::live::NoLiveSpans), settings));
         let metrics = CoordinatorMetrics::new(&Registry::new()).unwrap();
-        Self { coordinator: Arc::new(Coordinator::new(engine, workers, Peers::default(), metrics)), catalog: own, nodes, store }
+        Self { coordinator: Arc::new(Coordinator::new(engine, workers, Peers::default(), metrics)), catalog: own, nodes, store, reads }
     }
 }
 
@@ -399,6 +414,27 @@ async fn a_cluster_answers_as_one_process_does() {
 }
 
 #[tokio::test]
+async fn memory_that_a_worker_lacks_is_refused_in_its_name() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let settings = EngineSettings { query_memory_bytes: 1, ..settings() };
+    let live = (0..3).map(|worker| vec![set_of(all_spans().filter(|(trace, _)| trace % 3 == worker))]).collect();
+    let cluster = TestCluster::over(store.clone(), store, settings, live, Vec::new()).await;
+    let refused = |error: skein_engine::error::Error, holder: &str| {
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Exhausted, "{text}");
+        for part in ["worker http://127.0.0.1:", holder, "query_frontend.max_memory_bytes"] {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    };
+    let tenant = TenantId::single();
+    refused(cluster.search(&tenant, request("{ name = `leaf` }", 10, None)).await.unwrap_err(), "columns of a row group");
+    refused(cluster.trace_by_id(&tenant, TraceId(1u128.to_be_bytes()), None).await.unwrap_err(), "the live spans of a trace");
+    let intervals = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
+    let metrics = MetricsRequest { query: "{ } | rate()".into(), intervals, max_series: 0 };
+    refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "a block for another process");
+}
+
+#[tokio::test]
 async fn the_figures_of_a_search_are_those_of_one_process() {
     let (cluster, one) = (TestCluster::start(live(), blocks()).await, one_process(live(), blocks()).await);
     for query in ["{ }", "{ span.http.status_code >= 500 }", "{ name = `work` } > { name = `leaf` }"] {
@@ -535,7 +571,7 @@ async fn what_becomes_a_block_meanwhile_is_neither_lost_nor_doubled() {
 }
 
 /// Traces come, a part of their spans at another worker, and become blocks that the coordinator learns of late or not at all. Every search
-/// finds every trace that was there when it began, whole, once.
+/// finds every trace that was there when it began, whole, once, and every metrics query counts each of its spans once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn spans_that_move_while_they_are_searched_are_seen_once() {
     const COMING: u64 = 90;
@@ -572,6 +608,9 @@ async fn spans_that_move_while_they_are_searched_are_seen_once() {
             for trace in 1..=before {
                 assert!(once.contains(&format!("{trace:x}")), "trace {trace} of {before} is missing or torn");
             }
+            let counted = metrics::total(&*cluster, "{ } | count_over_time()").await;
+            let most = (complete.load(SeqCst) + 1) * SPANS;
+            assert!((before * SPANS..=most).contains(&counted), "{counted} spans of {before} traces and those that came");
             searches += 1;
             if before == COMING {
                 break;
@@ -855,11 +894,12 @@ async fn scans_run_where_their_live_spans_are() {
     assert!(fetches() > for_split_traces, "what nothing divides is fetched");
     let text = cluster.coordinator.explain_search(&TenantId::single(), request("{ }", 5, None), true).await.unwrap();
     assert_eq!(text.matches("SpansetScanExec").count(), 4, "three workers and the coordinator:\n{text}");
-    assert!(text.contains("ScanStats { traces: "), "{text}");
 
     let search = cluster.coordinator.plan_search(&TenantId::single(), &request("{ }", 5, None)).await.unwrap().unwrap();
     let shown = displayable(search.as_ref()).indent(false).to_string();
-    for node in ["DistributedExec", "NewestResultsExec: limit=5", "UnionExec", "NetworkCoalesceExec", "ShareExec: worker=coordinator"] {
+    for node in
+        ["DistributedExec", "NewestResultsExec: limit=5", "ShareResultsExec", "UnionExec", "NetworkCoalesceExec", "ShareExec: worker=coordinator"]
+    {
         assert!(shown.contains(node), "{node} is missing in\n{shown}");
     }
     let (survey, shares) = cluster.coordinator.survey(&TenantId::single(), None).await.unwrap();
@@ -869,5 +909,27 @@ async fn scans_run_where_their_live_spans_are() {
         for name in share.names.iter().filter(|name| is_live(name)) {
             assert!(matches!(name, SourceName::Live { at: Some(at), .. } if at.worker == share.worker), "{name:?} at {}", share.worker);
         }
+    }
+}
+
+#[tokio::test]
+async fn explain_shows_what_each_node_of_each_worker_read() {
+    let cluster = TestCluster::start(live(), blocks()).await;
+    let explain = async |analyze| cluster.coordinator.explain_search(&TenantId::single(), request("{ }", 1000, None), analyze).await.unwrap();
+    let plan = explain(false).await;
+    assert!(!plan.contains("metrics="), "{plan}");
+    let text = explain(true).await;
+    let counts = |text: &str, count: &str| -> Vec<u64> {
+        let found = text.split(count).skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+        found.map(|digits| digits.parse().unwrap()).collect()
+    };
+    let scans: Vec<&str> = text.lines().filter(|line| line.contains("SpansetScanExec")).collect();
+    let scanned: Vec<u64> = scans.iter().flat_map(|line| counts(line, "spans_scanned=")).collect();
+    assert_eq!((scans.len(), scanned.len()), (4, 4), "three workers and the coordinator:\n{text}");
+    assert_eq!(counts(&text, " spans: "), [scanned.iter().sum::<u64>()], "the sum of all\n{text}");
+    for worker in 0..3 {
+        let at_least = (1..=TRACES).filter(|&trace| !is_split(trace) && places(trace, 1) == [Place::Live(worker)]).count() as u64 * SPANS;
+        let share = text.split(&format!("ShareExec: worker={}", cluster.nodes[worker].url)).nth(1).unwrap();
+        assert!(counts(share, "spans_scanned=")[0] >= at_least, "its live spans\n{text}");
     }
 }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod exec;
 pub mod lower;
 pub mod metrics;
+pub mod optimize;
 pub mod plan;
 pub mod query;
 pub mod spans;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
 
-use crate::{error::Result, metrics::intervals::Intervals, spans::TraceId, tenant::TenantId};
+use crate::{error::Result, exec::memory::Reservation, metrics::intervals::Intervals, spans::TraceId, tenant::TenantId};
 
 /// A search or tag window in Unix seconds. A trace is in when it overlaps the window, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,11 @@ impl ScanStats {
             row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
         }
     }
+
+    /// Both together, where both read the same blocks: these count once.
+    pub fn plus_of_same_blocks(&self, other: &Self) -> Self {
+        Self { blocks: self.blocks.max(other.blocks), block_bytes: self.block_bytes.max(other.block_bytes), ..self.plus(other) }
+    }
 }
 
 /// A TraceQL search.
@@ -76,6 +81,8 @@ pub struct SearchResult {
     pub traces: Vec<tempo::TraceSearchMetadata>,
     /// What it cost.
     pub stats: ScanStats,
+    /// The memory that the results take, to be kept as long as they are.
+    pub memory: Reservation,
 }
 
 /// A TraceQL metrics query.
@@ -107,6 +114,8 @@ pub struct TraceResult {
     pub resource_spans: Vec<ResourceSpans>,
     /// What it cost.
     pub stats: ScanStats,
+    /// The memory that the spans take, to be kept as long as they are.
+    pub memory: Reservation,
 }
 
 /// Where an attribute lives.
@@ -160,7 +169,8 @@ pub struct TagValues {
     pub stats: ScanStats,
 }
 
-/// The questions that the query API asks. Dropping a returned future stops the work.
+/// The questions that the query API asks. Dropping a returned future stops the work. A query that needs more memory than is left ends with
+/// `Exhausted`, which says what to do.
 #[async_trait]
 pub trait QueryService: Send + Sync + 'static {
     /// Finds one trace. An unknown id is an empty result, not an error. `window` only limits which blocks are looked at.
@@ -169,7 +179,8 @@ pub trait QueryService: Send + Sync + 'static {
     /// Runs a TraceQL search. Errors: `Invalid` for a query that does not parse or validate; its message begins as Tempo's does.
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult>;
 
-    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each node has what it read and gave. Errors: as
+    /// The plan of a search as text, a node a line; with `analyze` it is run first, and each physical node has what it read and gave. In one
+    /// process the logical plan comes first, as the optimiser left it, then an empty line and the physical one. Errors: as
     /// [`QueryService::search`].
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String>;
 

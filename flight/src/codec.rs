@@ -10,7 +10,11 @@ use datafusion::{
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use serde::{Deserialize, Serialize};
 use skein_engine::{
-    exec::sources::{SourceName, SourceResolver, SourceSet},
+    exec::{
+        prune::Evidence,
+        sources::{SourceName, SourceResolver, SourceSet},
+        spansets::{FilterTerm, FilterTerms, SpansetPipeline},
+    },
     metrics::{cells::CellKind, intervals::Intervals},
     plan::{
         metrics_merge::MetricsMergeExec,
@@ -18,13 +22,14 @@ use skein_engine::{
         newest_results::NewestResultsExec,
         newest_traces::NewestTracesExec,
         share::{ShareExec, sources_of},
+        share_results::ShareResultsExec,
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
     query::Window,
     spans::TraceId,
     tenant::TenantId,
-    traceql::{self, MetricsExpr, MetricsFunction, Pipeline, QueryBody},
+    traceql::{self, FieldExpr, MetricsExpr, MetricsFunction, Pipeline, QueryBody, SpansetExpr, Stage},
 };
 
 /// One node, without its inputs.
@@ -38,9 +43,14 @@ enum Node {
         traces: usize,
         spans_per_spanset: usize,
         partitions: usize,
+        /// What the optimiser decided; none: the query as it is written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        planned: Option<Planned>,
     },
     NewestTraces {
         limit: usize,
+        #[serde(default)]
+        first_row_group_alone: bool,
     },
     TraceDetails {
         /// None: those of the scan below, which are then opened and counted once for both.
@@ -50,6 +60,7 @@ enum Node {
     Share {
         worker: Arc<str>,
     },
+    ShareResults {},
     NewestResults {
         limit: usize,
     },
@@ -58,11 +69,39 @@ enum Node {
         query: String,
         intervals: Intervals,
         partitions: usize,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        planned: Option<Planned>,
     },
     MetricsMerge {
         kind: CellKind,
         intervals: usize,
     },
+}
+
+/// How a pipeline is evaluated.
+#[derive(Debug, Serialize, Deserialize)]
+struct Planned {
+    /// The terms of each filter, in the order in which they are tried.
+    filters: Vec<Vec<Term>>,
+    /// Whether traces are not needed.
+    #[serde(default)]
+    by_rows: bool,
+}
+
+/// A term of a filter, as TraceQL.
+#[derive(Debug, Serialize, Deserialize)]
+struct Term {
+    expr: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prunes_by: Option<Evidence>,
+}
+
+impl From<&SpansetPipeline> for Planned {
+    fn from(pipeline: &SpansetPipeline) -> Self {
+        let term = |term: &FilterTerm| Term { expr: term.expr.to_string(), prunes_by: term.prunes_by };
+        let filters = pipeline.filters().iter().map(|filter| filter.terms.iter().map(term).collect());
+        Self { filters: filters.collect(), by_rows: pipeline.by_rows() }
+    }
 }
 
 /// A source set by name.
@@ -108,6 +147,21 @@ fn pipeline(query: &str) -> Result<Pipeline> {
     }
 }
 
+/// `pipeline` as it was planned.
+fn planned(pipeline: Pipeline, planned: Option<Planned>) -> Result<SpansetPipeline> {
+    let Some(Planned { filters, by_rows }) = planned else { return Ok(pipeline.into()) };
+    let term = |Term { expr, prunes_by }| Ok(FilterTerm { expr: filter(&expr)?, prunes_by });
+    let terms = |terms: Vec<Term>| Ok(FilterTerms { terms: terms.into_iter().map(term).collect::<Result<_>>()? });
+    Ok(SpansetPipeline::planned(pipeline, filters.into_iter().map(terms).collect::<Result<_>>()?, by_rows)?)
+}
+
+fn filter(expr: &str) -> Result<FieldExpr> {
+    match pipeline(&format!("{{ {expr} }}"))?.stages.as_slice() {
+        [Stage::Spansets(SpansetExpr::Filter(filter))] => Ok(filter.clone()),
+        _ => Err(internal_datafusion_err!("{expr} is no term of a filter")),
+    }
+}
+
 /// The one operand that a metrics node computes.
 fn operand(query: &str) -> Result<(Pipeline, MetricsFunction)> {
     match traceql::parse(query)?.body {
@@ -136,12 +190,15 @@ impl PhysicalExtensionCodec for PlanCodec {
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(match serde_json::from_slice(buf).map_err(json_error)? {
-            Node::SpansetScan { sources, query, window, traces, spans_per_spanset, partitions } => {
+            Node::SpansetScan { sources, query, window, traces, spans_per_spanset, partitions, planned: how } => {
                 let window = window.map(|(start_seconds, end_seconds)| Window { start_seconds, end_seconds });
                 let limits = ScanLimits { window, traces, spans_per_spanset };
-                Arc::new(SpansetScanExec::new(self.sources(sources)?, pipeline(&query)?, limits, partitions))
+                let pipeline = planned(pipeline(&query)?, how)?;
+                Arc::new(SpansetScanExec::new(self.sources(sources)?, pipeline, limits, partitions))
             }
-            Node::NewestTraces { limit } => Arc::new(NewestTracesExec::new(only_input(inputs)?, limit)),
+            Node::NewestTraces { limit, first_row_group_alone } => {
+                Arc::new(NewestTracesExec::new(only_input(inputs)?, limit).with_first_row_group_alone(first_row_group_alone))
+            }
             Node::TraceDetails { sources, query } => {
                 let input = only_input(inputs)?;
                 let sources = match sources {
@@ -151,10 +208,11 @@ impl PhysicalExtensionCodec for PlanCodec {
                 Arc::new(TraceDetailsExec::new(input, sources, pipeline(&query)?))
             }
             Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
+            Node::ShareResults {} => Arc::new(ShareResultsExec::new(only_input(inputs)?)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
-            Node::MetricsScan { sources, query, intervals, partitions } => {
+            Node::MetricsScan { sources, query, intervals, partitions, planned: how } => {
                 let (pipeline, function) = operand(&query)?;
-                Arc::new(MetricsScanExec::new(self.sources(sources)?, pipeline, function, intervals, partitions))
+                Arc::new(MetricsScanExec::new(self.sources(sources)?, planned(pipeline, how)?, function, intervals, partitions))
             }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
@@ -169,15 +227,18 @@ impl PhysicalExtensionCodec for PlanCodec {
                 traces: scan.limits().traces,
                 spans_per_spanset: scan.limits().spans_per_spanset,
                 partitions: scan.partitions(),
+                planned: Some(scan.pipeline().into()),
             }
         } else if let Some(newest) = node.downcast_ref::<NewestTracesExec>() {
-            Node::NewestTraces { limit: newest.limit() }
+            Node::NewestTraces { limit: newest.limit(), first_row_group_alone: newest.first_row_group_alone() }
         } else if let Some(details) = node.downcast_ref::<TraceDetailsExec>() {
             let below = node.children().first().and_then(|input| sources_of(input)).is_some_and(|below| Arc::ptr_eq(below, details.sources()));
             let sources = (!below).then(|| Sources::from(&**details.sources()));
             Node::TraceDetails { sources, query: details.pipeline().to_string() }
         } else if let Some(share) = node.downcast_ref::<ShareExec>() {
             Node::Share { worker: share.worker().clone() }
+        } else if node.is::<ShareResultsExec>() {
+            Node::ShareResults {}
         } else if let Some(newest) = node.downcast_ref::<NewestResultsExec>() {
             Node::NewestResults { limit: newest.limit() }
         } else if let Some(scan) = node.downcast_ref::<MetricsScanExec>() {
@@ -186,6 +247,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 query: format!("{} | {}", scan.pipeline(), scan.function()),
                 intervals: *scan.intervals(),
                 partitions: scan.partitions(),
+                planned: Some(scan.pipeline().into()),
             }
         } else if let Some(merge) = node.downcast_ref::<MetricsMergeExec>() {
             Node::MetricsMerge { kind: merge.kind(), intervals: merge.intervals() }

@@ -1,15 +1,16 @@
 //! Queries over the blocks of the store and the live spans of all workers.
 //!
-//! A search asks every worker what is live, looks at the blocklist, finds the traces that lie in several places, and brings just these
-//! together here; then each worker searches its share, where its data are, and leaves those traces out. So invariant EX-1 holds across
+//! A query asks every worker what is live, looks at the blocklist, finds the traces that lie in several places, and brings just these
+//! together here; then each worker reads its share, where its data are, and leaves those traces out. So invariant EX-1 holds across
 //! processes: every source holds whole traces, and each trace is in one source.
 //! ```text
 //! DistributedExec                 datafusion-distributed: sends each worker its task
-//!   NewestResultsExec             here: the newest of all shares, and what they read in all
-//!     UnionExec
-//!       NetworkCoalesceExec       the network
-//!         DistributedLeafExec     one ShareExec for each worker: details, newest traces, scan
-//!       ShareExec                 here: the traces that lie in several places
+//!   NewestResultsExec             here: the newest of all shares; for metrics MetricsMergeExec, the sum of all
+//!     ShareResultsExec            here: the results of all shares; counts what they read
+//!       UnionExec
+//!         NetworkCoalesceExec     the network
+//!           DistributedLeafExec   one ShareExec for each worker: details, newest traces, scan; or metrics merge, metrics scan
+//!         ShareExec               here: the traces that lie in several places
 //! ```
 
 use std::sync::Arc;
@@ -18,44 +19,49 @@ use async_trait::async_trait;
 use datafusion::{
     arrow::record_batch::RecordBatch,
     catalog::Session,
-    common::{
-        DFSchema, DataFusionError, Result as DataFusionResult, internal_datafusion_err,
-        tree_node::{TreeNode, TreeNodeRecursion},
-    },
+    common::{DFSchema, DataFusionError, Result as DataFusionResult, internal_datafusion_err},
     execution::{
         SessionStateBuilder,
         context::{QueryPlanner, SessionState},
     },
     logical_expr::{EmptyRelation, LogicalPlan},
-    physical_plan::{ExecutionPlan, displayable, execute_stream, union::UnionExec},
+    physical_plan::{ExecutionPlan, execute_stream, union::UnionExec},
 };
 use datafusion_distributed::{DistributedExt, DistributedLeafExec, NetworkCoalesceExec, SessionStateBuilderExt, WorkerResolver};
 use futures::TryStreamExt;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
-        engine::{Engine, Survey},
+        engine::{Engine, MESSAGE_FORMS, Survey},
+        memory::{Reservation, batch_bytes},
         shares::{Share, deal},
         sources::{SourceName, SourceSet},
     },
-    lower::lower_search,
+    lower::{lower_metrics, lower_search},
+    metrics::{
+        evaluate::{self, Operands, operand_key, operands_of},
+        observe::cell_kind,
+    },
     plan::{
+        metrics_merge::MetricsMergeExec,
         newest_results::NewestResultsExec,
-        share::{self, ShareExec},
+        share::{ShareExec, sources_of},
+        share_results::{ShareResultsExec, read_by_shares},
         trace_details::search_results,
     },
     query::{
-        MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
+        MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
         TraceResult, Window,
     },
     spans::TraceId,
     tenant::TenantId,
-    traceql::{self, Query},
+    traceql::{self, MetricsExpr, MetricsFunction, QueryBody},
 };
 use url::Url;
 
 use crate::{
     codec::PlanCodec,
+    explain::explained,
     live_client::LiveClient,
     metrics::CoordinatorMetrics,
     peers::{Peers, Workers, worker_names, worker_url},
@@ -63,7 +69,7 @@ use crate::{
     spread,
 };
 
-/// How often a search is planned when what was listed is gone before it is read: live spans grow and become blocks all the time.
+/// How often a query is planned when what was listed is gone before it is read: live spans grow and become blocks all the time.
 const PLANS_MAX: usize = 3;
 /// A stage of one task would not be sent anywhere: datafusion-distributed runs it where it is planned.
 const TASKS_MIN: usize = 2;
@@ -83,10 +89,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator of `workers`, reached over `peers`. `engine` has the catalog of the same store; live spans of its own are not looked at.
     pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
-        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone()));
-        let resolver = Arc::new(PeerResolver::new(engine.resolver(), None, remote.clone()));
+        let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone(), engine.pool().clone()));
+        let resolver = Arc::new(PeerResolver::new(&engine, None, remote.clone()));
         let session = SessionStateBuilder::new()
             .with_default_features()
+            .with_runtime_env(engine.runtime())
             .with_query_planner(Arc::new(MadePlan))
             .with_distributed_worker_resolver(Urls(workers.clone()))
             .with_distributed_channel_resolver(peers)
@@ -108,45 +115,81 @@ impl Coordinator {
         Ok((survey, shares))
     }
 
-    /// The plan of a search, ready to [`run`](Self::run); None when there is nothing to search.
+    /// The plan of a search, ready to [`run`](Self::run) once; None when there is nothing to search.
     /// Errors: `Invalid` for a query that does not parse or validate, else as [`survey`](Self::survey).
     pub async fn plan_search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let query = traceql::parse(&request.query)?;
         let (survey, shares) = self.survey(tenant, request.window).await?;
-        let shares = shares.into_iter().map(|share| {
-            let sources = self.sources(tenant, share.names).leaving_out(survey.split.clone());
-            self.share(share.worker, &query, sources, request)
-        });
-        let mut shares = shares.collect::<Result<Vec<_>>>()?;
-        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
-        if let Some(worker) = shares.first().and_then(|first| first.downcast_ref::<ShareExec>()).map(|first| first.worker().clone()) {
-            while shares.len() < TASKS_MIN {
-                shares.push(self.share(worker.clone(), &query, self.sources(tenant, Vec::new()), request)?);
+        let partitions = self.engine.partitions();
+        let lower = |sources| Ok(lower_search(query.clone(), sources, request, partitions)?.plan);
+        let Some(results) = self.share_results(tenant, &survey, &shares, lower)? else { return Ok(None) };
+        self.distribute(Arc::new(NewestResultsExec::new(results, request.limit))).await.map(Some)
+    }
+
+    /// The plans of a metrics query, one for each operand, all over the same versions of the same sources, to [`run`](Self::run) once.
+    /// Errors: `Invalid` for a query that does not parse or validate, or is no metrics query; else as [`survey`](Self::survey).
+    pub async fn plan_metrics(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsPlan> {
+        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let (survey, shares) = self.survey(tenant, Some(request.intervals.window())).await?;
+        let (intervals, partitions) = (request.intervals, self.engine.partitions());
+        let mut operands: Vec<OperandPlan> = Vec::new();
+        for (pipeline, function) in operands_of(&query) {
+            let key = operand_key(pipeline, function);
+            if operands.iter().any(|operand| operand.key == key) {
+                continue;
             }
-            let tasks = shares.len();
-            let leaf = DistributedLeafExec::try_new(shares[0].clone(), shares)?;
+            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, partitions);
+            let plan = match self.share_results(tenant, &survey, &shares, lower)? {
+                Some(partials) => {
+                    let sum = MetricsMergeExec::new(partials, cell_kind(function), intervals.count());
+                    Some(self.distribute(Arc::new(sum)).await?)
+                }
+                None => None,
+            };
+            operands.push(OperandPlan { key, function: function.clone(), plan });
+        }
+        Ok(MetricsPlan { query, operands, read: survey.read })
+    }
+
+    /// The results of all shares: of each worker's, and of the split traces. `lower` makes the plan of a share of its sources. None when
+    /// there are no sources. Errors: those of `lower`, `Internal`.
+    fn share_results(
+        &self,
+        tenant: &TenantId,
+        survey: &Survey,
+        shares: &[Share],
+        lower: impl Fn(Arc<SourceSet>) -> Result<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        // A plan that reads no source finds nothing, whatever is stored.
+        let share = |worker: &Arc<str>, sources: SourceSet| -> Result<Option<Arc<dyn ExecutionPlan>>> {
+            let plan = lower(Arc::new(sources))?;
+            Ok(if sources_of(&plan).is_some() { Some(Arc::new(ShareExec::new(plan, worker.clone())?)) } else { None })
+        };
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
+        if let Some(Share { worker, .. }) = shares.first() {
+            let of_worker = |own: &Share| share(&own.worker, self.sources(tenant, own.names.clone()).leaving_out(survey.split.clone()));
+            let missing = (shares.len()..TASKS_MIN).map(|_| share(worker, self.sources(tenant, Vec::new())));
+            let Some(variants) = shares.iter().map(of_worker).chain(missing).collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
+            let tasks = variants.len();
+            let leaf = DistributedLeafExec::try_new(variants[0].clone(), variants)?;
             inputs.push(Arc::new(NetworkCoalesceExec::try_new(Arc::new(leaf), tasks, 1)?));
         }
-        if let Some(joined) = survey.joined {
+        if let Some(joined) = &survey.joined {
             let name = SourceName::Joined { traces: survey.split.to_vec() };
-            let sources = SourceSet::opened(tenant.clone(), vec![(name, joined)], self.resolver.clone());
-            inputs.push(self.share(HERE.into(), &query, sources, request)?);
+            let sources = SourceSet::opened(tenant.clone(), vec![(name, joined.clone())], self.resolver.clone());
+            let Some(joined) = share(&HERE.into(), sources)? else { return Ok(None) };
+            inputs.push(joined);
         }
         let input = match inputs.len() {
             0 => return Ok(None),
             1 => inputs.remove(0),
             _ => UnionExec::try_new(inputs)?,
         };
-        self.distribute(Arc::new(NewestResultsExec::new(input, request.limit))).await.map(Some)
+        Ok(Some(Arc::new(ShareResultsExec::new(input)?)))
     }
 
     fn sources(&self, tenant: &TenantId, names: Vec<SourceName>) -> SourceSet {
         SourceSet::new(tenant.clone(), names, self.resolver.clone())
-    }
-
-    fn share(&self, worker: Arc<str>, query: &Query, sources: SourceSet, request: &SearchRequest) -> Result<Arc<dyn ExecutionPlan>> {
-        let search = lower_search(query.clone(), Arc::new(sources), request, self.engine.partitions())?;
-        Ok(Arc::new(ShareExec::new(search.plan, worker)?))
     }
 
     /// Lets datafusion-distributed divide a plan: its boundaries if it has some, else where it sees fit.
@@ -174,13 +217,71 @@ impl Coordinator {
 
     async fn search_once(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchResult> {
         let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
-        let mut result = SearchResult::default();
+        let mut result = SearchResult { memory: Reservation::new("results of a search", self.engine.pool()), ..SearchResult::default() };
         for batch in self.run(&plan).await? {
-            result.stats = result.stats.plus(&share::from_batch(&batch)?.1);
+            result.memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
             result.traces.extend(search_results(&batch)?);
         }
+        result.stats = read_by_shares(&plan);
         Ok(result)
     }
+
+    async fn explain_once(&self, tenant: &TenantId, request: &SearchRequest, analyze: bool) -> Result<String> {
+        let Some(plan) = self.plan_search(tenant, request).await? else { return Ok("nothing to search\n".into()) };
+        if analyze {
+            self.run(&plan).await?;
+        }
+        explained(&plan, analyze)
+    }
+
+    async fn metrics_once(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsResult> {
+        let plan = self.plan_metrics(tenant, request).await?;
+        let (mut operands, mut stats) = (Operands::new(), plan.read);
+        for OperandPlan { key, function, plan } in plan.operands {
+            let mut batches = Vec::new();
+            if let Some(plan) = plan {
+                batches = self.run(&plan).await?;
+                stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
+            }
+            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches, self.engine.hold("series of the answer"))?);
+        }
+        Ok(evaluate::finish(&plan.query, &operands, request, stats))
+    }
+
+    /// The first answer of `attempt` that does not fail for what a new plan may heal: live spans of which the listed version is gone, a
+    /// block that was replaced and deleted, a worker that is away. Errors: as the last attempt's, `Unavailable` for what is not found.
+    async fn planning_again<T, F: Future<Output = Result<T>>>(&self, tenant: &TenantId, attempt: impl Fn() -> F) -> Result<T> {
+        for _ in 1..PLANS_MAX {
+            match attempt().await {
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
+                    tracing::debug!(%tenant, %error, "a query is planned again");
+                    self.metrics.planned_again();
+                }
+                result => return result,
+            }
+        }
+        attempt().await.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::unavailable(error.to_string()),
+            _ => error,
+        })
+    }
+}
+
+/// A metrics query, planned.
+pub struct MetricsPlan {
+    query: MetricsExpr,
+    /// The parts of the query that spans are read for, each once.
+    pub operands: Vec<OperandPlan>,
+    /// What planning has read.
+    read: ScanStats,
+}
+
+/// One operand of a metrics query.
+pub struct OperandPlan {
+    key: String,
+    function: MetricsFunction,
+    /// Gives partial series; None when there is nothing to read.
+    pub plan: Option<Arc<dyn ExecutionPlan>>,
 }
 
 #[async_trait]
@@ -190,51 +291,16 @@ impl QueryService for Coordinator {
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
-        for _ in 1..PLANS_MAX {
-            match self.search_once(tenant, &request).await {
-                // Live spans of which the listed version is gone, or a block that was replaced and deleted: a new plan has what is there now.
-                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
-                    tracing::debug!(%tenant, %error, "a search is planned again");
-                    self.metrics.planned_again();
-                }
-                result => return result,
-            }
-        }
-        let result = self.search_once(tenant, &request).await;
-        result.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::unavailable(error.to_string()),
-            _ => error,
-        })
+        self.planning_again(tenant, || self.search_once(tenant, &request)).await
     }
 
-    /// What runs here, then what each worker runs; the last line after `analyze` says what all of them read.
+    /// What runs here, then what each worker runs; after `analyze` with what each node has read and given.
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
-        let Some(plan) = self.plan_search(tenant, &request).await? else { return Ok("nothing to search\n".into()) };
-        let mut text = displayable(&*plan).indent(true).to_string();
-        plan.apply(|node| {
-            if let Some(leaf) = node.downcast_ref::<DistributedLeafExec>() {
-                text.extend(leaf.variants().iter().map(|share| format!("\n{}", displayable(&**share).indent(true))));
-            }
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        if analyze {
-            for batch in self.run(&plan).await? {
-                text.push_str(&format!("\n{:?}\n", share::from_batch(&batch)?.1));
-            }
-        }
-        Ok(text)
+        self.planning_again(tenant, || self.explain_once(tenant, &request, analyze)).await
     }
 
-    /// Runs here, over blocks and the live spans that workers send: right, and not yet divided among them.
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        let (survey, shares) = self.survey(tenant, Some(request.intervals.window())).await?;
-        let set = self.sources(tenant, shares.into_iter().flat_map(|share| share.names).collect());
-        let opened = set.sources().await?.iter().cloned();
-        let mut sources: Vec<_> = set.names().iter().cloned().zip(opened).collect();
-        if let Some(joined) = survey.joined {
-            sources.push((SourceName::Joined { traces: survey.split.to_vec() }, joined));
-        }
-        self.engine.metrics_over(SourceSet::opened(tenant.clone(), sources, self.resolver.clone()), &request).await
+        self.planning_again(tenant, || self.metrics_once(tenant, &request)).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {

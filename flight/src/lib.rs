@@ -6,8 +6,9 @@
 //! | module | owns |
 //! |---|---|
 //! | [`coordinator`] | queries over the blocks of the store and the live spans of all workers |
-//! | [`worker`] | a process that runs shares of searches and answers for its live spans, on one port |
+//! | [`worker`] | a process that runs shares of queries and answers for its live spans, on one port |
 //! | [`spread`] | which task reads which sources, and where it runs: handlers for datafusion-distributed |
+//! | `explain` | the plan of a query and its shares as text |
 //! | [`codec`] | the engine's plan nodes as bytes |
 //! | [`resolver`] | sources by name in a cluster |
 //! | [`ticket`] | what processes ask each other about live spans; the messages |
@@ -19,6 +20,7 @@
 
 pub mod codec;
 pub mod coordinator;
+mod explain;
 pub mod live_client;
 pub mod live_service;
 pub mod metrics;

@@ -13,6 +13,7 @@ use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
         live::{ListedGeneration, LiveListing, LiveTrace, RemoteLive},
+        memory::{Pool, Reservation},
         source::SourceRef,
         sources::LiveAt,
     },
@@ -40,12 +41,13 @@ const BLOCK_BYTES_MAX: u64 = 4 << 30;
 pub struct LiveClient {
     workers: Arc<dyn Workers>,
     peers: Peers,
+    pool: Pool,
 }
 
 impl LiveClient {
-    /// A client of `workers` over the connections of `peers`.
-    pub fn new(workers: Arc<dyn Workers>, peers: Peers) -> Self {
-        Self { workers, peers }
+    /// A client of `workers` over the connections of `peers`. Spans that it fetches take memory of `pool`.
+    pub fn new(workers: Arc<dyn Workers>, peers: Peers, pool: Pool) -> Self {
+        Self { workers, peers, pool }
     }
 
     async fn ask(&self, worker: &str, action: &str, body: impl Message) -> Result<Pieces> {
@@ -72,7 +74,7 @@ impl LiveClient {
 
     async fn fetch(&self, worker: &str, tenant: &TenantId, request: TracesRequest) -> Result<Option<SourceRef>> {
         let pieces = self.ask(worker, TRACES, request).await?;
-        read_block(pieces, tenant).await.map(|(source, _)| source)
+        read_block(pieces, tenant, &self.pool).await.map(|(source, _)| source)
     }
 }
 
@@ -119,14 +121,17 @@ fn add_piece(listing: &mut LiveListing, piece: LivePiece, worker: &Arc<str>) -> 
     }
 }
 
-/// Puts a block together and opens it. None when there are no spans.
-async fn read_block(mut pieces: Pieces, tenant: &TenantId) -> Result<(Option<SourceRef>, Vec<BlockId>)> {
+/// Puts a block together and opens it. None when there are no spans. Errors: `Exhausted` before a piece is taken that there is
+/// no memory for.
+async fn read_block(mut pieces: Pieces, tenant: &TenantId, pool: &Pool) -> Result<(Option<SourceRef>, Vec<BlockId>)> {
     let Some(first) = pieces.next::<BlockPiece>().await? else { return Err(pieces.damaged("an answer without a beginning")) };
     let recent_blocks = block_ids_from_bytes(&first.recent_blocks)?;
     let Some(header) = first.header else { return Ok((None, recent_blocks)) };
     if header.data_bytes.saturating_add(header.index_bytes) > BLOCK_BYTES_MAX {
         return Err(pieces.damaged("a block is too large"));
     }
+    let memory = Reservation::new("live spans of another process", pool);
+    memory.grow(usize::try_from(header.data_bytes + header.index_bytes).unwrap_or(usize::MAX))?;
     let (mut data, mut index) = (BytesMut::new(), BytesMut::new());
     while let Some(piece) = pieces.next::<BlockPiece>().await? {
         data.extend_from_slice(&piece.data);
@@ -138,12 +143,12 @@ async fn read_block(mut pieces: Pieces, tenant: &TenantId) -> Result<(Option<Sou
     if data.len() as u64 != header.data_bytes || index.len() as u64 != header.index_bytes {
         return Err(pieces.damaged("a block is smaller than announced"));
     }
-    let source = open(header, data.freeze(), index.freeze(), tenant).await?;
+    let source = open(header, data.freeze(), index.freeze(), tenant, memory).await?;
     Ok((Some(source), recent_blocks))
 }
 
-/// Opens a block that lies in memory.
-async fn open(header: BlockHeader, data: Bytes, index: Bytes, tenant: &TenantId) -> Result<SourceRef> {
+/// Opens a block that lies in `memory`.
+async fn open(header: BlockHeader, data: Bytes, index: Bytes, tenant: &TenantId, memory: Reservation) -> Result<SourceRef> {
     let objects = BlockObjects {
         data,
         index,
@@ -157,7 +162,7 @@ async fn open(header: BlockHeader, data: Bytes, index: Bytes, tenant: &TenantId)
     };
     let store = Arc::new(InMemory::new());
     let meta = put_block(&*store, tenant, BlockId::random(), objects).await?;
-    Ok(Arc::new(BlockReader::open(store, Arc::new(meta)).await?))
+    Ok(Arc::new(BlockReader::open(store, Arc::new(meta)).await?.holding(memory)))
 }
 
 #[async_trait]
@@ -192,7 +197,7 @@ impl RemoteLive for LiveClient {
         let answers = self
             .all(|worker| {
                 let request = request.clone();
-                async move { read_block(self.ask(&worker, TRACE, request).await?, tenant).await }
+                async move { read_block(self.ask(&worker, TRACE, request).await?, tenant, &self.pool).await }
             })
             .await?;
         let mut trace = LiveTrace::default();

@@ -58,7 +58,7 @@ impl CoordinatorMetrics {
 
     fn register(registry: &Registry) -> prometheus::Result<Self> {
         let planned_again =
-            IntCounter::new("skein_coordinator_replans_total", "Searches planned again because something listed was gone or away when it was read")?;
+            IntCounter::new("skein_coordinator_replans_total", "Queries planned again because something listed was gone or away when it was read")?;
         registry.register(Box::new(planned_again.clone()))?;
         Ok(Self { planned_again })
     }

@@ -10,7 +10,9 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use skein_engine::{
     error::{Error, Result},
     exec::{
+        engine::Engine,
         live::RemoteLive,
+        memory::Pool,
         source::SourceRef,
         sources::{SourceName, SourceResolver},
         split::join_traces,
@@ -29,12 +31,13 @@ pub struct PeerResolver {
     engine: Arc<dyn SourceResolver>,
     own: Option<Arc<str>>,
     remote: Arc<dyn RemoteLive>,
+    pool: Pool,
 }
 
 impl PeerResolver {
     /// The resolver of the process that is worker `own`, if it is one, over what its `engine` opens.
-    pub fn new(engine: Arc<dyn SourceResolver>, own: Option<Arc<str>>, remote: Arc<dyn RemoteLive>) -> Self {
-        Self { engine, own, remote }
+    pub fn new(engine: &Engine, own: Option<Arc<str>>, remote: Arc<dyn RemoteLive>) -> Self {
+        Self { engine: engine.resolver(), own, remote, pool: engine.pool().clone() }
     }
 
     /// None for a joined source, which needs the others.
@@ -61,7 +64,7 @@ impl SourceResolver for PeerResolver {
                 (_, Some(source)) => sources.push(source),
                 (SourceName::Joined { traces }, None) => {
                     let ids: BTreeSet<u128> = traces.iter().map(|id| u128::from_be_bytes(id.0)).collect();
-                    sources.push(join_traces(&ids, &sources, &ScanMetrics::default()).await?);
+                    sources.push(join_traces(&ids, &sources, &ScanMetrics::default(), &self.pool).await?);
                 }
                 (name, None) => return Err(Error::internal(format!("{name:?} was not opened"))),
             }

@@ -1,8 +1,8 @@
 //! Which task of a stage reads which sources, and on which worker it runs: handlers for datafusion-distributed.
 //!
-//! A search is divided by the coordinator, which makes a [`ShareExec`] for each worker. A [`SpansetScanExec`] under other nodes is divided
-//! here, when datafusion-distributed has decided how many tasks its stage has. Either way a scan names the workers of its live spans, and
-//! its tasks run there; what runs elsewhere fetches its spans (see [`resolver`](crate::resolver)), so no row depends on where.
+//! A search or a metrics query is divided by the coordinator, which makes a [`ShareExec`] for each worker. A [`SpansetScanExec`] under other
+//! nodes is divided here, when datafusion-distributed has decided how many tasks its stage has. Either way a scan names the workers of its
+//! live spans, and its tasks run there; what runs elsewhere fetches its spans (see [`resolver`](crate::resolver)), so no row depends on where.
 
 use std::sync::Arc;
 

@@ -33,14 +33,15 @@ impl WorkerNode {
     /// whose stages ask one another. Errors: `Invalid` when `url` is no address.
     pub fn new(engine: Arc<Engine>, url: &str, workers: Arc<dyn Workers>, metrics: WorkerMetrics) -> Result<Self> {
         let peers = Peers::default();
-        let remote = Arc::new(LiveClient::new(workers, peers.clone()));
-        let resolver = Arc::new(PeerResolver::new(engine.resolver(), Some(worker_name(&worker_url(url)?)), remote));
+        let remote = Arc::new(LiveClient::new(workers, peers.clone(), engine.pool().clone()));
+        let resolver = Arc::new(PeerResolver::new(&engine, Some(worker_name(&worker_url(url)?)), remote));
         let codec = Arc::new(PlanCodec::new(resolver));
         let worker = Worker::from_session_builder(move |context: WorkerQueryContext| {
             let builder = context.builder.with_distributed_user_codec_arc(codec.clone());
             let builder = builder.with_distributed_channel_resolver(peers.clone()).with_distributed_worker_plan_rewrite_handler(keep_kinds);
             async move { Ok(builder.build()) }
         });
+        let worker = worker.with_runtime_env(engine.runtime());
         Ok(Self { engine, worker, metrics })
     }
 

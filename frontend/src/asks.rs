@@ -217,7 +217,8 @@ impl Frontend {
         Ok(SearchRequest { query, limit: limit as usize, spans_per_spanset: if by_tags { 1 } else { spans as usize }, window: Some(window) })
     }
 
-    /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, since a trace may fill much memory.
+    /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, or begins to be sent;
+    /// the memory in it until it is sent.
     pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<(TraceResult, Turn<'_>)> {
         let ask = |tenant: TenantId| async move { self.queries.trace_by_id(&tenant, id, window).await };
         let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;

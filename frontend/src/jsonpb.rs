@@ -27,9 +27,9 @@ pub(crate) fn to_json(message: &impl ToJson) -> String {
     out
 }
 
-fn write_message(out: &mut String, message: &impl ToJson) {
+pub(crate) fn write_message(out: &mut String, message: &impl ToJson) {
     out.push('{');
-    message.fields(&mut Object { out, first: true });
+    message.fields(&mut Object::open(out));
     out.push('}');
 }
 
@@ -39,7 +39,18 @@ pub(crate) struct Object<'a> {
     first: bool,
 }
 
-impl Object<'_> {
+impl<'a> Object<'a> {
+    /// An object whose brace is written.
+    pub(crate) fn open(out: &'a mut String) -> Self {
+        Self { out, first: true }
+    }
+
+    /// Begins a field; its value is to be written to the text that this gives.
+    pub(crate) fn begin(&mut self, key: &str) -> &mut String {
+        self.key(key);
+        self.out
+    }
+
     fn key(&mut self, key: &str) {
         if !self.first {
             self.out.push(',');
@@ -49,7 +60,7 @@ impl Object<'_> {
         self.out.push(':');
     }
 
-    fn string(&mut self, key: &str, value: &str) {
+    pub(crate) fn string(&mut self, key: &str, value: &str) {
         if !value.is_empty() {
             self.key(key);
             write_string(self.out, value);
@@ -102,7 +113,7 @@ impl Object<'_> {
         }
     }
 
-    fn message(&mut self, key: &str, value: Option<&impl ToJson>) {
+    pub(crate) fn message(&mut self, key: &str, value: Option<&impl ToJson>) {
         if let Some(value) = value {
             self.key(key);
             write_message(self.out, value);

@@ -12,6 +12,7 @@
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
 //! | `jsonpb`, `llm` | answers as JSON |
+//! | `trace_pieces` | large traces written piece by piece |
 //! | `window`, `logfmt`, `tenancy` | parts of a request |
 //!
 //! Path of a search: `http::search` reads the parameters → `tenancy` → `asks` checks them and the TraceQL text → `queue` → one
@@ -34,6 +35,7 @@ mod queue;
 pub mod server;
 pub mod settings;
 mod tenancy;
+mod trace_pieces;
 mod window;
 
 use std::sync::Arc;

@@ -8,6 +8,9 @@ use skein_engine::{
     error::{Error, Result},
 };
 
+/// Least memory of queries: columns of one row group of 65,536 spans for each of two partitions.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
 /// The `query_frontend` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,6 +19,8 @@ pub struct FrontendSettings {
     pub max_outstanding_per_tenant: usize,
     /// Queries that run at the same time.
     pub max_concurrent_queries: usize,
+    /// Memory that queries may take together; 0 is half of the memory of the machine or container.
+    pub max_memory_bytes: u64,
     /// Longest TraceQL text in bytes.
     pub max_query_expression_size_bytes: usize,
     /// Longest time for one request, waiting included; 0 is no limit.
@@ -44,6 +49,7 @@ impl Default for FrontendSettings {
         Self {
             max_outstanding_per_tenant: 2000,
             max_concurrent_queries: 20,
+            max_memory_bytes: 0,
             max_query_expression_size_bytes: 131_072,
             api_timeout: Duration::ZERO,
             query_end_cutoff: Duration::ZERO,
@@ -63,6 +69,11 @@ impl FrontendSettings {
         let search = &self.search;
         if self.max_concurrent_queries == 0 {
             return Err(Error::invalid("query_frontend.max_concurrent_queries must be at least 1"));
+        }
+        if (1..MEMORY_BYTES_MIN).contains(&self.max_memory_bytes) {
+            return Err(Error::invalid(format!(
+                "query_frontend.max_memory_bytes must be at least {MEMORY_BYTES_MIN}, which one row group takes, or 0 for half of the memory"
+            )));
         }
         if search.default_result_limit == 0 {
             return Err(Error::invalid("query_frontend.search.default_result_limit must be at least 1"));

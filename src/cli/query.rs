@@ -48,7 +48,7 @@ pub struct Arguments {
     /// How to show the answer.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// Show the plan instead of the answer; `--explain=analyze` runs it and shows what each node read.
+    /// Show the plan instead of the answer: what is looked for, then how; `--explain=analyze` runs it and shows what each node read.
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan")]
     explain: Option<Explain>,
     /// Write to a file instead of the terminal.

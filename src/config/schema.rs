@@ -243,6 +243,7 @@ pub const ROOT: Node = Section(&[
             ("query_end_cutoff", Key(Duration)),
             ("max_outstanding_per_tenant", Key(Integer)),
             ("max_concurrent_queries", Key(Integer)),
+            ("max_memory_bytes", Key(Integer)),
             ("max_batch_size", Ignored),
             ("max_retries", Ignored),
             ("log_query_request_headers", Ignored),

@@ -25,7 +25,7 @@ use skein_ingest::{
 };
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{Shared, Task, storage::Storage};
+use super::{Shared, Task, memory, storage::Storage};
 
 /// What the process needs of the ingester besides spans going in.
 #[async_trait]
@@ -70,6 +70,7 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     let handle = IngesterHandle(ingester.clone());
     let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), engine_settings(shared));
     engine.register(&shared.registry)?;
+    engine.memory().register(&shared.registry)?;
     let cutting = Task::spawn_watching("cutting", &Handle::current(), {
         let ingester = ingester.clone();
         |stop| async move {
@@ -109,7 +110,12 @@ fn ingester_settings(shared: &Shared, id: String) -> IngesterSettings {
 }
 
 fn engine_settings(shared: &Shared) -> EngineSettings {
-    EngineSettings { partial_cache_bytes: shared.settings.query_frontend.metrics.partial_cache_bytes, ..EngineSettings::default() }
+    let settings = &shared.settings.query_frontend;
+    EngineSettings {
+        query_memory_bytes: memory::query_bytes(settings.max_memory_bytes),
+        partial_cache_bytes: settings.metrics.partial_cache_bytes,
+        ..EngineSettings::default()
+    }
 }
 
 /// Runs queries on the query threads, so that they never hold up the network's. Dropping an answer's future stops the work.

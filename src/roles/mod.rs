@@ -7,6 +7,7 @@
 //! | [`distributor`] | the OTLP receivers and the checks behind them |
 //! | [`query_frontend`] | the HTTP and gRPC API |
 //! | [`compactor`] | merging and retention |
+//! | [`memory`] | how much memory queries may take |
 //! | [`process`] | readiness, signals, `/flush` and `/shutdown` |
 //! | [`overrides`] | the limits of each tenant |
 //!
@@ -17,6 +18,7 @@
 pub mod compactor;
 pub mod distributor;
 pub mod ingester;
+pub mod memory;
 pub mod overrides;
 pub mod process;
 pub mod query_frontend;

@@ -14,6 +14,7 @@ use parquet::{
         ProjectionMask,
         arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
     },
+    basic::Type as PhysicalType,
     bloom_filter::Sbbf,
     errors::ParquetError,
     file::{
@@ -27,6 +28,7 @@ use super::index::BlockIndex;
 use crate::{
     catalog::meta::{BlockMeta, DATA_NAME, INDEX_NAME},
     error::{Error, Result},
+    exec::memory::Reservation,
     spans::schema::{Column, EventColumn, SpanSchema},
 };
 
@@ -43,6 +45,8 @@ pub struct BlockReader {
     index: BlockIndex,
     /// Leaf columns by path: root name and, in events and links, the part's name.
     leaves: HashMap<(String, String), usize>,
+    /// Of a block that lies in memory for one query.
+    _memory: Reservation,
 }
 
 impl BlockReader {
@@ -74,7 +78,12 @@ impl BlockReader {
             ((parts[0].clone(), part), at)
         });
         let leaves = leaves.collect();
-        Ok(Self { meta, store, parquet, schema, index, leaves })
+        Ok(Self { meta, store, parquet, schema, index, leaves, _memory: Reservation::default() })
+    }
+
+    /// The same, with the memory that its store takes: that is given back with the block.
+    pub fn holding(self, memory: Reservation) -> Self {
+        Self { _memory: memory, ..self }
     }
 
     /// The block's meta.
@@ -116,6 +125,28 @@ impl BlockReader {
         let input = FetchedRanges { ranges: ranges.into_iter().zip(fetched).collect(), length: self.meta.data_bytes };
         let batch = self.decode(group, leaves, input, rows).map_err(|e| e.context(doing()))?;
         Ok((batch, bytes))
+    }
+
+    /// Bytes that [`read`](Self::read) will take, by the footer: the columns as they come from the store, and their rows as columns in memory.
+    pub fn read_bytes(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> usize {
+        let all = self.index.row_groups[group].rows.max(1) as usize;
+        let chosen = rows.map_or(all, |rows| rows.iter().map(ExactSizeIterator::len).sum());
+        let chunks = self.parquet.metadata().row_group(group).columns();
+        let bytes = |leaf: usize| {
+            let chunk = &chunks[leaf];
+            let [fetched, stored, values] =
+                [chunk.compressed_size(), chunk.uncompressed_size(), chunk.num_values()].map(|n| usize::try_from(n).unwrap_or(0));
+            let width = match chunk.column_type() {
+                PhysicalType::BOOLEAN => 1,
+                PhysicalType::INT64 | PhysicalType::DOUBLE => 8,
+                PhysicalType::FIXED_LEN_BYTE_ARRAY => usize::try_from(chunk.column_descr().type_length()).unwrap_or(0),
+                // A key into a dictionary, or an offset.
+                _ => 4,
+            };
+            // Files repeat a value at no cost, memory does not.
+            fetched + stored.max(values * width) * chosen / all
+        };
+        self.leaves_of(columns, events).into_iter().map(bytes).sum()
     }
 
     fn decode(&self, group: usize, leaves: Vec<usize>, input: FetchedRanges, rows: Option<&[Range<usize>]>) -> Result<RecordBatch> {

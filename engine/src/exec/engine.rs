@@ -7,9 +7,9 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use datafusion::{
-    execution::TaskContext,
+    execution::{TaskContext, runtime_env::RuntimeEnv},
     physical_plan::{ExecutionPlan, display::DisplayableExecutionPlan},
-    prelude::SessionContext,
+    prelude::{SessionConfig, SessionContext},
 };
 use futures::{TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
@@ -20,6 +20,7 @@ use skein_proto::otlp::trace::v1::ResourceSpans;
 pub use self::remote::{LocalListing, Survey};
 use super::{
     live::{LiveGeneration, LiveSpans},
+    memory::{Pool, QueryMemory, Reservation, batch_bytes},
     source::{MemorySource, SourceRef},
     sources::{LiveAt, SourceName, SourceResolver, SourceSet},
     split::{common, join_traces, split_ids},
@@ -40,16 +41,18 @@ use crate::{
     metrics::{
         cache::PartialCache,
         evaluate::{self, Operands, operand_key, operands_of},
-        observe::cell_kind,
-        partial::Partial,
-        series,
     },
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
         TagValuesRequest, TraceResult, Window,
     },
-    spans::{BlockId, TraceId, otlp::TraceAssembler, set::SpanSet},
+    spans::{
+        BlockId, TraceId,
+        otlp::TraceAssembler,
+        set::SpanSet,
+        weight::{assembled_bytes, trace_bytes},
+    },
     tenant::TenantId,
     traceql::{self, QueryBody},
 };
@@ -73,14 +76,29 @@ pub struct EngineSettings {
     pub partial_cache_bytes: u64,
     /// Partitions of a scan.
     pub partitions: usize,
+    /// Memory that queries may take together, beside the caches.
+    pub query_memory_bytes: usize,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
         let partitions = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { block_cache_bytes: 256 << 20, bloom_cache_bytes: 64 << 20, memory_source_bytes: 256 << 20, partial_cache_bytes: 128 << 20, partitions }
+        Self {
+            block_cache_bytes: 256 << 20,
+            bloom_cache_bytes: 64 << 20,
+            memory_source_bytes: 256 << 20,
+            partial_cache_bytes: 128 << 20,
+            partitions,
+            query_memory_bytes: 2 << 30,
+        }
     }
 }
+
+/// Bytes of a value of a series, as it is computed and as it is answered.
+const VALUE_BYTES: usize = 24;
+
+/// How many times its size as protobuf a result of a search takes in memory.
+pub const MESSAGE_FORMS: usize = 2;
 
 /// Rough size of a span in memory.
 const SPAN_BYTES: usize = 400;
@@ -100,6 +118,7 @@ type Joined = Arc<(BTreeSet<u128>, Option<Arc<MemorySource>>)>;
 #[derive(Debug)]
 pub struct Engine {
     core: Arc<Core>,
+    memory: Arc<QueryMemory>,
     context: Arc<TaskContext>,
     settings: EngineSettings,
 }
@@ -116,11 +135,24 @@ struct Core {
     block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
     joined: Cache<SourceKey, Joined>,
     partials: PartialCache,
+    pool: Pool,
 }
 
 impl Engine {
     /// An engine over `store` and its `catalog`, with the `live` spans of this process.
     pub fn new(store: Arc<dyn ObjectStore>, catalog: Arc<Catalog>, live: Arc<dyn LiveSpans>, settings: EngineSettings) -> Self {
+        let memory = Arc::new(QueryMemory::new(settings.query_memory_bytes));
+        Self::with_memory(store, catalog, live, settings, (memory.clone(), memory))
+    }
+
+    /// The same whose queries take memory of a pool that is not that of [`memory`](Self::memory).
+    fn with_memory(
+        store: Arc<dyn ObjectStore>,
+        catalog: Arc<Catalog>,
+        live: Arc<dyn LiveSpans>,
+        settings: EngineSettings,
+        (memory, pool): (Arc<QueryMemory>, Pool),
+    ) -> Self {
         let weight = |source: &Arc<MemorySource>| u32::try_from(source.spans().len() * SPAN_BYTES).unwrap_or(u32::MAX);
         let core = Core {
             store,
@@ -143,8 +175,11 @@ impl Engine {
                 .max_capacity(settings.memory_source_bytes)
                 .build(),
             partials: PartialCache::new(settings.partial_cache_bytes),
+            pool: pool.clone(),
         };
-        Self { core: Arc::new(core), context: SessionContext::new().task_ctx(), settings }
+        let runtime = RuntimeEnv { memory_pool: pool, ..RuntimeEnv::default() };
+        let context = SessionContext::new_with_config_rt(SessionConfig::new(), Arc::new(runtime)).task_ctx();
+        Self { core: Arc::new(core), memory, context, settings }
     }
 
     /// The plan of a search and its sources. Errors: `Invalid` for a query that does not parse or validate.
@@ -157,23 +192,23 @@ impl Engine {
     }
 
     /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
-    pub async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
+    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
         let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
+        let values = self.hold("values of series");
         for (pipeline, function) in operands_of(&query) {
             let key = operand_key(pipeline, function);
             if operands.contains_key(&key) {
                 continue;
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions);
-            let mut partial = Partial::new(cell_kind(function), request.intervals.count());
-            for batch in self.execute(&plan).await? {
-                partial.merge_batch(&batch)?;
-            }
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
+            let batches = self.execute(&plan).await?;
             stats = stats.plus(&stats_of_plan(&plan));
-            operands.insert(key, series::finish(function, &request.intervals, partial)?);
+            let series = evaluate::finish_operand(function, &request.intervals, &batches, self.hold("series of the answer"))?;
+            values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
+            operands.insert(key, series);
         }
         add_blocks(&mut stats, sources.sources().await?);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
@@ -184,9 +219,29 @@ impl Engine {
         self.core.partials.register(registry)
     }
 
+    /// The memory of this process's queries.
+    pub fn memory(&self) -> &Arc<QueryMemory> {
+        &self.memory
+    }
+
+    /// The same as a pool, for what is not part of a plan.
+    pub fn pool(&self) -> &Pool {
+        &self.core.pool
+    }
+
+    /// DataFusion's surroundings of this process's plans: its memory is [`memory`](Self::memory).
+    pub fn runtime(&self) -> Arc<RuntimeEnv> {
+        self.context.runtime_env()
+    }
+
     /// Opens sources by name, for plans that come from elsewhere.
     pub fn resolver(&self) -> Arc<dyn SourceResolver> {
         self.core.clone()
+    }
+
+    /// A reservation in the memory of queries, empty yet.
+    pub fn hold(&self, what: &str) -> Reservation {
+        Reservation::new(what, &self.core.pool)
     }
 
     /// Runs a plan to its end. Dropping the future stops it. Errors: as the nodes'.
@@ -274,11 +329,16 @@ impl Core {
             None
         } else {
             let sources: Vec<SourceRef> = sources.iter().map(|(_, source)| source.clone()).collect();
-            Some(join_traces(&split, &sources, metrics).await?)
+            Some(join_traces(&split, &sources, metrics, &self.pool).await?)
         };
-        let joined: Joined = Arc::new((split, source));
-        self.joined.insert(key, joined.clone());
-        Ok(joined)
+        Ok(self.keep_joined(key, split, source))
+    }
+
+    /// Puts split traces into the cache. What the query holds is in the pool until it ends, what the cache holds is bounded by the cache.
+    fn keep_joined(&self, key: SourceKey, split: BTreeSet<u128>, source: Option<Arc<MemorySource>>) -> Joined {
+        let cached = source.as_ref().map(|source| Arc::new(source.for_cache()));
+        self.joined.insert(key, Arc::new((split.clone(), cached)));
+        Arc::new((split, source))
     }
 
     /// The ids in more than one of `lists`, of which the first `live` are of live spans, the others of the blocks of `key`.
@@ -313,7 +373,7 @@ impl Core {
         let (live, metas) = self.snapshot(tenant, window);
         let mut sources: Vec<SourceRef> = Vec::new();
         for generation in &live {
-            sources.extend(live_trace(&generation.set, id).map(|source| source as SourceRef));
+            sources.extend(live_trace(&generation.set, id, &self.pool)?.map(|source| source as SourceRef));
         }
         let number = u128::from_be_bytes(id.0);
         for meta in self.candidates(&metas, id, metrics).await? {
@@ -335,12 +395,16 @@ fn widened(window: Option<Window>) -> Option<Window> {
 }
 
 /// The spans of one trace in a live set, as a source of their own: the whole set is not ordered for it.
-fn live_trace(set: &SpanSet, id: TraceId) -> Option<Arc<MemorySource>> {
-    set.only_trace(id).map(|set| Arc::new(MemorySource::new(set)))
+/// Errors: `Exhausted`.
+fn live_trace(set: &SpanSet, id: TraceId, pool: &Pool) -> Result<Option<Arc<MemorySource>>> {
+    let Some(set) = set.only_trace(id) else { return Ok(None) };
+    let memory = Reservation::new("the live spans of a trace", pool);
+    memory.grow(set.len() * SPAN_BYTES)?;
+    Ok(Some(Arc::new(MemorySource::new(set).holding(memory))))
 }
 
-/// The spans of a trace that lies in one source. Errors: as the source's.
-async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics) -> Result<Vec<ResourceSpans>> {
+/// The spans of a trace that lies in one source, for which `memory` grows. Errors: as the source's, `Exhausted`.
+async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics, memory: &Reservation) -> Result<Vec<ResourceSpans>> {
     let mut assembler = TraceAssembler::default();
     let Some(rows) = source.traces().rows_of(id) else { return Ok(Vec::new()) };
     let (columns, events) = (source.schema().columns(), source.schema().event_columns());
@@ -348,11 +412,15 @@ async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics) -> Resu
         let first = all.first_row as usize;
         if (first..first + all.rows as usize).contains(&rows.start) {
             let own = rows.start - first..rows.end - first;
-            let batch = source.read(group, &columns, &events, Some(std::slice::from_ref(&own)), metrics).await?;
+            let reading = memory.another();
+            let batch = reading.read(source, group, (&columns, &events), Some(std::slice::from_ref(&own)), metrics).await?;
+            memory.grow(assembled_bytes(&batch, source.schema())?)?;
             assembler.add(&batch, 0..batch.num_rows(), source.schema(), source.resources(), source.scopes())?;
         }
     }
-    Ok(assembler.finish())
+    let trace = assembler.finish();
+    memory.settle(trace_bytes(&trace))?;
+    Ok(trace)
 }
 
 #[async_trait]
@@ -374,7 +442,7 @@ impl SourceResolver for Core {
                 }
                 SourceName::Joined { traces } => {
                     let ids = traces.iter().map(|id| u128::from_be_bytes(id.0)).collect();
-                    sources.push(join_traces(&ids, &sources, &ScanMetrics::default()).await?);
+                    sources.push(join_traces(&ids, &sources, &ScanMetrics::default(), &self.pool).await?);
                 }
             }
         }
@@ -394,30 +462,34 @@ impl QueryService for Engine {
         let sources = self.core.sources_of_trace(tenant, id, window, &metrics).await?;
         let whole = match sources.as_slice() {
             [only] => only.clone(),
-            several => join_traces(&BTreeSet::from([number]), several, &metrics).await?,
+            several => join_traces(&BTreeSet::from([number]), several, &metrics, &self.core.pool).await?,
         };
-        let resource_spans = read_trace(&whole, number, &metrics).await?;
-        Ok(TraceResult { resource_spans, stats: metrics.snapshot() })
+        let memory = self.hold("a trace");
+        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
+        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
         let plan = self.plan_search(tenant, &request).await?;
-        let mut traces = Vec::new();
+        let (mut traces, memory) = (Vec::new(), self.hold("results of a search"));
         for batch in self.execute(&plan.plan).await? {
+            memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
             traces.extend(search_results(&batch)?);
         }
         let mut stats = plan.sources.metrics.snapshot().plus(&stats_of_plan(&plan.plan));
         add_blocks(&mut stats, plan.sources.sources().await?);
-        Ok(SearchResult { traces, stats })
+        Ok(SearchResult { traces, stats, memory })
     }
 
+    /// What is looked for, as the optimiser decided it, then how: the second part has the counts after `analyze`.
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {
-        let plan = self.plan_search(tenant, &request).await?.plan;
+        let SearchPlan { logical, plan, .. } = self.plan_search(tenant, &request).await?;
+        let logical = logical.display_indent();
         if !analyze {
-            return Ok(DisplayableExecutionPlan::new(&*plan).indent(true).to_string());
+            return Ok(format!("{logical}\n\n{}", DisplayableExecutionPlan::new(&*plan).indent(true)));
         }
         self.execute(&plan).await?;
-        Ok(DisplayableExecutionPlan::with_metrics(&*plan).indent(true).to_string())
+        Ok(format!("{logical}\n\n{}", DisplayableExecutionPlan::with_metrics(&*plan).indent(true)))
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
@@ -447,7 +519,7 @@ impl Engine {
     async fn names_in(&self, sources: &[SourceRef], request: &TagNamesRequest, metrics: &ScanMetrics) -> Result<TagNames> {
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
         let mut names = match filter {
-            Some(filter) => tags::names_where(sources, &filter, request.window, metrics).await?,
+            Some(filter) => tags::names_where(sources, &filter, request.window, (metrics, &self.core.pool)).await?,
             None => tags::all_names(sources),
         };
         if !sources.is_empty() {
@@ -465,7 +537,7 @@ impl Engine {
     async fn values_in(&self, sources: &[SourceRef], request: &TagValuesRequest, metrics: &ScanMetrics) -> Result<TagValues> {
         let field = traceql::parse_identifier(&request.tag)?;
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
-        let values = tags::values_of(sources, &field, filter.as_ref(), request.window, metrics).await?;
+        let values = tags::values_of(sources, &field, filter.as_ref(), request.window, (metrics, &self.core.pool)).await?;
         let mut stats = metrics.snapshot();
         add_blocks(&mut stats, sources);
         Ok(TagValues { values, stats })
@@ -484,3 +556,6 @@ pub(crate) fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {
     let blocks = sources.iter().map(|source| source.data_bytes()).filter(|&bytes| bytes > 0);
     (stats.blocks, stats.block_bytes) = blocks.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
 }
+
+#[cfg(test)]
+mod tests;

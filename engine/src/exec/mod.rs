@@ -3,6 +3,7 @@
 pub mod engine;
 pub mod eval;
 pub mod live;
+pub mod memory;
 pub mod prune;
 pub mod shares;
 pub mod shown;

@@ -1,7 +1,9 @@
 //! Row groups that cannot match, found without reading them: by the resources of the block, the statistics of its columns, their types, and
 //! bloom filters.
 
-use std::ops::RangeInclusive;
+use std::{fmt, ops::RangeInclusive};
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     eval::{
@@ -17,59 +19,63 @@ use crate::{
     traceql::{AttributeScope, CompareOp, FieldExpr, FieldRef, Intrinsic, Static},
 };
 
-/// What [`ruled_out`] looks at for a term.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Evidence<'a> {
-    /// The values of a key in the block's resources.
-    Resources(&'a str),
-    /// The columns of a span attribute.
-    Attribute(&'a str),
+/// By what row groups are ruled out for a term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// The values of its key in the block's resources.
+    Resources,
+    /// The columns of its span attribute: their types, statistics and bloom filters.
+    Attribute,
     /// The keys of event attributes.
-    Event(&'a str),
-    /// The statistics of the column of an intrinsic.
-    Intrinsic(Intrinsic),
+    EventKeys,
+    /// The statistics of the column of its intrinsic.
+    Intrinsic,
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resources => "resources",
+            Self::Attribute => "column types, statistics and bloom filters",
+            Self::EventKeys => "keys of events",
+            Self::Intrinsic => "statistics",
+        })
+    }
 }
 
 /// The comparison of a field with a literal that `term` is, if it is one that something is known about beforehand.
-fn evidence(term: &FieldExpr) -> Option<(Evidence<'_>, CompareOp, &Static)> {
+fn known(term: &FieldExpr) -> Option<(Evidence, &FieldRef, CompareOp, &Static)> {
     let FieldExpr::Compare { op, lhs, rhs } = term else { return None };
     let (FieldExpr::Field(field), FieldExpr::Literal(literal)) = (&**lhs, &**rhs) else { return None };
     let evidence = match field {
-        FieldRef::Attribute { scope: AttributeScope::Resource, name } if *op == CompareOp::Eq => Evidence::Resources(name),
-        FieldRef::Attribute { scope: AttributeScope::Event, name } if *op == CompareOp::Eq => Evidence::Event(name),
-        FieldRef::Attribute { scope: AttributeScope::Span, name } if *op != CompareOp::Ne => Evidence::Attribute(name),
-        FieldRef::Intrinsic(intrinsic @ (Intrinsic::Duration | Intrinsic::TraceDuration | Intrinsic::Status | Intrinsic::Kind))
-            if *op != CompareOp::Ne =>
-        {
-            Evidence::Intrinsic(*intrinsic)
+        FieldRef::Attribute { scope: AttributeScope::Resource, .. } if *op == CompareOp::Eq => Evidence::Resources,
+        FieldRef::Attribute { scope: AttributeScope::Event, .. } if *op == CompareOp::Eq => Evidence::EventKeys,
+        FieldRef::Attribute { scope: AttributeScope::Span, .. } if *op != CompareOp::Ne => Evidence::Attribute,
+        FieldRef::Intrinsic(Intrinsic::Duration | Intrinsic::TraceDuration | Intrinsic::Status | Intrinsic::Kind) if *op != CompareOp::Ne => {
+            Evidence::Intrinsic
         }
         _ => return None,
     };
-    Some((evidence, *op, literal))
+    Some((evidence, field, *op, literal))
 }
 
 /// By what row groups can be ruled out for `term`.
-pub fn prunes_by(term: &FieldExpr) -> Option<&'static str> {
-    evidence(term).map(|(evidence, ..)| match evidence {
-        Evidence::Resources(_) => "resources",
-        Evidence::Attribute(_) => "column types, statistics and bloom filters",
-        Evidence::Event(_) => "keys of events",
-        Evidence::Intrinsic(_) => "statistics",
-    })
+pub fn evidence(term: &FieldExpr) -> Option<Evidence> {
+    known(term).map(|(evidence, ..)| evidence)
 }
 
 /// Why no row of the group can satisfy `term`, None if one may. Cost: for texts a small request where there is a bloom filter.
 /// Errors: as the source's.
 pub async fn ruled_out(term: &FieldExpr, source: &SourceRef, group: usize, metrics: &ScanMetrics) -> Result<Option<Pruned>> {
-    let Some((evidence, op, literal)) = evidence(term) else { return Ok(None) };
-    match evidence {
-        Evidence::Resources(key) => Ok((!resources_may_match(key, literal, source, group)).then_some(Pruned::Resources)),
-        Evidence::Attribute(key) if !(source.schema().has(Column::Rest) && source.rest_may_have(RestScope::Span, key)) => {
-            attribute_rules_out(key, op, literal, source, group, metrics).await
-        }
-        Evidence::Attribute(_) => Ok(None),
-        Evidence::Event(key) => Ok((!events_may_have(key, source)).then_some(Pruned::Columns)),
-        Evidence::Intrinsic(intrinsic) => Ok((!intrinsic_may_match(intrinsic, op, literal, source, group)).then_some(Pruned::Columns)),
+    let Some((_, field, op, literal)) = known(term) else { return Ok(None) };
+    let cannot = |may: bool, why| Ok((!may).then_some(why));
+    match field {
+        FieldRef::Attribute { scope: AttributeScope::Resource, name } => cannot(resources_may_match(name, literal, source, group), Pruned::Resources),
+        FieldRef::Attribute { scope: AttributeScope::Event, name } => cannot(events_may_have(name, source), Pruned::Columns),
+        FieldRef::Attribute { name, .. } if source.schema().has(Column::Rest) && source.rest_may_have(RestScope::Span, name) => Ok(None),
+        FieldRef::Attribute { name, .. } => attribute_rules_out(name, op, literal, source, group, metrics).await,
+        FieldRef::Intrinsic(intrinsic) => cannot(intrinsic_may_match(*intrinsic, op, literal, source, group), Pruned::Columns),
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
-use super::stats::ScanMetrics;
+use super::{
+    memory::{Reservation, least_width},
+    stats::ScanMetrics,
+};
 use crate::{
     block::{
         index::{RowGroup, TraceIndex},
@@ -55,6 +58,9 @@ pub trait SpanSource: Debug + Send + Sync {
     fn rest_may_have(&self, scope: RestScope, key: &str) -> bool;
     /// All keys without a column.
     fn rest_keys(&self, scope: RestScope) -> BTreeSet<Box<str>>;
+    /// Bytes that such a [`read`](Self::read) will take, what it only needs while it reads included; text in memory and text that a file
+    /// repeats are not known before.
+    fn read_bytes(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> usize;
     /// Reads columns of a row group, all rows or those of `rows`, ascending and without overlap. Columns that the source lacks are
     /// left out. Errors: `Data`, `Unavailable`.
     async fn read(
@@ -105,6 +111,10 @@ impl SpanSource for BlockReader {
         rest_set(self, scope).clone()
     }
 
+    fn read_bytes(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> usize {
+        BlockReader::read_bytes(self, group, columns, events, rows)
+    }
+
     async fn read(
         &self,
         group: usize,
@@ -146,9 +156,10 @@ fn rest_set(block: &BlockReader, scope: RestScope) -> &BTreeSet<Box<str>> {
 /// Spans in memory: live ones, or those of traces that lie in several places.
 #[derive(Debug)]
 pub struct MemorySource {
-    spans: OrderedSpans,
-    groups: Vec<RowGroup>,
-    traces: TraceIndex,
+    spans: Arc<OrderedSpans>,
+    groups: Arc<[RowGroup]>,
+    traces: Arc<TraceIndex>,
+    _memory: Reservation,
 }
 
 impl MemorySource {
@@ -159,7 +170,22 @@ impl MemorySource {
         let groups = if order.rows.is_empty() { Vec::new() } else { row_groups(&order.traces) };
         let id = |trace: &crate::spans::tree::TraceRows| TraceId::from_halves(trace.id_high, trace.id_low);
         let traces = TraceIndex::new(order.traces.iter().map(|trace| (id(trace), trace.first, trace.rows)).collect());
-        Self { spans: OrderedSpans::new(set, order, schema), groups, traces }
+        Self {
+            spans: Arc::new(OrderedSpans::new(set, order, schema)),
+            groups: groups.into(),
+            traces: Arc::new(traces),
+            _memory: Reservation::default(),
+        }
+    }
+
+    /// The same, with the memory that it takes: that is given back with the source.
+    pub fn holding(self, memory: Reservation) -> Self {
+        Self { _memory: memory, ..self }
+    }
+
+    /// The same spans for a cache, whose memory has a bound of its own.
+    pub fn for_cache(&self) -> Self {
+        Self { spans: self.spans.clone(), groups: self.groups.clone(), traces: self.traces.clone(), _memory: Reservation::default() }
     }
 
     /// The spans.
@@ -202,6 +228,13 @@ impl SpanSource for MemorySource {
         self.spans.rest_keys(scope)
     }
 
+    /// The columns are made for the whole row group, then cut. In the least case, of text that is no dictionary, only the places are known.
+    fn read_bytes(&self, group: usize, columns: &[Column], events: &[EventColumn], _rows: Option<&[Range<usize>]>) -> usize {
+        let own = columns.iter().filter(|&&column| self.spans.schema.has(column));
+        let width: usize = own.map(|&column| least_width(self.spans.schema.field(column, events).data_type())).sum();
+        self.groups[group].rows as usize * width
+    }
+
     async fn read(
         &self,
         group: usize,
@@ -229,7 +262,8 @@ impl SpanSource for MemorySource {
 
 fn select_rows(batch: &RecordBatch, rows: &[Range<usize>]) -> Result<RecordBatch> {
     match rows {
-        [only] => Ok(batch.slice(only.start, only.len())),
+        // A slice keeps all of the batch in memory.
+        [only] if only.len() * 2 >= batch.num_rows() => Ok(batch.slice(only.start, only.len())),
         _ => {
             let indices = arrow::array::UInt32Array::from_iter_values(rows.iter().cloned().flatten().map(|row| row as u32));
             Ok(arrow::compute::take_record_batch(batch, &indices)?)

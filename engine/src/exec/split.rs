@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use super::{
+    memory::{Pool, Reservation},
     source::{MemorySource, SourceRef},
     stats::ScanMetrics,
 };
@@ -38,18 +39,30 @@ pub fn common(a: &[u128], b: &[u128], out: &mut BTreeSet<u128>) {
     }
 }
 
-/// Brings the spans of `ids` from all `sources` together. Cost: reads all columns of the row groups that hold them, only their rows.
-/// Errors: as the sources'.
-pub async fn join_traces(ids: &BTreeSet<u128>, sources: &[SourceRef], metrics: &ScanMetrics) -> Result<Arc<MemorySource>> {
+/// Bytes a span that its order takes.
+const ORDER_BYTES: usize = 32;
+
+/// Brings the spans of `ids` from all `sources` together, in memory of `pool`. Cost: reads all columns of the row groups that hold them, only
+/// their rows. Errors: as the sources', `Exhausted`.
+pub async fn join_traces(ids: &BTreeSet<u128>, sources: &[SourceRef], metrics: &ScanMetrics, pool: &Pool) -> Result<Arc<MemorySource>> {
+    let memory = Reservation::new("traces that lie in several places", pool);
     let mut builder = SpanBuilder::default();
     for source in sources {
-        append_traces(ids.iter().copied(), source, &mut builder, metrics).await?;
+        append_traces(ids.iter().copied(), source, &mut builder, metrics, &memory).await?;
     }
-    Ok(Arc::new(MemorySource::new(builder.snapshot())))
+    memory.grow(builder.len() * ORDER_BYTES)?;
+    Ok(Arc::new(MemorySource::new(builder.snapshot()).holding(memory)))
 }
 
-/// Appends the spans that `source` has of `ids` to `builder`. Errors: as the source's.
-pub async fn append_traces(ids: impl Iterator<Item = u128>, source: &SourceRef, builder: &mut SpanBuilder, metrics: &ScanMetrics) -> Result<()> {
+/// Appends the spans that `source` has of `ids` to `builder`, for which `memory` grows by what they take as columns.
+/// Errors: as the source's, `Exhausted`.
+pub async fn append_traces(
+    ids: impl Iterator<Item = u128>,
+    source: &SourceRef,
+    builder: &mut SpanBuilder,
+    metrics: &ScanMetrics,
+    memory: &Reservation,
+) -> Result<()> {
     let mut ranges: Vec<Range<usize>> = ids.filter_map(|id| source.traces().rows_of(id)).collect();
     ranges.sort_by_key(|range| range.start);
     let (columns, events) = (source.schema().columns(), source.schema().event_columns());
@@ -59,7 +72,9 @@ pub async fn append_traces(ids: impl Iterator<Item = u128>, source: &SourceRef, 
             ranges.iter().filter(|range| all.contains(&range.start)).map(|range| range.start - all.start..range.end - all.start).collect();
         if !own.is_empty() {
             stop::check()?;
-            let batch = source.read(group, &columns, &events, Some(&own), metrics).await?;
+            let reading = memory.another();
+            let batch = reading.read(source, group, (&columns, &events), Some(&own), metrics).await?;
+            memory.grow(reading.bytes())?;
             builder.append_batch(&batch, source.schema(), source.resources(), source.scopes())?;
         }
     }

@@ -11,6 +11,7 @@ use super::{
         frame::{FieldLevel, level_of},
         vector::Vector,
     },
+    memory::{Pool, Reservation},
     source::{RestScope, SourceRef},
     sources::{active_rows, scan_units},
     spansets::filter_rows,
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    optimize::filter_terms,
     query::{TagScope, Window},
     spans::{
         read::{Texts, Typed},
@@ -59,18 +61,19 @@ async fn for_each_group(
     sources: &[SourceRef],
     filter: Option<&FieldExpr>,
     window: Option<Window>,
-    metrics: &ScanMetrics,
+    (metrics, pool): (&ScanMetrics, &Pool),
     needs: &(dyn Fn(&SourceRef) -> ColumnNeeds + Sync),
     visit: &mut (dyn FnMut(&Frame, &BooleanBuffer) -> Result<()> + Send),
 ) -> Result<()> {
+    let filter = filter.map(filter_terms);
     let (units, outside) = scan_units(sources, window);
     metrics.pruned(Pruned::Window, outside);
     for unit in units {
         stop::check()?;
-        let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None);
+        let mut frame = Frame::new(sources[unit.source].clone(), unit.group, None, pool);
         let mut rows = active_rows(&mut frame, unit.group, window, &[], metrics).await?;
         metrics.row_group(frame.len() as u64);
-        if let Some(filter) = filter {
+        if let Some(filter) = &filter {
             rows = filter_rows(filter, &mut frame, unit.group, &rows, metrics).await?;
         }
         if rows.count_set_bits() > 0 {
@@ -82,8 +85,13 @@ async fn for_each_group(
 }
 
 /// The names on spans that pass `filter`. Cost: reads every attribute column of row groups with a match.
-/// Errors: as the sources'.
-pub async fn names_where(sources: &[SourceRef], filter: &FieldExpr, window: Option<Window>, metrics: &ScanMetrics) -> Result<NamesByScope> {
+/// Errors: as the sources', `Exhausted`.
+pub async fn names_where(
+    sources: &[SourceRef],
+    filter: &FieldExpr,
+    window: Option<Window>,
+    (metrics, pool): (&ScanMetrics, &Pool),
+) -> Result<NamesByScope> {
     let mut names = NamesByScope::new();
     let needs = |source: &SourceRef| {
         let mut needs = ColumnNeeds { columns: vec![Column::Resource, Column::Scope], events: Vec::new() };
@@ -117,28 +125,29 @@ pub async fn names_where(sources: &[SourceRef], filter: &FieldExpr, window: Opti
         }
         Ok(())
     };
-    for_each_group(sources, Some(filter), window, metrics, &needs, &mut visit).await?;
+    for_each_group(sources, Some(filter), window, (metrics, pool), &needs, &mut visit).await?;
     names.retain(|_, names| !names.is_empty());
     Ok(names)
 }
 
-/// The distinct values of `field` on spans that pass `filter`. Errors: as the sources'.
+/// The distinct values of `field` on spans that pass `filter`. Errors: as the sources', `Exhausted`.
 pub async fn values_of(
     sources: &[SourceRef],
     field: &FieldRef,
     filter: Option<&FieldExpr>,
     window: Option<Window>,
-    metrics: &ScanMetrics,
+    (metrics, pool): (&ScanMetrics, &Pool),
 ) -> Result<Vec<TagValue>> {
     if let FieldRef::Intrinsic(intrinsic) = field
         && let Some(values) = fixed_values(*intrinsic)
     {
         return Ok(values);
     }
-    let mut found: BTreeSet<(&'static str, String)> = BTreeSet::new();
+    let (mut found, held) = (Found::default(), Reservation::new("distinct values", pool));
     if let (None, None, Some(values)) = (filter, window, table_values(sources, field)) {
-        values.iter().for_each(|value| note_value(&mut found, value));
-        return Ok(to_tag_values(found));
+        values.iter().for_each(|value| found.note(value));
+        held.settle(found.bytes)?;
+        return Ok(found.into_values());
     }
     let needs = |source: &SourceRef| {
         let mut needs = ColumnNeeds::default();
@@ -151,23 +160,46 @@ pub async fn values_of(
             FieldLevel::Span => {
                 note_distinct(&mut found, &vector, rows);
                 if matches!(field, FieldRef::Intrinsic(Intrinsic::RootName | Intrinsic::RootService)) && has_null(&vector, rows) {
-                    note_value(&mut found, &Value::from(""));
+                    found.note(&Value::from(""));
                 }
             }
             level => {
                 let bindings = frame.bindings(rows, level == FieldLevel::Event, level == FieldLevel::Link)?;
                 let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
-                chosen.iter().flatten().for_each(|at| note_value(&mut found, &vector.get(at as usize)));
+                chosen.iter().flatten().for_each(|at| found.note(&vector.get(at as usize)));
             }
         }
-        Ok(())
+        held.settle(found.bytes)
     };
-    for_each_group(sources, filter, window, metrics, &needs, &mut visit).await?;
-    Ok(to_tag_values(found))
+    for_each_group(sources, filter, window, (metrics, pool), &needs, &mut visit).await?;
+    Ok(found.into_values())
 }
 
-fn to_tag_values(found: BTreeSet<(&'static str, String)>) -> Vec<TagValue> {
-    found.into_iter().map(|(kind, value)| TagValue { r#type: kind.to_owned(), value }).collect()
+/// Distinct values, by type and text, and the bytes that they take until they are answered.
+#[derive(Default)]
+struct Found {
+    values: BTreeSet<(&'static str, String)>,
+    bytes: usize,
+}
+
+impl Found {
+    fn note(&mut self, value: &Value) {
+        match value {
+            Value::Nil => {}
+            Value::Array(values) => values.iter().for_each(|value| self.note(value)),
+            value => {
+                let text = value.to_string();
+                let bytes = size_of::<(&str, String)>() + size_of::<TagValue>() + text.len();
+                if self.values.insert((value.type_name(), text)) {
+                    self.bytes += bytes;
+                }
+            }
+        }
+    }
+
+    fn into_values(self) -> Vec<TagValue> {
+        self.values.into_iter().map(|(kind, value)| TagValue { r#type: kind.to_owned(), value }).collect()
+    }
 }
 
 /// Values that need no row: those of resources and scopes.
@@ -202,14 +234,6 @@ fn fixed_values(intrinsic: Intrinsic) -> Option<Vec<TagValue>> {
     }
 }
 
-fn note_value(found: &mut BTreeSet<(&'static str, String)>, value: &Value) {
-    match value {
-        Value::Nil => {}
-        Value::Array(values) => values.iter().for_each(|value| note_value(found, value)),
-        value => drop(found.insert((value.type_name(), value.to_string()))),
-    }
-}
-
 /// Whether a row has no text of its own: the trace has no root.
 fn has_null(vector: &Vector, rows: &BooleanBuffer) -> bool {
     match vector {
@@ -218,7 +242,7 @@ fn has_null(vector: &Vector, rows: &BooleanBuffer) -> bool {
     }
 }
 
-fn note_distinct(found: &mut BTreeSet<(&'static str, String)>, vector: &Vector, rows: &BooleanBuffer) {
+fn note_distinct(found: &mut Found, vector: &Vector, rows: &BooleanBuffer) {
     match vector {
         Vector::First(vectors) => {
             let mut open = rows.clone();
@@ -229,15 +253,15 @@ fn note_distinct(found: &mut BTreeSet<(&'static str, String)>, vector: &Vector, 
         }
         Vector::Indexed(keys, values) => {
             let used: BTreeSet<i32> = rows.set_indices().filter(|&row| keys.is_valid(row)).map(|row| keys.value(row)).collect();
-            used.into_iter().for_each(|key| note_value(found, &values[key as usize]));
+            used.into_iter().for_each(|key| found.note(&values[key as usize]));
         }
         Vector::Typed(Typed::Text(Texts::Dictionary(dictionary, values))) | Vector::Text(Texts::Dictionary(dictionary, values), _) => {
             let mut used = vec![false; values.len()];
             let keys = dictionary.keys();
             rows.set_indices().filter(|&row| keys.is_valid(row)).for_each(|row| used[keys.value(row) as usize] = true);
-            used.iter().enumerate().filter(|(_, used)| **used).for_each(|(key, _)| note_value(found, &Value::from(values.value(key))));
+            used.iter().enumerate().filter(|(_, used)| **used).for_each(|(key, _)| found.note(&Value::from(values.value(key))));
         }
-        vector => rows.set_indices().for_each(|row| note_value(found, &vector.get(row))),
+        vector => rows.set_indices().for_each(|row| found.note(&vector.get(row))),
     }
 }
 

@@ -41,9 +41,9 @@ fn a_search_is_a_scan_its_newest_traces_and_their_details() {
         shown(&plan),
         [
             "TraceDetailsExec: shown=[span.a, resource.service.name, status, span.b]",
-            "  NewestTracesExec: limit=20",
-            "    SpansetScanExec: query=[{ (span.a = 1) && (resource.service.name = `x`) } >> { status = error } | count() > 2 | select(span.b)], \
-             sources=[blocks=1, live=0, traces in several=0], partitions=2, \
+            "  NewestTracesExec: limit=20, first row group alone",
+            "    SpansetScanExec: query=[{ (span.a = 1) && (resource.service.name = `x`) } >> { status = error } | count() > 2], \
+             sources=[blocks=1, live=0, traces in several=0], partitions=2, window=all, traces_per_row_group=20, spans_per_spanset=3, \
              filters=[resource.service.name = `x` (prunes by resources), then span.a = 1 (prunes by column types, statistics and bloom filters); \
              status = error (prunes by statistics)]",
         ]
@@ -57,11 +57,11 @@ fn an_operand_of_a_metrics_query_is_a_scan_and_a_merge() {
     };
     let intervals = Intervals::of_range(60_000_000_000, 120_000_000_000, 60_000_000_000).unwrap();
     assert_eq!(
-        shown(&lower_metrics(&pipeline, &function, sources(), intervals, 2)),
+        shown(&lower_metrics(&pipeline, &function, sources(), intervals, 2).unwrap()),
         [
             "MetricsMergeExec: cells=Counts",
             "  MetricsScanExec: query=[{ duration > 1s } | rate()], intervals=2 of 60000000000 ns, \
-             sources=[blocks=1, live=0, traces in several=0], partitions=2, filters=[duration > 1s (prunes by statistics)]",
+             sources=[blocks=1, live=0, traces in several=0], partitions=2, without traces, filters=[duration > 1s (prunes by statistics)]",
         ]
     );
 }

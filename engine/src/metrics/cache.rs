@@ -240,6 +240,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        exec::memory::Reservation,
         metrics::{
             cells::{CellKind, Cells},
             partial::Partial,
@@ -256,7 +257,7 @@ mod tests {
 
     /// `series` series with a span in each of `intervals`.
     fn batch(series: usize, intervals: usize) -> RecordBatch {
-        let mut partial = Partial::new(CellKind::Counts, intervals);
+        let mut partial = Partial::new(CellKind::Counts, intervals, Reservation::default());
         for number in 0..series {
             let place = partial.place(vec![key_value("n", &Value::Int(number as i64))]).unwrap();
             if let Cells::Counts(cells) = partial.cells(place) {

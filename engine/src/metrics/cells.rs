@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// Powers of two that can bound a value: `2^1` to `2^63`; the bucket of `v` is the least power that is not below it.
 pub const BUCKETS: usize = 64;
 
+/// Bytes of the buckets of an interval.
+pub const BUCKETS_BYTES: usize = BUCKETS * size_of::<u64>();
+
 /// What a function needs of the spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CellKind {
@@ -104,12 +107,21 @@ impl Cells {
         }
     }
 
+    /// How many counts or numbers are not empty.
+    pub fn filled(&self) -> usize {
+        match self {
+            Self::Counts(cells) => cells.iter().filter(|count| **count > 0).count(),
+            Self::Numbers(cells) => cells.iter().filter(|cell| cell.count > 0).count(),
+            Self::Buckets(cells) => cells.iter().flatten().flat_map(|buckets| buckets.iter()).filter(|count| **count > 0).count(),
+        }
+    }
+
     /// Bytes in memory, roughly.
     pub fn memory_bytes(&self) -> usize {
         match self {
             Self::Counts(cells) => cells.len() * 8,
             Self::Numbers(cells) => cells.len() * size_of::<NumberCell>(),
-            Self::Buckets(cells) => cells.len() * 8 + cells.iter().flatten().count() * BUCKETS * 8,
+            Self::Buckets(cells) => cells.len() * 8 + cells.iter().flatten().count() * BUCKETS_BYTES,
         }
     }
 }

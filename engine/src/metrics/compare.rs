@@ -56,6 +56,8 @@ const INTRINSICS: [Intrinsic; 9] = [
 
 /// Counters of spans by code and slot are kept in one table up to this size.
 const TABLE_MAX: usize = 1 << 20;
+/// Bytes of a row's slot, and of whether it is chosen.
+const SLOT_BYTES: usize = size_of::<u32>() + 1;
 /// Integers that differ by less than this are their own codes.
 const CODES_OF_INTS_MAX: u64 = 1 << 12;
 
@@ -217,6 +219,7 @@ pub fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection:
 
 /// Adds the chosen spans of `frame`, of which `selected` tells the group. Errors: `Exhausted` for too many values, `Data`.
 pub fn observe((partial, distinct): (&mut Partial, &mut Distinct), frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
+    frame.hold(frame.len() * SLOT_BYTES)?;
     let mut counter = Counter::new((partial, distinct), frame, chosen, selected);
     counter.count_intrinsics()?;
     counter.count_span_attributes()?;

@@ -2,12 +2,18 @@
 
 use std::collections::HashMap;
 
+use arrow::record_batch::RecordBatch;
+
 use super::{
     intervals::Intervals,
+    observe::cell_kind,
+    partial::Partial,
     series::{self, Series},
     stages::{self, Operand},
 };
 use crate::{
+    error::Result,
+    exec::memory::Reservation,
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
     traceql::{MetricsExpr, MetricsFunction, Pipeline},
@@ -29,6 +35,14 @@ pub fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
 /// Equal operands are computed once.
 pub fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
+}
+
+/// The series of one operand from what its plan gave. `held` is for the series while they are added up. Errors: `Internal` for batches that are not partial
+/// series, `Exhausted`.
+pub fn finish_operand(function: &MetricsFunction, intervals: &Intervals, batches: &[RecordBatch], held: Reservation) -> Result<Vec<Series>> {
+    let mut partial = Partial::new(cell_kind(function), intervals.count(), held);
+    batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
+    series::finish(function, intervals, partial)
 }
 
 /// The answer to `query`.

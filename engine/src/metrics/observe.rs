@@ -10,15 +10,16 @@ use hashbrown::HashMap;
 use skein_proto::otlp::common::v1::KeyValue;
 
 use super::{
-    cells::{BUCKETS, CellKind, Cells, bucket_of},
+    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, bucket_of},
     codes::Codes,
     compare::{self, Distinct},
     intervals::Intervals,
-    partial::{Labels, Partial},
+    partial::{Labels, Partial, too_many_series},
 };
 use crate::{
     error::Result,
     exec::eval::{ColumnNeeds, Frame, vector::Vector},
+    exec::memory::Reservation,
     exec::source::SourceRef,
     plan::matches::key_value,
     spans::{read::Typed, schema::Column, value::Value},
@@ -27,6 +28,12 @@ use crate::{
 
 /// Counters of rows by group and interval are kept in one table up to this size.
 const TABLE_MAX: usize = 1 << 20;
+
+/// Bytes of a chosen row: its place, interval, group, and the code of a value.
+pub(super) const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
+
+/// Bytes of the labels of a group of a frame, roughly.
+const GROUP_BYTES: usize = 200;
 
 /// What a function keeps of the spans.
 pub fn cell_kind(function: &MetricsFunction) -> CellKind {
@@ -118,9 +125,9 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Nothing observed yet.
-    pub fn new(function: MetricsFunction, intervals: Intervals) -> Self {
-        let partial = Partial::new(cell_kind(&function), intervals.count());
+    /// Nothing observed yet; `memory` is to hold the series.
+    pub fn new(function: MetricsFunction, intervals: Intervals, memory: Reservation) -> Self {
+        let partial = Partial::new(cell_kind(&function), intervals.count(), memory);
         Self { function, intervals, partial, distinct: Distinct::default() }
     }
 
@@ -143,11 +150,15 @@ impl Observer {
         if chosen.rows.is_empty() {
             return Ok(());
         }
+        frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
         if let MetricsFunction::Compare { selection, window, .. } = &self.function {
             let selected = compare::selected(frame, rows, &chosen, selection, *window)?;
             return compare::observe((&mut self.partial, &mut self.distinct), frame, &chosen, &selected);
         }
         let groups = self.groups(frame, &chosen)?;
+        let count = groups.labels.len();
+        let table = (count * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>();
+        frame.hold(count * GROUP_BYTES + table).map_err(|error| too_many_series(error, count))?;
         match value_field(&self.function) {
             None => self.count(&chosen, groups),
             Some(field) => {
@@ -218,7 +229,7 @@ impl Observer {
     }
 
     fn add_values(&mut self, chosen: &Chosen, groups: Groups, numbers: &Numbers) -> Result<()> {
-        let mut places = vec![None; groups.labels.len()];
+        let (mut places, mut new_buckets) = (vec![None; groups.labels.len()], 0);
         for ((&group, &at), &row) in groups.rows.iter().zip(&chosen.intervals).zip(&chosen.rows) {
             let Some(number) = numbers.get(row as usize) else { continue };
             let place = self.place(&mut places, &groups, group)?;
@@ -226,13 +237,14 @@ impl Observer {
                 (Cells::Numbers(cells), number) => cells[at as usize].add(number.as_f64()),
                 (Cells::Buckets(cells), Number::Int(value)) => {
                     if let Some(bucket) = bucket_of(value) {
+                        new_buckets += usize::from(cells[at as usize].is_none());
                         cells[at as usize].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += 1;
                     }
                 }
                 _ => {}
             }
         }
-        Ok(())
+        self.partial.hold(new_buckets * BUCKETS_BYTES)
     }
 
     /// The series of a group of this frame.

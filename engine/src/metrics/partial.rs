@@ -15,16 +15,24 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
-use super::cells::{BUCKETS, CellKind, Cells, NumberCell};
-use crate::error::{Error, ErrorKind, Result};
+use super::cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell};
+use crate::{
+    error::{Error, Result},
+    exec::memory::Reservation,
+};
 
 /// Names and typed values that tell series apart, in the order of the grouping.
 pub type Labels = Vec<KeyValue>;
 
-/// Memory that the series of one partition may take.
-const BYTES_MAX: usize = 1 << 30;
+/// Bytes of a row of [`schema`] without its labels.
+const ROW_BYTES: usize = 4 + 4 + 1 + 8 + 4 * 8;
 
-/// Series and their cells.
+/// `error`, which refuses memory for more than `count` series, with what to do about it.
+pub fn too_many_series(error: Error, count: usize) -> Error {
+    error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
+}
+
+/// Series and their cells, and the memory that they take.
 #[derive(Debug)]
 pub struct Partial {
     kind: CellKind,
@@ -34,16 +42,16 @@ pub struct Partial {
     /// Places of series by their labels.
     places: HashTable<usize>,
     hasher: DefaultHashBuilder,
-    bytes: usize,
+    memory: Reservation,
 }
 
 impl Partial {
-    /// No series yet.
-    pub fn new(kind: CellKind, intervals: usize) -> Self {
-        Self { kind, intervals, series: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default(), bytes: 0 }
+    /// No series yet; `memory` is to hold theirs.
+    pub fn new(kind: CellKind, intervals: usize, memory: Reservation) -> Self {
+        Self { kind, intervals, series: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default(), memory }
     }
 
-    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when series take too much memory.
+    /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when there is no memory for more.
     pub fn place(&mut self, labels: Labels) -> Result<usize> {
         self.place_of_key(&KeyValueList { values: labels }.encode_to_vec())
     }
@@ -55,18 +63,16 @@ impl Partial {
             return Ok(place);
         }
         let cells = Cells::new(self.kind, self.intervals);
-        self.bytes += cells.memory_bytes() + 2 * key.len();
-        if self.bytes > BYTES_MAX {
-            let count = self.series.len();
-            return Err(Error::new(
-                ErrorKind::Exhausted,
-                format!("the query has more than {count} series: group by fewer values, or take a longer step"),
-            ));
-        }
+        self.hold(cells.memory_bytes() + key.len() + size_of::<(Box<[u8]>, Cells)>() + size_of::<usize>())?;
         self.series.push((key.into(), cells));
         let (series, hasher) = (&self.series, &self.hasher);
         self.places.insert_unique(hash, series.len() - 1, |&place| hasher.hash_one(&*series[place].0));
         Ok(self.series.len() - 1)
+    }
+
+    /// Reserves memory for what cells grow by. Errors: `Exhausted`.
+    pub fn hold(&self, bytes: usize) -> Result<()> {
+        self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
     }
 
     /// Makes room for that many series.
@@ -119,7 +125,7 @@ impl Partial {
             self.reserve((1..batch.num_rows()).filter(|&row| labels.value(row) != labels.value(row - 1)).count() + 1);
         }
         let number = |column: usize, row: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
-        let mut last: Option<(&[u8], usize)> = None;
+        let (mut last, mut new_buckets): (Option<(&[u8], usize)>, usize) = (None, 0);
         for row in 0..batch.num_rows() {
             let key = labels.value(row);
             let place = match last {
@@ -137,14 +143,26 @@ impl Partial {
                     let [sum, lost, min, max] = [4, 5, 6, 7].map(|column| number(column, row));
                     cells[at].merge(&NumberCell { count: counts.value(row), sum, lost, min, max });
                 }
-                Cells::Buckets(cells) => cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += counts.value(row),
+                Cells::Buckets(cells) => {
+                    new_buckets += usize::from(cells[at].is_none());
+                    cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += counts.value(row);
+                }
             }
         }
-        Ok(())
+        self.hold(new_buckets * BUCKETS_BYTES)
     }
 
-    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. Errors: `Internal`.
+    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. The batch carries its memory.
+    /// Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
+        let held = self.memory.another();
+        for (key, cells) in &self.series {
+            held.grow(cells.filled() * (ROW_BYTES + key.len())).map_err(|error| error.context("handing on the series of the query"))?;
+        }
+        held.attach(self.rows()?)
+    }
+
+    fn rows(&self) -> Result<RecordBatch> {
         let mut rows = Rows::default();
         for (key, cells) in &self.series {
             match cells {
@@ -239,7 +257,7 @@ mod tests {
     use crate::{plan::matches::key_value, spans::value::Value};
 
     fn filled(kind: CellKind) -> Partial {
-        let mut partial = Partial::new(kind, 3);
+        let mut partial = Partial::new(kind, 3, Reservation::default());
         for (name, at) in [("a", 0), ("b", 2), ("a", 2)] {
             let place = partial.place(vec![key_value("name", &Value::from(name))]).unwrap();
             match partial.cells(place) {
@@ -255,7 +273,7 @@ mod tests {
     fn series_survive_the_batch_and_add_up() {
         for kind in [CellKind::Counts, CellKind::Numbers, CellKind::Buckets] {
             let one = filled(kind);
-            let mut merged = Partial::new(kind, 3);
+            let mut merged = Partial::new(kind, 3, Reservation::default());
             merged.merge_batch(&one.to_batch().unwrap()).unwrap();
             let (one, copy) = (one.into_series().unwrap(), merged.into_series().unwrap());
             assert_eq!(one, copy);
@@ -267,10 +285,11 @@ mod tests {
             }
         }
         let moved = moved(&filled(CellKind::Counts).to_batch().unwrap(), -1, 2).unwrap();
-        let mut shorter = Partial::new(CellKind::Counts, 2);
-        shorter.merge_batch(&moved).unwrap();
-        let counts: Vec<Cells> = shorter.into_series().unwrap().into_iter().map(|(_, cells)| cells).collect();
+        let shorter = || Partial::new(CellKind::Counts, 2, Reservation::default());
+        let mut found = shorter();
+        found.merge_batch(&moved).unwrap();
+        let counts: Vec<Cells> = found.into_series().unwrap().into_iter().map(|(_, cells)| cells).collect();
         assert_eq!(counts, [Cells::Counts(vec![0, 5]), Cells::Counts(vec![0, 5])], "a and b in the last interval; the first is left out");
-        assert!(Partial::new(CellKind::Counts, 2).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
+        assert!(shorter().merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
     }
 }

@@ -41,6 +41,15 @@ pub struct MatchedSpanset {
 }
 
 impl MatchedTrace {
+    /// Bytes in memory, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        let spanset = |spanset: &MatchedSpanset| {
+            let attributes: usize = spanset.attributes.iter().map(|attribute| size_of::<KeyValue>() + attribute.encoded_len()).sum();
+            size_of::<MatchedSpanset>() + spanset.span_rows.len() * size_of::<u32>() + attributes
+        };
+        size_of::<Self>() + self.spansets.iter().map(spanset).sum::<usize>()
+    }
+
     /// Orders matches newest first, ties by id.
     pub fn rank(&self) -> (std::cmp::Reverse<u64>, TraceId) {
         (std::cmp::Reverse(self.start_unix_nano), self.id)

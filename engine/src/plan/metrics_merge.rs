@@ -17,7 +17,7 @@ use super::{
     properties,
 };
 use crate::{
-    exec::stats::ScanMetrics,
+    exec::{memory::Reservation, stats::ScanMetrics},
     metrics::{
         cells::CellKind,
         partial::{self, Partial},
@@ -27,7 +27,7 @@ use crate::{
 
 /// Adds up the partial series of its input's partitions.
 ///
-/// **Shape**: one partition, one batch of [`partial::schema`]. **Memory**: all series, bounded by [`Partial`].
+/// **Shape**: one partition, one batch of [`partial::schema`]. **Memory**: all series.
 #[derive(Debug)]
 pub struct MetricsMergeExec {
     input: Arc<dyn ExecutionPlan>,
@@ -71,7 +71,8 @@ impl ExecutionPlan for MetricsMergeExec {
             // A task for each partition, so that they use all CPUs; it ends when the stream is dropped.
             inputs.push(spawn_buffered(stop::inherited(self.input.execute(partition, context.clone())?), 1));
         }
-        let (mut all, metrics) = (Partial::new(self.kind, self.intervals), self.metrics.clone());
+        let held = Reservation::new("series of all partitions", context.memory_pool());
+        let (mut all, metrics) = (Partial::new(self.kind, self.intervals, held), self.metrics.clone());
         let result = async move {
             while let Some(batch) = inputs.next().await {
                 all.merge_batch(&batch?)?;

@@ -22,32 +22,32 @@ use crate::{
     error::ErrorKind,
     exec::{
         eval::Frame,
+        memory::{Pool, Reservation},
         source::SourceRef,
         sources::{ScanUnit, SourceName, SourceSet, active_rows, of_row_group, scan_units},
-        spansets::{SpansetPipeline, evaluation_order},
+        spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
     metrics::{
         cache::{Found, Part, PartialCache, Slot},
         compare,
-        evaluate::operand_key,
         intervals::Intervals,
         observe::{self, Observer},
         partial,
     },
     stop,
-    traceql::{MetricsFunction, Pipeline},
+    traceql::MetricsFunction,
 };
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// series of a partition, bounded by [`partial::Partial`]. What is known of a row group of a block from an earlier query
+/// columns of a row group and all series, for each partition. What is known of a row group of a block from an earlier query
 /// ([`PartialCache`]) is not read again.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
-    pipeline: Pipeline,
+    pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
     partitions: usize,
@@ -56,10 +56,16 @@ pub struct MetricsScanExec {
 }
 
 impl MetricsScanExec {
-    /// A scan of `sources` by `partitions` partitions.
-    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, function: MetricsFunction, intervals: Intervals, partitions: usize) -> Self {
+    /// A scan of `sources` by `partitions` partitions. A plain pipeline is evaluated as it is written.
+    pub fn new(
+        sources: Arc<SourceSet>,
+        pipeline: impl Into<SpansetPipeline>,
+        function: MetricsFunction,
+        intervals: Intervals,
+        partitions: usize,
+    ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline, function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -67,8 +73,8 @@ impl MetricsScanExec {
         &self.sources
     }
 
-    /// The pipeline.
-    pub fn pipeline(&self) -> &Pipeline {
+    /// The pipeline and how its filters are evaluated.
+    pub fn pipeline(&self) -> &SpansetPipeline {
         &self.pipeline
     }
 
@@ -97,6 +103,7 @@ struct Scan {
     /// What the partial series of a row group depend on, but for the row group and the intervals.
     shape: Arc<str>,
     metrics: Arc<ScanMetrics>,
+    pool: Pool,
 }
 
 impl Scan {
@@ -106,7 +113,7 @@ impl Scan {
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = Observer::new(self.function.clone(), self.intervals);
+        let mut observer = self.observer(self.intervals);
         for unit in units.into_iter().skip(partition).step_by(partitions) {
             stop::check()?;
             self.observe(unit, &mut observer).await?;
@@ -115,6 +122,10 @@ impl Scan {
         self.metrics.busy(watch.elapsed());
         self.metrics.output(batch.num_rows());
         Ok(batch)
+    }
+
+    fn observer(&self, intervals: Intervals) -> Observer {
+        Observer::new(self.function.clone(), intervals, Reservation::new("series of a partition", &self.pool))
     }
 
     /// Adds the spans of a row group, as they were found before if they were.
@@ -131,7 +142,7 @@ impl Scan {
             }
             Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(drop),
             Found::Nothing => {
-                let mut own = Observer::new(self.function.clone(), *slot.own());
+                let mut own = self.observer(*slot.own());
                 match self.scan(unit, source, excluded, &mut own).await {
                     // Known without reading: not worth its place.
                     Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
@@ -171,7 +182,7 @@ impl Scan {
         observer: &mut Observer,
     ) -> crate::error::Result<Option<Pruned>> {
         let metrics = &*self.metrics;
-        let mut frame = Frame::new(source.clone(), unit.group, None);
+        let mut frame = Frame::new(source.clone(), unit.group, None, &self.pool);
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
             frame.rule_out(Pruned::Joined);
@@ -199,7 +210,10 @@ impl DisplayAs for MetricsScanExec {
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
         write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
         match form {
-            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            DisplayFormatType::Verbose => {
+                let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
+                write!(f, "{traces}, filters=[{}]", self.pipeline.describe_filters())
+            }
             _ => Ok(()),
         }
     }
@@ -209,14 +223,15 @@ impl ExecutionPlan for MetricsScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Scan {
             sources: self.sources.clone(),
-            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            pipeline: self.pipeline.clone(),
             function: self.function.clone(),
             intervals: self.intervals,
-            shape: operand_key(&self.pipeline, &self.function).into(),
+            shape: format!("{} | {}", self.pipeline, self.function).into(),
             metrics: self.metrics.clone(),
+            pool: context.memory_pool().clone(),
         };
         let partitions = self.partitions;
         let batch = async move { Ok(scan.run(partition, partitions).await?) };

@@ -1,4 +1,4 @@
-//! Our physical plan nodes, one a file. Each says all it needs in a form that `skein-flight`'s codec can carry to another process.
+//! Our plan nodes, one a file: physical ones here, [`logical`] ones in a folder, and the [`planner`] from these to those. Each physical node says all it needs in a form that `skein-flight`'s codec can carry to another process.
 //!
 //! A search is three nodes:
 //! ```text
@@ -6,16 +6,17 @@
 //!   NewestTracesExec    the newest `limit` traces of all partitions
 //!     SpansetScanExec   filters and spanset pipeline over row groups, newest first, one partition per CPU
 //! ```
-//! On a cluster each worker runs these over its share, and the coordinator over the traces that several hold:
-//! ```text
-//! NewestResultsExec     the newest `limit` results of all shares
-//!   ShareExec           results of one share, then what it read; one for each worker
-//!     TraceDetailsExec  ...
-//! ```
 //! A metrics query is, for each of its operands:
 //! ```text
 //! MetricsMergeExec      partial series of all partitions, added up
 //!   MetricsScanExec     filters and spanset pipeline over row groups, spans into partial series, one partition per CPU
+//! ```
+//! On a cluster each worker runs these over its share, and the coordinator over the traces that several hold:
+//! ```text
+//! NewestResultsExec       the newest `limit` results of all shares; for metrics another MetricsMergeExec
+//!   ShareResultsExec      results of all shares; what they read is counted
+//!     ShareExec           results of one share, then what it read; one for each worker
+//!       TraceDetailsExec  ...; for metrics a MetricsMergeExec, so that each worker sends one partial
 //! ```
 
 use std::sync::Arc;
@@ -30,13 +31,16 @@ use datafusion::{
     },
 };
 
+pub mod logical;
 pub mod matches;
 pub mod metrics_merge;
 pub mod metrics_scan;
 pub mod newest_results;
 pub mod newest_traces;
 mod node;
+pub mod planner;
 pub mod share;
+pub mod share_results;
 pub mod spanset_scan;
 pub mod trace_details;
 
@@ -69,6 +73,7 @@ impl From<DataFusionError> for Error {
                     Some(own) => Self::new(own.kind(), own.to_string()),
                     None => Self::internal(external.to_string()),
                 },
+                DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message.clone()),
                 other => Self::internal(other.to_string()),
             },
             DataFusionError::ResourcesExhausted(message) => Self::new(ErrorKind::Exhausted, message),

@@ -7,7 +7,7 @@ use datafusion::{
     common::Result,
     execution::TaskContext,
     physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream, coop::CooperativeExec,
         execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
@@ -19,7 +19,11 @@ use super::{
     properties,
     spanset_scan::{NewestBound, SpansetScanExec},
 };
-use crate::{exec::stats::ScanMetrics, spans::TraceId, stop};
+use crate::{
+    exec::{memory::Reservation, stats::ScanMetrics},
+    spans::TraceId,
+    stop,
+};
 
 /// Keeps the newest `limit` traces of its input's partitions.
 ///
@@ -29,6 +33,7 @@ use crate::{exec::stats::ScanMetrics, spans::TraceId, stop};
 pub struct NewestTracesExec {
     input: Arc<dyn ExecutionPlan>,
     limit: usize,
+    first_row_group_alone: bool,
     metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
 }
@@ -37,7 +42,17 @@ impl NewestTracesExec {
     /// Keeps `limit` traces of `input`.
     pub fn new(input: Arc<dyn ExecutionPlan>, limit: usize) -> Self {
         let properties = properties(matches::schema(), 1, EmissionType::Final);
-        Self { input, limit, metrics: Arc::default(), properties }
+        Self { input, limit, first_row_group_alone: false, metrics: Arc::default(), properties }
+    }
+
+    /// The same node; `alone` says that it waits for the first batch of the first partition before the others begin.
+    pub fn with_first_row_group_alone(self, alone: bool) -> Self {
+        Self { first_row_group_alone: alone, ..self }
+    }
+
+    /// Whether the first batch of the first partition, the newest row group of a scan, is waited for before the other partitions begin.
+    pub fn first_row_group_alone(&self) -> bool {
+        self.first_row_group_alone
     }
 
     /// Traces kept.
@@ -51,19 +66,21 @@ struct Newest {
     traces: BTreeMap<(std::cmp::Reverse<u64>, TraceId), MatchedTrace>,
     limit: usize,
     bound: Option<Arc<NewestBound>>,
+    held: Reservation,
+    bytes: usize,
 }
 
 impl Newest {
     fn add_all(&mut self, batch: &RecordBatch) -> crate::error::Result<()> {
         matches::from_batch(batch)?.into_iter().for_each(|trace| self.add(trace));
-        Ok(())
+        self.held.settle(self.bytes)
     }
 
     fn add(&mut self, trace: MatchedTrace) {
-        self.traces.insert(trace.rank(), trace);
-        if self.traces.len() > self.limit {
-            self.traces.pop_last();
-        }
+        self.bytes += trace.memory_bytes();
+        let replaced = self.traces.insert(trace.rank(), trace);
+        let over = if self.traces.len() > self.limit { self.traces.pop_last() } else { None };
+        self.bytes -= replaced.iter().chain(over.iter().map(|(_, last)| last)).map(MatchedTrace::memory_bytes).sum::<usize>();
         if self.traces.len() == self.limit
             && let (Some(bound), Some(last)) = (&self.bound, self.traces.last_key_value())
         {
@@ -74,22 +91,23 @@ impl Newest {
 
 impl DisplayAs for NewestTracesExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NewestTracesExec: limit={}", self.limit)
+        let alone = if self.first_row_group_alone { ", first row group alone" } else { "" };
+        write!(f, "NewestTracesExec: limit={}{alone}", self.limit)
     }
 }
 
 impl ExecutionPlan for NewestTracesExec {
-    unary_node!(node, input => Self::new(input, node.limit));
+    unary_node!(node, input => Self::new(input, node.limit).with_first_row_group_alone(node.first_row_group_alone));
     counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let bound = self.input.downcast_ref::<SpansetScanExec>().map(|scan| scan.bound().clone());
-        let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound };
-        let (input, metrics) = (self.input.clone(), self.metrics.clone());
+        let bound = scan_below(&self.input).map(|scan| scan.bound().clone());
+        let held = Reservation::new("the newest traces", context.memory_pool());
+        let mut newest = Newest { traces: BTreeMap::new(), limit: self.limit, bound, held, bytes: 0 };
+        let (input, metrics, alone) = (self.input.clone(), self.metrics.clone(), self.first_row_group_alone);
         let result = async move {
             let mut first = input.execute(0, context.clone())?;
-            // The newest row group alone often has all that is wanted: the other partitions begin after it.
-            if let Some(batch) = first.next().await {
+            if alone && let Some(batch) = first.next().await {
                 newest.add_all(&batch?)?;
             }
             let mut inputs = stream::SelectAll::new();
@@ -101,11 +119,19 @@ impl ExecutionPlan for NewestTracesExec {
                 newest.add_all(&batch?)?;
             }
             let traces: Vec<MatchedTrace> = newest.traces.into_values().collect();
-            let batch = matches::to_batch(&traces)?;
+            let batch = newest.held.attach(matches::to_batch(&traces)?)?;
             metrics.output(batch.num_rows());
             Ok(batch)
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(matches::schema(), stream::once(result))))
+    }
+}
+
+/// The scan that `input` is, perhaps inside the node that DataFusion puts around leaves so that they take turns.
+fn scan_below(input: &Arc<dyn ExecutionPlan>) -> Option<&SpansetScanExec> {
+    match input.downcast_ref::<CooperativeExec>() {
+        Some(turns) => scan_below(turns.input()),
+        None => input.downcast_ref(),
     }
 }
 

@@ -1,13 +1,10 @@
 //! `ShareExec`: the results of what one worker reads, and what it cost.
 
-use std::{
-    fmt,
-    sync::{Arc, LazyLock},
-};
+use std::{fmt, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, FixedSizeBinaryBuilder, UInt64Array},
-    datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type},
+    array::{Array, ArrayRef, AsArray, BinaryArray, StructArray},
+    datatypes::{DataType, Field, Fields, Schema, SchemaRef},
     record_batch::RecordBatch,
 };
 use datafusion::{
@@ -19,87 +16,74 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
 
-use super::{node::unary_node, properties, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec};
+use super::{metrics_scan::MetricsScanExec, node::unary_node, properties, spanset_scan::SpansetScanExec, trace_details::TraceDetailsExec};
 use crate::{
     error::{Error, Result},
     exec::{engine::add_blocks, sources::SourceSet, stats::stats_of_plan},
     query::ScanStats,
-    spans::TraceId,
     stop::{self, Stop},
 };
 
-static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-    Arc::new(Schema::new(vec![
-        Field::new("trace_start_unix_nano", DataType::UInt64, false),
-        Field::new("trace_id", DataType::FixedSizeBinary(16), false),
-        Field::new("metadata", DataType::Binary, true),
-        Field::new("scanned", DataType::Binary, true),
-    ]))
-});
+const RESULT: &str = "result";
+const REPORT: &str = "report";
 
-/// The schema of the results of shares. A row is a result, with `metadata` (a `tempopb.TraceSearchMetadata` message), or the last one of a
-/// share or of all, with `scanned` ([`ScanStats`] as JSON).
-pub fn schema() -> SchemaRef {
-    SCHEMA.clone()
+/// What a share read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareReport {
+    /// In all.
+    pub read: ScanStats,
+    /// The counts of each node below the share, as DataFusion shows them, in the order in which it shows the nodes.
+    pub nodes: Vec<String>,
 }
 
-/// One result: what decides its rank, and the message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct ShareResult {
-    pub start_unix_nano: u64,
-    pub id: TraceId,
-    pub metadata: Vec<u8>,
+/// The schema of the results of shares whose plans have the schema `results`. A row has a `result`, a struct with these columns; or, the
+/// last one of a share, a `report` ([`ShareReport`] as JSON).
+pub fn schema(results: &SchemaRef) -> SchemaRef {
+    schema_of_fields(results.fields().clone())
 }
 
-/// Writes results, and in a last row what was read. Errors: `Internal`.
-pub fn to_batch(results: &[ShareResult], scanned: Option<ScanStats>) -> Result<RecordBatch> {
-    let scanned =
-        scanned.map(|stats| serde_json::to_vec(&stats)).transpose().map_err(|e| Error::internal("writing scan statistics").with_source(e))?;
-    let last = usize::from(scanned.is_some());
-    let mut ids = FixedSizeBinaryBuilder::with_capacity(results.len() + last, 16);
-    for result in results {
-        ids.append_value(result.id.0)?;
-    }
-    if last > 0 {
-        ids.append_value(TraceId::default().0)?;
-    }
-    let starts = results.iter().map(|result| result.start_unix_nano).chain(std::iter::repeat_n(0, last));
-    let metadata = results.iter().map(|result| Some(result.metadata.as_slice())).chain(std::iter::repeat_n(None, last));
-    let scanned = std::iter::repeat_n(None, results.len()).chain(scanned.as_deref().map(Some));
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from_iter_values(starts)),
-        Arc::new(ids.finish()),
-        Arc::new(BinaryArray::from_iter(metadata)),
-        Arc::new(BinaryArray::from_iter(scanned)),
-    ];
-    Ok(RecordBatch::try_new(schema(), columns)?)
+fn schema_of_fields(results: Fields) -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new(RESULT, DataType::Struct(results), true), Field::new(REPORT, DataType::Binary, true)]))
 }
 
-/// Reads results and what was read. Errors: `Internal` when it is no such batch.
-pub fn from_batch(batch: &RecordBatch) -> Result<(Vec<ShareResult>, ScanStats)> {
-    if batch.schema_ref().fields() != SCHEMA.fields() {
-        return Err(Error::internal("a batch is not one of a share's results"));
+/// The schema of the plans of shares whose results have the schema `shares`. Errors: `Internal` when they are no shares' results.
+pub fn schema_of_results(shares: &SchemaRef) -> Result<SchemaRef> {
+    match shares.field_with_name(RESULT).map(Field::data_type) {
+        Ok(DataType::Struct(fields)) if schema_of_fields(fields.clone()).fields() == shares.fields() => Ok(Arc::new(Schema::new(fields.clone()))),
+        _ => Err(Error::internal("a plan does not have the results of shares")),
     }
-    let scanned = batch.column(3).as_binary::<i32>();
-    let mut stats = ScanStats::default();
-    for json in scanned.iter().flatten() {
-        let more: ScanStats = serde_json::from_slice(json).map_err(|e| Error::internal("reading scan statistics").with_source(e))?;
-        stats = stats.plus(&more);
-    }
-    let rows = (0..batch.num_rows()).filter(|&row| scanned.is_null(row));
-    Ok((rows.map(|row| result_at(batch, row)).collect::<Result<_>>()?, stats))
 }
 
-fn result_at(batch: &RecordBatch, row: usize) -> Result<ShareResult> {
-    let column = |name| batch.column_by_name(name).ok_or_else(|| Error::internal(format!("results lack column {name}")));
-    let wrong = || Error::internal("a column of results has another type");
-    let starts = column("trace_start_unix_nano")?.as_primitive_opt::<UInt64Type>().ok_or_else(wrong)?;
-    let ids = column("trace_id")?.as_fixed_size_binary_opt().ok_or_else(wrong)?;
-    let metadata: &BinaryArray = column("metadata")?.as_binary_opt().ok_or_else(wrong)?;
-    let id = TraceId(ids.value(row).try_into().map_err(|_| wrong())?);
-    Ok(ShareResult { start_unix_nano: starts.value(row), id, metadata: metadata.value(row).to_vec() })
+/// `results` as a share gives them. Errors: `Internal`.
+pub fn of_results(results: RecordBatch) -> Result<RecordBatch> {
+    let (schema, rows) = (schema(&results.schema()), results.num_rows());
+    let columns: Vec<ArrayRef> = vec![Arc::new(StructArray::from(results)), Arc::new(BinaryArray::new_null(rows))];
+    Ok(RecordBatch::try_new(schema, columns)?)
+}
+
+/// The last row of a share whose plan has the schema `results`. Errors: `Internal`.
+pub fn of_report(results: &SchemaRef, report: &ShareReport) -> Result<RecordBatch> {
+    let json = serde_json::to_vec(report).map_err(|e| Error::internal("writing what a share read").with_source(e))?;
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(StructArray::new_null(results.fields().clone(), 1)), Arc::new(BinaryArray::from_vec(vec![json.as_slice()]))];
+    Ok(RecordBatch::try_new(schema(results), columns)?)
+}
+
+/// The results in a batch of a share, and its report if it is in it. Errors: `Internal` when it is no such batch.
+pub fn from_batch(batch: &RecordBatch) -> Result<(RecordBatch, Option<ShareReport>)> {
+    let wrong = || Error::internal("a batch is not one of a share's results");
+    schema_of_results(batch.schema_ref()).map_err(|_| wrong())?;
+    let (results, reports) = (batch.column(0).as_struct(), batch.column(1).as_binary::<i32>());
+    let count = reports.null_count();
+    let results = results.slice(0, count);
+    if results.null_count() > 0 || batch.num_rows() > count + 1 {
+        return Err(wrong());
+    }
+    let json = (count < batch.num_rows()).then(|| reports.value(count));
+    let report = json.map(serde_json::from_slice).transpose().map_err(|e| Error::internal("reading what a share read").with_source(e))?;
+    Ok((results.into(), report))
 }
 
 /// The sources of the search or scan at the head of `plan`.
@@ -110,15 +94,18 @@ pub fn sources_of(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<SourceSet>> {
     if let Some(scan) = plan.downcast_ref::<SpansetScanExec>() {
         return Some(scan.sources());
     }
+    if let Some(scan) = plan.downcast_ref::<MetricsScanExec>() {
+        return Some(scan.sources());
+    }
     match plan.children().as_slice() {
         [only] => sources_of(only),
         _ => None,
     }
 }
 
-/// Runs the search of one share, where its data are.
+/// Runs a search, or an operand of a metrics query, over one share of the sources, where its data are.
 ///
-/// **Shape**: one partition of [`schema`]: the results in input order, then one row that says what the share read.
+/// **Shape**: one partition of [`schema`]: the input's rows, in its order, then one row that says what the share read.
 #[derive(Debug)]
 pub struct ShareExec {
     input: Arc<dyn ExecutionPlan>,
@@ -128,13 +115,14 @@ pub struct ShareExec {
 }
 
 impl ShareExec {
-    /// The search `input`, whose head is a [`TraceDetailsExec`], to be run by `worker`. Errors: `Internal` for another input.
+    /// The plan `input` with all its sources, to be run by `worker`. Errors: `Internal` for a plan of several partitions, or of no sources.
     pub fn new(input: Arc<dyn ExecutionPlan>, worker: Arc<str>) -> Result<Self> {
         if input.output_partitioning().partition_count() != 1 {
             return Err(Error::internal("a share has one partition"));
         }
-        let sources = sources_of(&input).ok_or_else(|| Error::internal("a share is a search"))?.clone();
-        Ok(Self { input, worker, sources, properties: properties(schema(), 1, EmissionType::Incremental) })
+        let sources = sources_of(&input).ok_or_else(|| Error::internal("a share reads sources"))?.clone();
+        let properties = properties(schema(&input.schema()), 1, EmissionType::Incremental);
+        Ok(Self { input, worker, sources, properties })
     }
 
     /// Who runs it.
@@ -143,11 +131,19 @@ impl ShareExec {
     }
 }
 
-/// What the search `plan` over `sources` has read so far. Errors: as of opening them.
-pub async fn scanned(plan: &Arc<dyn ExecutionPlan>, sources: &SourceSet) -> Result<ScanStats> {
-    let mut stats = sources.metrics.snapshot().plus(&stats_of_plan(plan));
-    add_blocks(&mut stats, sources.sources().await?);
-    Ok(stats)
+/// What `plan` over `sources` has read so far. Errors: as of opening them.
+async fn report(plan: &Arc<dyn ExecutionPlan>, sources: &SourceSet) -> Result<ShareReport> {
+    let mut read = sources.metrics.snapshot().plus(&stats_of_plan(plan));
+    add_blocks(&mut read, sources.sources().await?);
+    let mut nodes = Vec::new();
+    counts_of(plan, &mut nodes);
+    Ok(ShareReport { read, nodes })
+}
+
+fn counts_of(plan: &Arc<dyn ExecutionPlan>, counts: &mut Vec<String>) {
+    let set = plan.metrics().map(|set| set.aggregate_by_name().sorted_for_display().timestamps_removed());
+    counts.push(set.unwrap_or_default().to_string());
+    plan.children().into_iter().for_each(|child| counts_of(child, counts));
 }
 
 impl DisplayAs for ShareExec {
@@ -171,12 +167,11 @@ impl ExecutionPlan for ShareExec {
         let input = stop.sync_scope(|| self.input.execute(0, context).map(stop::inherited))?;
         let results = input.map(move |batch| {
             let (batch, _guard) = (batch?, &guard);
-            let results: Vec<ShareResult> = (0..batch.num_rows()).map(|row| result_at(&batch, row)).collect::<Result<_>>()?;
-            Ok(to_batch(&results, None)?)
+            Ok(of_results(batch)?)
         });
         let (plan, sources) = (self.input.clone(), self.sources.clone());
-        let last = stream::once(async move { Ok(to_batch(&[], Some(scanned(&plan, &sources).await?))?) });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema(), results.chain(last))))
+        let last = stream::once(async move { Ok(of_report(&plan.schema(), &report(&plan, &sources).await?)?) });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), results.chain(last))))
     }
 }
 
@@ -184,15 +179,36 @@ impl ExecutionPlan for ShareExec {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use arrow::{array::UInt64Array, compute::concat_batches};
+
     use super::*;
 
+    /// Columns that may not be null, as results have.
+    fn results(numbers: &[u64]) -> RecordBatch {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::UInt64, false)]));
+        RecordBatch::try_new(schema, vec![Arc::new(UInt64Array::from(numbers.to_vec()))]).unwrap()
+    }
+
     #[test]
-    fn results_and_statistics_survive_the_batch() {
-        let result = |n: u128| ShareResult { start_unix_nano: u64::MAX, id: TraceId(n.to_be_bytes()), metadata: vec![n as u8; 3] };
-        let stats = ScanStats { traces: 1, spans: u64::MAX, block_bytes: 3, ..ScanStats::default() };
-        let results = vec![result(1), result(2)];
-        assert_eq!(from_batch(&to_batch(&results, Some(stats)).unwrap()).unwrap(), (results.clone(), stats));
-        assert_eq!(from_batch(&to_batch(&results, None).unwrap()).unwrap(), (results, ScanStats::default()));
-        assert_eq!(from_batch(&to_batch(&[], None).unwrap()).unwrap(), (Vec::new(), ScanStats::default()));
+    fn results_and_the_report_survive_the_batch() {
+        let report = ShareReport { read: ScanStats { traces: 1, spans: u64::MAX, ..ScanStats::default() }, nodes: vec!["rows=3".into()] };
+        for numbers in [&[][..], &[1, 2, 3]] {
+            let (some, last) = (of_results(results(numbers)).unwrap(), of_report(&results(&[]).schema(), &report).unwrap());
+            assert_eq!(schema_of_results(&some.schema()).unwrap(), results(&[]).schema());
+            assert_eq!(from_batch(&some).unwrap(), (results(numbers), None));
+            assert_eq!(from_batch(&last).unwrap(), (results(&[]), Some(report.clone())));
+            let both = concat_batches(&some.schema(), [&some, &last]).unwrap();
+            assert_eq!(from_batch(&both).unwrap(), (results(numbers), Some(report.clone())), "batches may be put together on the way");
+        }
+    }
+
+    #[test]
+    fn other_batches_are_errors() {
+        let (some, last) = (of_results(results(&[1])).unwrap(), of_report(&results(&[]).schema(), &ShareReport::default()).unwrap());
+        let concat = |batches: [&RecordBatch; 2]| concat_batches(&some.schema(), batches).unwrap();
+        for wrong in [results(&[1]), concat([&last, &some]), concat([&last, &last])] {
+            assert!(from_batch(&wrong).is_err());
+        }
+        assert!(schema_of_results(&results(&[]).schema()).is_err());
     }
 }

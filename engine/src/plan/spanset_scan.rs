@@ -28,15 +28,15 @@ use crate::{
     clock::Stopwatch,
     exec::{
         eval::{ColumnNeeds, Frame},
+        memory::{Pool, Reservation},
         source::SourceRef,
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{Spanset, SpansetPipeline, TraceMatch, evaluation_order},
+        spansets::{Spanset, SpansetPipeline, TraceMatch},
         stats::{Pruned, ScanMetrics},
     },
     query::Window,
     spans::{TraceId, schema::Column},
     stop,
-    traceql::Pipeline,
 };
 
 /// The start of the oldest trace that still counts. The node that keeps the newest traces raises it; scans below it end early. Starts at
@@ -58,7 +58,7 @@ impl NewestBound {
 /// What is wanted of the traces of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScanLimits {
-    /// None takes all.
+    /// Which traces; None takes all.
     pub window: Option<Window>,
     /// Most traces of a row group; rows lie newest first, so these are its newest.
     pub traces: usize,
@@ -66,14 +66,35 @@ pub struct ScanLimits {
     pub spans_per_spanset: usize,
 }
 
+impl ScanLimits {
+    /// All spans of all traces.
+    pub const NONE: Self = Self { window: None, traces: usize::MAX, spans_per_spanset: usize::MAX };
+}
+
+/// What is wanted, in words; without a word on what has no limit.
+impl fmt::Display for ScanLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.window {
+            Some(Window { start_seconds, end_seconds }) => write!(f, "window={start_seconds} to {end_seconds} s")?,
+            None => f.write_str("window=all")?,
+        }
+        for (name, limit) in [("traces_per_row_group", self.traces), ("spans_per_spanset", self.spans_per_spanset)] {
+            if limit < usize::MAX {
+                write!(f, ", {name}={limit}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Runs a spanset pipeline over row groups, newest first.
 ///
 /// **Shape**: batches of [`matches::schema`], one for each row group, empty where nothing matches, newest row group first; traces whole. Row groups are
-/// dealt out to the partitions in turn.
+/// dealt out to the partitions in turn. **Memory**: the columns of a row group and its matches, for each partition.
 #[derive(Debug)]
 pub struct SpansetScanExec {
     sources: Arc<SourceSet>,
-    pipeline: Pipeline,
+    pipeline: SpansetPipeline,
     limits: ScanLimits,
     partitions: usize,
     bound: Arc<NewestBound>,
@@ -82,10 +103,10 @@ pub struct SpansetScanExec {
 }
 
 impl SpansetScanExec {
-    /// A scan of `sources` by `partitions` partitions.
-    pub fn new(sources: Arc<SourceSet>, pipeline: Pipeline, limits: ScanLimits, partitions: usize) -> Self {
+    /// A scan of `sources` by `partitions` partitions. A plain pipeline is evaluated as it is written.
+    pub fn new(sources: Arc<SourceSet>, pipeline: impl Into<SpansetPipeline>, limits: ScanLimits, partitions: usize) -> Self {
         let properties = properties(matches::schema(), partitions, EmissionType::Incremental);
-        Self { sources, pipeline, limits, partitions, bound: Arc::default(), metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), limits, partitions, bound: Arc::default(), metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -93,8 +114,8 @@ impl SpansetScanExec {
         &self.sources
     }
 
-    /// The pipeline.
-    pub fn pipeline(&self) -> &Pipeline {
+    /// The pipeline and how its filters are evaluated.
+    pub fn pipeline(&self) -> &SpansetPipeline {
         &self.pipeline
     }
 
@@ -114,6 +135,9 @@ impl SpansetScanExec {
     }
 }
 
+/// Matches described between two reservations.
+const TRACES_AT_ONCE: usize = 256;
+
 /// What the stream of one partition needs.
 struct Scan {
     sources: Arc<SourceSet>,
@@ -121,6 +145,7 @@ struct Scan {
     limits: ScanLimits,
     bound: Arc<NewestBound>,
     metrics: Arc<ScanMetrics>,
+    pool: Pool,
 }
 
 impl Scan {
@@ -132,7 +157,8 @@ impl Scan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    async fn run(&self, unit: ScanUnit) -> crate::error::Result<Vec<MatchedTrace>> {
+    /// The matches of a row group, whose memory `held` is.
+    async fn run(&self, unit: ScanUnit, held: &Reservation) -> crate::error::Result<Vec<MatchedTrace>> {
         stop::check()?;
         let metrics = &*self.metrics;
         if unit.newest < self.bound.get() {
@@ -140,7 +166,7 @@ impl Scan {
             return Ok(Vec::new());
         }
         let source: SourceRef = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None);
+        let mut frame = Frame::new(source, unit.group, None, &self.pool);
         let excluded = self.sources.excluded_rows(unit.source, frame.source());
         let active = active_rows(&mut frame, unit.group, self.limits.window, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
@@ -159,20 +185,21 @@ impl Scan {
         frame.load(&needs, metrics).await?;
         let bound = self.bound.get();
         let mut traces = Vec::with_capacity(found.len());
-        for found in found {
-            let trace = self.describe(&frame, unit, found)?;
-            if trace.start_unix_nano >= bound {
-                traces.push(trace);
-            }
+        for found in found.chunks(TRACES_AT_ONCE) {
+            let described = found.iter().map(|found| self.describe(&frame, unit, found)).collect::<crate::error::Result<Vec<_>>>()?;
+            let described = described.into_iter().filter(|trace| trace.start_unix_nano >= bound);
+            let before = traces.len();
+            traces.extend(described);
+            held.grow(traces[before..].iter().map(MatchedTrace::memory_bytes).sum())?;
         }
         Ok(traces)
     }
 
-    fn describe(&self, frame: &Frame, unit: ScanUnit, found: TraceMatch) -> crate::error::Result<MatchedTrace> {
+    fn describe(&self, frame: &Frame, unit: ScanUnit, found: &TraceMatch) -> crate::error::Result<MatchedTrace> {
         let first = found.rows.start as usize;
-        let spanset = |spanset: Spanset| MatchedSpanset {
+        let spanset = |spanset: &Spanset| MatchedSpanset {
             matched: spanset.rows.len() as u32,
-            span_rows: spanset.rows.into_iter().take(self.limits.spans_per_spanset).collect(),
+            span_rows: spanset.rows.iter().copied().take(self.limits.spans_per_spanset).collect(),
             attributes: spanset.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
         };
         Ok(MatchedTrace {
@@ -182,7 +209,7 @@ impl Scan {
             group: unit.group as u32,
             first_row: found.rows.start,
             rows: found.rows.len() as u32,
-            spansets: found.spansets.into_iter().map(spanset).collect(),
+            spansets: found.spansets.iter().map(spanset).collect(),
         })
     }
 }
@@ -191,7 +218,7 @@ impl DisplayAs for SpansetScanExec {
     fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SpansetScanExec: query=[{}], sources=[{}], partitions={}", self.pipeline, self.sources, self.partitions)?;
         match form {
-            DisplayFormatType::Verbose => write!(f, ", filters=[{}]", evaluation_order(&self.pipeline).join("; ")),
+            DisplayFormatType::Verbose => write!(f, ", {}, filters=[{}]", self.limits, self.pipeline.describe_filters()),
             _ => Ok(()),
         }
     }
@@ -201,13 +228,14 @@ impl ExecutionPlan for SpansetScanExec {
     leaf_node!();
     counted_node!();
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = Arc::new(Scan {
             sources: self.sources.clone(),
-            pipeline: SpansetPipeline::new(self.pipeline.clone()),
+            pipeline: self.pipeline.clone(),
             limits: self.limits,
             bound: self.bound.clone(),
             metrics: self.metrics.clone(),
+            pool: context.memory_pool().clone(),
         });
         let partitions = self.partitions;
         let units = {
@@ -221,7 +249,9 @@ impl ExecutionPlan for SpansetScanExec {
                 let scan = scan.clone();
                 async move {
                     let watch = Stopwatch::start();
-                    let batch = matches::to_batch(&scan.run(unit).await?)?;
+                    let held = Reservation::new("matches of a row group", &scan.pool);
+                    let batch = matches::to_batch(&scan.run(unit, &held).await?)?;
+                    let batch = held.attach(batch)?;
                     scan.metrics.busy(watch.elapsed());
                     scan.metrics.output(batch.num_rows());
                     Ok(batch)

@@ -33,6 +33,7 @@ use crate::{
     error::{Error, Result},
     exec::{
         eval::{ColumnNeeds, Frame},
+        memory::{Pool, Reservation},
         shown::{ShownField, shown_fields},
         sources::SourceSet,
         stats::ScanMetrics,
@@ -40,6 +41,9 @@ use crate::{
     spans::{SpanId, schema::Column},
     traceql::{FieldRef, Intrinsic, Pipeline},
 };
+
+/// A result is there as a message, and written, of which the message takes more.
+const FORMS: usize = 3;
 
 /// Shown as root service where no root span is known.
 const NO_ROOT: &str = "<root span not yet received>";
@@ -58,7 +62,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 /// Fetches root names, times, service counts, and the spans and attributes of spansets, only for the traces of its input.
 ///
 /// **Shape**: a row for each trace, in input order; `metadata` is a `tempopb.TraceSearchMetadata` message. **Cost**: one request for each row
-/// group with a winner.
+/// group with a winner. **Memory**: all results.
 #[derive(Debug)]
 pub struct TraceDetailsExec {
     input: Arc<dyn ExecutionPlan>,
@@ -85,6 +89,16 @@ impl TraceDetailsExec {
     }
 }
 
+/// The schema of what is shown: a row for each trace.
+pub fn schema() -> SchemaRef {
+    SCHEMA.clone()
+}
+
+/// The fields that a search with `pipeline` shows, in words.
+pub fn describe_shown(pipeline: &Pipeline) -> String {
+    shown_fields(pipeline).iter().map(|shown| shown.field.to_string()).collect::<Vec<_>>().join(", ")
+}
+
 /// The rows of a result batch as search results. Errors: `Internal` when it is not one.
 pub fn search_results(batch: &RecordBatch) -> Result<Vec<tempo::TraceSearchMetadata>> {
     let column = batch.column_by_name("metadata").ok_or_else(|| Error::internal("a batch has no search results"))?;
@@ -93,7 +107,9 @@ pub fn search_results(batch: &RecordBatch) -> Result<Vec<tempo::TraceSearchMetad
     messages.iter().flatten().map(decode).collect()
 }
 
-async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipeline, metrics: &ScanMetrics) -> Result<RecordBatch> {
+async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipeline, metrics: &ScanMetrics, pool: &Pool) -> Result<RecordBatch> {
+    let held = Reservation::new("details of traces", pool);
+    held.grow(traces.iter().map(MatchedTrace::memory_bytes).sum())?;
     let shown = shown_fields(pipeline);
     let mut by_group: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
     for (at, trace) in traces.iter().enumerate() {
@@ -104,7 +120,7 @@ async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipe
         members.sort_by_key(|&at| traces[at].first_row);
         let ranges = members.iter().map(|&at| traces[at].first_row as usize..(traces[at].first_row + traces[at].rows) as usize).collect();
         let source = sources.sources().await?[source as usize].clone();
-        let mut frame = Frame::new(source, group as usize, Some(ranges));
+        let mut frame = Frame::new(source, group as usize, Some(ranges), pool);
         let mut needs = ColumnNeeds::default();
         for column in [
             Column::TraceDuration,
@@ -132,8 +148,10 @@ async fn details(traces: Vec<MatchedTrace>, sources: &SourceSet, pipeline: &Pipe
         for (&at, &base) in members.iter().zip(&bases) {
             rows[at] = Some(describe(&frame, base, &traces[at], &mut spans)?);
         }
+        let described = members.iter().filter_map(|&at| rows[at].as_ref());
+        held.grow(described.map(|row| row.metadata.encoded_len() * FORMS).sum())?;
     }
-    to_batch(traces.iter().zip(rows.into_iter().flatten()))
+    held.attach(to_batch(traces.iter().zip(rows.into_iter().flatten()))?)
 }
 
 struct TraceRow {
@@ -252,8 +270,7 @@ fn to_batch<'a>(rows: impl Iterator<Item = (&'a MatchedTrace, TraceRow)>) -> Res
 
 impl DisplayAs for TraceDetailsExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown: Vec<String> = shown_fields(&self.pipeline).iter().map(|shown| shown.field.to_string()).collect();
-        write!(f, "TraceDetailsExec: shown=[{}]", shown.join(", "))
+        write!(f, "TraceDetailsExec: shown=[{}]", describe_shown(&self.pipeline))
     }
 }
 
@@ -262,6 +279,7 @@ impl ExecutionPlan for TraceDetailsExec {
     counted_node!();
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
+        let pool = context.memory_pool().clone();
         let mut input = self.input.execute(0, context)?;
         let (sources, pipeline, metrics) = (self.sources.clone(), self.pipeline.clone(), self.metrics.clone());
         let result = async move {
@@ -270,7 +288,7 @@ impl ExecutionPlan for TraceDetailsExec {
                 traces.extend(matches::from_batch(&batch?)?);
             }
             let watch = Stopwatch::start();
-            let batch = details(traces, &sources, &pipeline, &metrics).await?;
+            let batch = details(traces, &sources, &pipeline, &metrics, &pool).await?;
             metrics.busy(watch.elapsed());
             metrics.output(batch.num_rows());
             Ok(batch)

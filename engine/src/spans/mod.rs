@@ -28,6 +28,7 @@ pub mod set;
 pub mod tables;
 pub mod tree;
 pub mod value;
+pub mod weight;
 pub mod wire;
 
 pub use ids::{BlockId, SpanId, TraceId};

@@ -64,8 +64,9 @@ impl TraceAssembler {
         Ok(&mut self.resource_spans[at].scope_spans[within])
     }
 
-    /// What was added.
-    pub fn finish(self) -> Vec<ResourceSpans> {
+    /// What was added, in no more memory than it needs.
+    pub fn finish(mut self) -> Vec<ResourceSpans> {
+        self.resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans).for_each(|scope| scope.spans.shrink_to_fit());
         self.resource_spans
     }
 }

@@ -28,6 +28,17 @@ pub enum Value {
     Array(Arc<[Value]>),
 }
 
+impl Value {
+    /// Bytes beside the value itself, if it is the only one that has its text.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::String(text) => text.len() + 16,
+            Self::Array(values) => values.iter().map(|value| size_of::<Self>() + value.text_bytes()).sum(),
+            _ => 0,
+        }
+    }
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::String(text.into())

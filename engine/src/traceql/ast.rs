@@ -448,6 +448,11 @@ pub enum SecondStage {
     },
 }
 
+impl Stage {
+    /// `{ }`.
+    pub const ALL_SPANS: Self = Self::Spansets(SpansetExpr::Filter(FieldExpr::Literal(Static::Bool(true))));
+}
+
 impl FieldRef {
     /// The key under which a search shows the value on a span: the bare attribute name, or the intrinsic's name.
     pub fn attribute_key(&self) -> &str {

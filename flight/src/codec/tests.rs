@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use datafusion::{physical_plan::displayable, prelude::SessionContext};
+use datafusion::{
+    physical_plan::{displayable, empty::EmptyExec},
+    prelude::SessionContext,
+};
 use datafusion_proto::{physical_plan::AsExecutionPlan, protobuf::PhysicalPlanNode};
 use object_store::{ObjectStore, memory::InMemory};
 use prometheus::Registry;
@@ -10,14 +13,15 @@ use prost::Message;
 use skein_engine::{
     block::{put::put_block, writer::write_block},
     catalog::{Catalog, CatalogMetrics},
-    exec::sources::LiveAt,
     exec::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
+        memory::Reservation,
+        sources::LiveAt,
     },
-    lower::lower_metrics,
-    lower::lower_search,
-    plan::{share, trace_details::search_results},
+    lower::{lower_metrics, lower_search},
+    metrics::{cells::Cells, observe::cell_kind, partial::Partial},
+    plan::{matches, share_results::reports_of, trace_details::search_results},
     query::SearchRequest,
     spans::{
         BlockId,
@@ -101,6 +105,8 @@ async fn a_plan_answers_the_same_after_the_wire() {
         ("{ name = `other` } > { name = `leaf` } | count() = 1", 40),
         ("{ nestedSetParent < 0 } && { name = `nothing` }", 0),
         ("{ } | by(name) | count() > 1 | select(span:parentID)", 40),
+        ("{ nestedSetParent > 0 && duration > 1us && (event:name = `x` || name = `leaf`) && status = unset }", 40),
+        ("{ name = `leaf` && name = `other` }", 0),
     ] {
         let request = SearchRequest { query: query.into(), limit: 100, spans_per_spanset: 3, window: None };
         let plan = engine.plan_search(&TenantId::single(), &request).await.unwrap().plan;
@@ -115,6 +121,12 @@ async fn a_plan_answers_the_same_after_the_wire() {
         assert_eq!(here.len(), traces, "{query}");
         assert!(here.is_sorted_by_key(|trace| std::cmp::Reverse(trace.start_time_unix_nano)), "{query}");
     }
+}
+
+/// The results of `plan` as the share of `worker`.
+fn shared(plan: Arc<dyn ExecutionPlan>, worker: &str) -> Arc<dyn ExecutionPlan> {
+    let share = ShareExec::new(plan, worker.into()).unwrap();
+    Arc::new(ShareResultsExec::new(Arc::new(share)).unwrap())
 }
 
 /// The bytes of `plan` and the plan that they become.
@@ -138,9 +150,52 @@ async fn metrics_plans_are_the_same_after_the_wire() {
         "{ } | compare({ status = error && name = `x` }, 7, 1, 2)",
     ] {
         let (pipeline, function) = operand(query).unwrap();
-        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3);
+        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3).unwrap();
         let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
         assert_eq!(text(&round_trip(&plan, &codec).1), text(&plan));
+        let of_cluster: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(shared(plan, "http://a:1"), cell_kind(&function), intervals.count()));
+        let (bytes, decoded) = round_trip(&of_cluster, &codec);
+        assert_eq!(text(&decoded), text(&of_cluster));
+        assert_eq!(round_trip(&decoded, &codec).0, bytes);
+        assert_eq!(sources_of(&decoded).unwrap().names(), sources.names());
+    }
+}
+
+/// The order and the evidence are those of the plan, not of what the decoding process would decide.
+#[test]
+fn what_the_optimiser_decided_is_carried_and_not_decided_again() {
+    let codec = PlanCodec::new(Arc::new(Nothing));
+    let sources = Arc::new(SourceSet::new(TenantId::single(), Vec::new(), codec.resolver.clone()));
+    let term = |expr, prunes_by| FilterTerm { expr: filter(expr).unwrap(), prunes_by };
+    let dearest_first = || FilterTerms { terms: vec![term("event.a = 1 && event.b = 2", None), term("status = error", Some(Evidence::Intrinsic))] };
+    let written = pipeline("{ status = error && event.a = 1 && event.b = 2 }").unwrap();
+    let planned = SpansetPipeline::planned(written.clone(), vec![dearest_first()], true).unwrap();
+    let limits = ScanLimits { traces: 3, ..ScanLimits::NONE };
+    let scan: Arc<dyn ExecutionPlan> = Arc::new(SpansetScanExec::new(sources.clone(), planned.clone(), limits, 2));
+    let intervals = Intervals::of_instant(1, 2).unwrap();
+    let function = operand("{ } | rate()").unwrap().1;
+    let metrics: Arc<dyn ExecutionPlan> = Arc::new(MetricsScanExec::new(sources, planned.clone(), function, intervals, 2));
+
+    let decoded = round_trip(&scan, &codec).1;
+    let decoded = decoded.downcast_ref::<SpansetScanExec>().unwrap();
+    assert_eq!((decoded.pipeline(), decoded.limits()), (&planned, limits));
+    assert_eq!(round_trip(&metrics, &codec).1.downcast_ref::<MetricsScanExec>().unwrap().pipeline(), &planned);
+
+    assert!(SpansetPipeline::planned(written.clone(), Vec::new(), false).is_err(), "a filter is missing");
+    assert!(SpansetPipeline::planned(written, vec![dearest_first(), dearest_first()], false).is_err(), "there is one too many");
+    let two = pipeline("{ status = error } | { event.a = 1 }").unwrap();
+    assert!(SpansetPipeline::planned(two, vec![dearest_first(), dearest_first()], true).is_err(), "stages need traces");
+}
+
+#[test]
+fn the_first_row_group_alone_is_carried() {
+    let codec = PlanCodec::new(Arc::new(Nothing));
+    for alone in [false, true] {
+        let nothing: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(matches::schema()));
+        let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestTracesExec::new(nothing, 7).with_first_row_group_alone(alone));
+        let decoded = round_trip(&plan, &codec).1;
+        let newest = decoded.downcast_ref::<NewestTracesExec>().unwrap();
+        assert_eq!((newest.limit(), newest.first_row_group_alone()), (7, alone));
     }
 }
 
@@ -155,8 +210,7 @@ async fn every_node_of_a_cluster_search_is_the_same_after_the_wire() {
     let sources = Arc::new(SourceSet::new(tenant, names, engine.resolver()).leaving_out(left_out));
     let request = SearchRequest { query: "{ name = `leaf` }".into(), limit: 7, spans_per_spanset: 2, window: None };
     let search = lower_search(traceql::parse(&request.query).unwrap(), sources.clone(), &request, 3).unwrap().plan;
-    let share = ShareExec::new(search, "http://a:1".into()).unwrap();
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(Arc::new(share), 7));
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(shared(search, "http://a:1"), 7));
 
     let (bytes, decoded) = round_trip(&plan, &codec);
     let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
@@ -164,7 +218,7 @@ async fn every_node_of_a_cluster_search_is_the_same_after_the_wire() {
     let after = sources_of(&decoded).unwrap();
     assert_eq!((after.tenant(), after.names(), after.left_out()), (sources.tenant(), sources.names(), sources.left_out()));
     assert_eq!(round_trip(&decoded, &codec).0, bytes);
-    let details = decoded.children()[0].children()[0];
+    let details = decoded.children()[0].children()[0].children()[0];
     let scan = details.children()[0].children()[0];
     assert!(Arc::ptr_eq(sources_of(details).unwrap(), sources_of(scan).unwrap()), "one set of sources for scan and details");
 }
@@ -178,25 +232,60 @@ async fn a_share_leaves_traces_out_and_says_what_it_read() {
     let names: Vec<SourceName> = found.names().iter().filter(|name| !matches!(name, SourceName::Joined { .. })).cloned().collect();
     let sources = Arc::new(SourceSet::new(TenantId::single(), names, engine.resolver()).leaving_out(left_out));
     let search = lower_search(traceql::parse("{ }").unwrap(), sources, &request, 2).unwrap().plan;
-    let share = Arc::new(ShareExec::new(search, "w".into()).unwrap());
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(share, 4));
-    let batches = engine.execute(&round_trip(&plan, &PlanCodec::new(engine.resolver())).1).await.unwrap();
-    let (results, stats) = share::from_batch(&batches[0]).unwrap();
-    let ids: Vec<u128> = results.iter().map(|result| u128::from_be_bytes(result.id.0)).collect();
-    assert_eq!(ids, [39, 38, 37, 35]);
-    assert_eq!((stats.blocks, stats.spans), (1, 120));
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(NewestResultsExec::new(shared(search, "w"), 4));
+    let plan = round_trip(&plan, &PlanCodec::new(engine.resolver())).1;
+    assert_eq!(reports_of(&plan), [None], "nothing has run");
+    let ids: Vec<String> = results(&engine, &plan).await.into_iter().map(|trace| trace.trace_id).collect();
+    assert_eq!(ids, [39, 38, 37, 35].map(|id| format!("{id:x}")));
+    let report = reports_of(&plan).remove(0).unwrap();
+    assert_eq!((report.read.blocks, report.read.spans), (1, 120));
+    assert_eq!(report.nodes.len(), 3, "details, newest traces, scan");
+    assert!(report.nodes[2].contains("spans_scanned=120"), "{report:?}");
+}
+
+/// All 120 spans are in one of two sources; those of 30 traces, which are whole in one of them, are left out.
+#[tokio::test]
+async fn a_share_of_metrics_leaves_traces_out_and_says_what_it_read() {
+    let engine = engine().await;
+    let request = SearchRequest { query: "{ }".into(), limit: 100, spans_per_spanset: 3, window: None };
+    let found = engine.plan_search(&TenantId::single(), &request).await.unwrap().sources;
+    let left_out: Arc<[TraceId]> = (1..=40u128).filter(|trace| trace % 4 != 0).map(|number| TraceId(number.to_be_bytes())).collect();
+    let names: Vec<SourceName> = found.names().iter().filter(|name| !matches!(name, SourceName::Joined { .. })).cloned().collect();
+    let sources = Arc::new(SourceSet::new(TenantId::single(), names, engine.resolver()).leaving_out(left_out));
+    let intervals = Intervals::of_instant(1, 1000 * 1_000_000_000).unwrap();
+    let (pipeline, function) = operand("{ } | count_over_time() by (name)").unwrap();
+    let share = shared(lower_metrics(&pipeline, &function, sources, intervals, 2).unwrap(), "w");
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(share, cell_kind(&function), intervals.count()));
+    let plan = round_trip(&plan, &PlanCodec::new(engine.resolver())).1;
+    let mut partial = Partial::new(cell_kind(&function), intervals.count(), Reservation::default());
+    engine.execute(&plan).await.unwrap().iter().for_each(|batch| partial.merge_batch(batch).unwrap());
+    let mut counts: Vec<u64> = partial
+        .into_series()
+        .into_iter()
+        .map(|(_, cells)| match cells {
+            Cells::Counts(counts) => counts[0],
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [10, 20], "of each fourth trace a leaf and two others");
+    let report = reports_of(&plan).remove(0).unwrap();
+    assert_eq!((report.read.blocks, report.read.spans), (1, 120));
+    assert_eq!(report.nodes.len(), 2, "merge, scan");
+}
+
+#[derive(Debug)]
+struct Nothing;
+
+#[async_trait::async_trait]
+impl SourceResolver for Nothing {
+    async fn resolve(&self, _: &TenantId, _: &[SourceName]) -> skein_engine::error::Result<Vec<skein_engine::exec::source::SourceRef>> {
+        Ok(Vec::new())
+    }
 }
 
 #[test]
 fn damaged_nodes_are_errors() {
-    #[derive(Debug)]
-    struct Nothing;
-    #[async_trait::async_trait]
-    impl SourceResolver for Nothing {
-        async fn resolve(&self, _: &TenantId, _: &[SourceName]) -> skein_engine::error::Result<Vec<skein_engine::exec::source::SourceRef>> {
-            Ok(Vec::new())
-        }
-    }
     let codec = PlanCodec::new(Arc::new(Nothing));
     let context = SessionContext::new().task_ctx();
     let converter = datafusion_proto::physical_plan::DefaultPhysicalProtoConverter {};
@@ -207,8 +296,12 @@ fn damaged_nodes_are_errors() {
         br#"{"trace_details":{"sources":{"tenant":"t","names":[]},"query":"{ }"}}"#,
         br#"{"share":{"worker":"http://w"}}"#,
         br#"{"newest_results":{"limit":1}}"#,
+        br#"{"share_results":{}}"#,
+        br#"{"metrics_merge":{"kind":"Counts","intervals":1}}"#,
         br#"{"spanset_scan":{"sources":{"tenant":"..","names":[]},"query":"{ }","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
         br#"{"spanset_scan":{"sources":{"tenant":"t","names":[]},"query":"{","window":null,"traces":1,"spans_per_spanset":1,"partitions":1}}"#,
+        br#"{"spanset_scan":{"sources":{"tenant":"t","names":[]},"query":"{ }","window":null,"traces":1,"spans_per_spanset":1,"partitions":1,"planned":{"filters":[]}}}"#,
+        br#"{"spanset_scan":{"sources":{"tenant":"t","names":[]},"query":"{ }","window":null,"traces":1,"spans_per_spanset":1,"partitions":1,"planned":{"filters":[[{"expr":"true } | { true"}]]}}}"#,
     ] {
         assert!(codec.try_decode(bytes, &[], &context, &converter).is_err(), "{}", String::from_utf8_lossy(bytes));
     }

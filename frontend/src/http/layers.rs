@@ -6,7 +6,7 @@ use std::{
 };
 
 use axum::{
-    body::{Body, HttpBody, to_bytes},
+    body::{Body, BodyDataStream, HttpBody},
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
@@ -14,6 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
+use futures::StreamExt;
 
 use super::{HttpError, params::Params};
 use crate::{Frontend, tenancy::TENANT_HEADER};
@@ -111,11 +112,7 @@ async fn compressed(response: Response) -> Response {
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    // Every body of the query endpoints is already whole in memory.
-    let Ok(plain) = to_bytes(body, usize::MAX).await else {
-        return HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response();
-    };
-    match gzipped(plain).await {
+    match gzipped(body.into_data_stream()).await {
         Ok(bytes) => {
             parts.headers.remove(header::CONTENT_LENGTH);
             parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -126,13 +123,16 @@ async fn compressed(response: Response) -> Response {
     }
 }
 
-/// Compresses piece by piece, so that a client that leaves stops it.
-async fn gzipped(mut plain: Bytes) -> io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::fast());
-    while !plain.is_empty() {
-        let piece = plain.split_to(plain.len().min(GZIP_PIECE_BYTES));
-        let written = tokio::task::spawn_blocking(move || encoder.write_all(&piece).map(|()| encoder));
-        encoder = written.await.map_err(io::Error::other)??;
+/// Compresses piece by piece, so that a client that leaves stops it and what is written piece by piece is never there as a whole.
+async fn gzipped(mut body: BodyDataStream) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    while let Some(plain) = body.next().await {
+        let mut plain: Bytes = plain.map_err(io::Error::other)?;
+        while !plain.is_empty() {
+            let piece = plain.split_to(plain.len().min(GZIP_PIECE_BYTES));
+            let written = tokio::task::spawn_blocking(move || encoder.write_all(&piece).map(|()| encoder));
+            encoder = written.await.map_err(io::Error::other)??;
+        }
     }
     encoder.finish()
 }

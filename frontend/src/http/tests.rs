@@ -117,7 +117,7 @@ impl QueryService for FakeQueries {
     async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
         let stats = ScanStats { bytes: 123, ..Default::default() };
         let known = self.note(tenant, format!("trace {id} in {}", shown(window))).await? && id.to_string() == KNOWN_ID;
-        Ok(TraceResult { resource_spans: if known { trace_of(tenant) } else { Vec::new() }, stats })
+        Ok(TraceResult { resource_spans: if known { trace_of(tenant) } else { Vec::new() }, stats, ..TraceResult::default() })
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -148,7 +148,7 @@ impl QueryService for FakeQueries {
             row_groups_skipped: 4,
             ..Default::default()
         };
-        Ok(if known { SearchResult { traces: vec![trace], stats } } else { SearchResult::default() })
+        Ok(if known { SearchResult { traces: vec![trace], stats, ..SearchResult::default() } } else { SearchResult::default() })
     }
 
     async fn explain_search(&self, tenant: &TenantId, request: SearchRequest, analyze: bool) -> Result<String> {

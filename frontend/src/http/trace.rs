@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
+    body::Body,
     extract::{Path, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
+use futures::stream;
 use prost::Message;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
+    exec::memory::Reservation,
     query::Window,
     spans::{BlockId, TraceId},
     stop::Stop,
@@ -23,7 +26,10 @@ use super::{
     format::{self, Format},
     params::Params,
 };
-use crate::{Frontend, jsonpb, llm, merge, tenancy::Tenants};
+use crate::{Frontend, jsonpb, llm, merge, tenancy::Tenants, trace_pieces::TracePieces};
+
+/// How many times its size as protobuf a trace takes in its form for language models, as values and as text.
+const LLM_FORMS: usize = 8;
 
 /// Most spans that are written where the request is served: some milliseconds of work.
 const SPANS_WRITTEN_HERE: usize = 5_000;
@@ -44,13 +50,16 @@ pub(super) async fn v1(
     if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
         return Err(HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, format!("trace exceeds max size (max bytes: {bytes_max})")));
     }
-    let (spans, format) = (found.resource_spans, Format::of(&headers));
-    write(merge::trace::span_count(&spans), move || match format {
+    let (spans, memory) = (found.resource_spans, found.memory);
+    let is_large = merge::trace::span_count(&spans) > SPANS_WRITTEN_HERE;
+    Ok(match Format::of(&headers) {
+        Format::Protobuf if is_large => streamed(format::PROTOBUF, TracePieces::protobuf(spans), memory),
+        Format::Json if is_large => streamed(format::JSON, TracePieces::json(spans), memory),
+        Format::Llm if is_large => streamed(format::LLM, TracePieces::json(spans), memory),
         Format::Protobuf => format::body(format::PROTOBUF, Trace { resource_spans: spans }.encode_to_vec()),
         Format::Json => format::body(format::JSON, jsonpb::to_json(&jsonpb::Batches(&spans))),
         Format::Llm => format::body(format::LLM, jsonpb::to_json(&jsonpb::Batches(&spans))),
     })
-    .await
 }
 
 pub(super) async fn v2(
@@ -71,24 +80,42 @@ pub(super) async fn v2(
         status = PartialStatus::Partial;
         message = format!("Trace exceeds maximum size of {bytes_max} bytes, a partial trace is returned");
     }
-    let format = Format::of(&headers);
-    write(merge::trace::span_count(&found.resource_spans), move || match format {
-        Format::Llm => format::body(format::LLM, llm::trace(id, &found.resource_spans, &found.stats, status, &message)),
-        format => format.write(&TraceByIdResponse {
-            trace: Some(Trace { resource_spans: found.resource_spans }),
-            metrics: Some(merge::stats::trace_metrics(&found.stats)),
-            status: status.into(),
-            message,
-        }),
+    let is_large = merge::trace::span_count(&found.resource_spans) > SPANS_WRITTEN_HERE;
+    let (spans, memory) = (found.resource_spans, found.memory);
+    let rest = TraceByIdResponse { trace: None, metrics: Some(merge::stats::trace_metrics(&found.stats)), status: status.into(), message };
+    Ok(match Format::of(&headers) {
+        Format::Llm if is_large => {
+            memory.grow(merge::trace::encoded_bytes(&spans) * LLM_FORMS)?;
+            write_elsewhere(move || {
+                let _held = memory;
+                format::body(format::LLM, llm::trace(id, &spans, &found.stats, status, &rest.message))
+            })
+            .await?
+        }
+        Format::Protobuf if is_large => streamed(format::PROTOBUF, TracePieces::wrapped_protobuf(spans, &rest), memory),
+        Format::Json if is_large => streamed(format::JSON, TracePieces::wrapped_json(spans, &rest), memory),
+        Format::Llm => format::body(format::LLM, llm::trace(id, &spans, &found.stats, status, &rest.message)),
+        format => format.write(&TraceByIdResponse { trace: Some(Trace { resource_spans: spans }), ..rest }),
     })
-    .await
 }
 
-/// Runs `write` on a thread of its own when there are many spans, so that the network's threads go on. A client that leaves stops it.
-async fn write(spans: usize, write: impl FnOnce() -> Response + Send + 'static) -> Result<Response, HttpError> {
-    if spans <= SPANS_WRITTEN_HERE {
-        return Ok(write());
-    }
+/// An answer that is written while it is sent: the trace is in memory once, as spans, and `memory` is given back with the last of them, or when
+/// the client leaves.
+fn streamed(content_type: &'static str, pieces: TracePieces, memory: Reservation) -> Response {
+    let written = stream::unfold(Some((pieces, memory)), |state| async move {
+        let (mut pieces, memory) = state?;
+        // Some milliseconds of work each, kept from the network's threads.
+        match tokio::task::spawn_blocking(move || (pieces.next(), pieces)).await {
+            Ok((Some(piece), pieces)) => Some((Ok(piece), Some((pieces, memory)))),
+            Ok((None, _)) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    });
+    format::body(content_type, Body::from_stream(written))
+}
+
+/// Runs `write` on a thread of its own, so that the network's threads go on. A client that leaves stops it.
+async fn write_elsewhere(write: impl FnOnce() -> Response + Send + 'static) -> Result<Response, HttpError> {
     let stop = Stop::default();
     let _waiting = stop.on_drop();
     let written = tokio::task::spawn_blocking(move || stop.sync_scope(write)).await;

@@ -11,6 +11,7 @@ pub(crate) fn merge(results: Vec<SearchResult>, limit: usize) -> SearchResult {
     let mut places: HashMap<String, usize> = HashMap::new();
     for result in results {
         merged.stats = merged.stats.plus(&result.stats);
+        merged.memory.absorb(result.memory);
         for trace in result.traces {
             match places.get(&trace.trace_id) {
                 Some(&place) => join(&mut merged.traces[place], trace),

@@ -8,6 +8,7 @@ use skein_engine::{
     block::{put::put_block, reader::BlockReader, writer::write_block},
     clock::Stopwatch,
     exec::{
+        memory::Reservation,
         source::{MemorySource, SourceRef},
         split::append_traces,
         stats::ScanMetrics,
@@ -217,7 +218,9 @@ async fn what_was_sent_comes_back_from_memory_and_blocks_and_merged_blocks() {
             decode(&bytes, &mut alone).unwrap();
             if !alone.is_empty() {
                 let alone = block(alone.snapshot()).await;
-                append_traces(alone.traces().ids().iter().copied(), &alone, &mut merged, &ScanMetrics::default()).await.unwrap();
+                append_traces(alone.traces().ids().iter().copied(), &alone, &mut merged, &ScanMetrics::default(), &Reservation::default())
+                    .await
+                    .unwrap();
             }
             if random.one_in(2) {
                 drop(builder.snapshot());

@@ -8,7 +8,7 @@ use std::{
 
 use futures::future::{join_all, try_join_all};
 
-use super::{Core, Engine, Joined, OPENS_AT_ONCE, SourceKey, live_trace, read_trace, widened};
+use super::{Core, Engine, Joined, OPENS_AT_ONCE, SPAN_BYTES, SourceKey, live_trace, read_trace, widened};
 use crate::{
     block::{
         reader::BlockReader,
@@ -25,7 +25,7 @@ use crate::{
         split::{append_traces, join_traces},
         stats::ScanMetrics,
     },
-    query::{TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
     spans::{
         BlockId, TraceId,
         builder::SpanBuilder,
@@ -61,6 +61,8 @@ pub struct Survey {
     pub split: Arc<[TraceId]>,
     /// The whole of the split traces; None when there are none.
     pub joined: Option<Arc<MemorySource>>,
+    /// What bringing them together has read here.
+    pub read: ScanStats,
 }
 
 impl Engine {
@@ -84,18 +86,33 @@ impl Engine {
     /// none. Cost: some 2 µs a span. Errors: `Unavailable` when this version is gone.
     pub async fn live_traces(&self, tenant: &TenantId, block: BlockId, version: u64, ids: Option<&[u128]>) -> Result<Option<BlockObjects>> {
         let source = self.core.listed(tenant, &self.core.live.live(tenant), block, version)?;
-        let Some(ids) = ids else { return block_of(source.spans().set.clone()) };
-        let mut builder = SpanBuilder::default();
-        append_traces(ids.iter().copied(), &(source as SourceRef), &mut builder, &ScanMetrics::default()).await?;
-        block_of(builder.snapshot())
+        let Some(ids) = ids else { return self.block_of(source.spans().set.clone()) };
+        let (mut builder, memory) = (SpanBuilder::default(), self.hold("live spans for another process"));
+        append_traces(ids.iter().copied(), &(source as SourceRef), &mut builder, &ScanMetrics::default(), &memory).await?;
+        self.block_of(builder.snapshot())
     }
 
     /// The live spans of one trace as a block, None if there are none, and the newest blocks, read after the live spans.
     pub async fn live_trace(&self, tenant: &TenantId, id: TraceId) -> Result<(Option<BlockObjects>, Vec<BlockId>)> {
-        let parts = self.core.live.live(tenant).into_iter().filter_map(|generation| live_trace(&generation.set, id));
-        let parts: Vec<SourceRef> = parts.map(|part| part as SourceRef).collect();
-        let whole = join_traces(&[u128::from_be_bytes(id.0)].into(), &parts, &ScanMetrics::default()).await?;
-        Ok((block_of(whole.spans().set.clone())?, self.recent_blocks(tenant)))
+        let live = self.core.live.live(tenant);
+        let parts = live.iter().filter_map(|generation| live_trace(&generation.set, id, &self.core.pool).transpose());
+        let parts: Vec<SourceRef> = parts.map(|part| part.map(|part| part as SourceRef)).collect::<Result<_>>()?;
+        let whole = join_traces(&[u128::from_be_bytes(id.0)].into(), &parts, &ScanMetrics::default(), &self.core.pool).await?;
+        Ok((self.block_of(whole.spans().set.clone())?, self.recent_blocks(tenant)))
+    }
+
+    /// A set as a block: the form in which spans go to another process. None if it is empty. What is sent carries its memory.
+    fn block_of(&self, set: SpanSet) -> Result<Option<BlockObjects>> {
+        if set.is_empty() {
+            return Ok(None);
+        }
+        let memory = self.hold("a block for another process");
+        memory.grow(set.len() * SPAN_BYTES)?;
+        let (order, schema) = (order_spans(&set), SpanSchema::of(&set, ColumnPolicy::BLOCK));
+        let mut objects = write_block(&OrderedSpans::new(set, order, schema))?;
+        memory.settle(objects.data.len() + objects.index.len())?;
+        objects.data = memory.attach_to_bytes(objects.data);
+        Ok(Some(objects))
     }
 
     /// Partitions of a scan.
@@ -163,9 +180,10 @@ impl Engine {
         let is_live = |id: BlockId| live.iter().any(|generation| generation.block == id);
         let metas: Vec<_> = blocklist.overlapping(widened(window)).filter(|meta| !is_live(meta.id)).cloned().collect();
         let blocks = self.core.open_all(&metas).await?;
-        let joined = self.core.joined_remote(tenant, &live, &blocks, remote).await?;
+        let metrics = ScanMetrics::default();
+        let joined = self.core.joined_remote(tenant, &live, &blocks, remote, &metrics).await?;
         let split = joined.0.iter().map(|id| TraceId(id.to_be_bytes())).collect();
-        Ok(Survey { live, blocks, split, joined: joined.1.clone() })
+        Ok(Survey { live, blocks, split, joined: joined.1.clone(), read: metrics.snapshot() })
     }
 
     /// One trace from the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
@@ -183,9 +201,11 @@ impl Engine {
         }
         let whole: SourceRef = match sources.as_slice() {
             [only] => only.clone(),
-            several => join_traces(&[number].into(), several, &metrics).await?,
+            several => join_traces(&[number].into(), several, &metrics, &self.core.pool).await?,
         };
-        Ok(TraceResult { resource_spans: read_trace(&whole, number, &metrics).await?, stats: metrics.snapshot() })
+        let memory = self.hold("a trace");
+        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
+        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
     }
 }
 
@@ -240,6 +260,7 @@ impl Core {
         live: &[ListedGeneration],
         blocks: &[Arc<BlockReader>],
         remote: &dyn RemoteLive,
+        metrics: &ScanMetrics,
     ) -> Result<Joined> {
         let key = SourceKey {
             tenant: tenant.clone(),
@@ -262,21 +283,15 @@ impl Core {
                     parts.push(async move { remote.traces(tenant, generation.block, &generation.at, Some(&ids)).await });
                 }
             }
-            let mut sources: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            // These came as blocks in memory: nothing was read from the store, so nothing is counted.
+            let fetched: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            let mut sources: Vec<SourceRef> = Vec::with_capacity(blocks.len() + 1);
+            if !fetched.is_empty() {
+                sources.push(join_traces(&split, &fetched, &ScanMetrics::default(), &self.pool).await?);
+            }
             sources.extend(blocks.iter().map(|block| block.clone() as SourceRef));
-            Some(join_traces(&split, &sources, &ScanMetrics::default()).await?)
+            Some(join_traces(&split, &sources, metrics, &self.pool).await?)
         };
-        let joined: Joined = Arc::new((split, source));
-        self.joined.insert(key, joined.clone());
-        Ok(joined)
+        Ok(self.keep_joined(key, split, source))
     }
-}
-
-/// A set as a block: the form in which spans go to another process. None if it is empty.
-fn block_of(set: SpanSet) -> Result<Option<BlockObjects>> {
-    if set.is_empty() {
-        return Ok(None);
-    }
-    let (order, schema) = (order_spans(&set), SpanSchema::of(&set, ColumnPolicy::BLOCK));
-    write_block(&OrderedSpans::new(set, order, schema)).map(Some)
 }

@@ -13,6 +13,7 @@ use super::{value::Matcher, vector::Vector};
 use crate::{
     error::{Error, Result},
     exec::{
+        memory::{Pool, Reservation},
         source::{RestScope, SourceRef},
         stats::{Pruned, ScanMetrics},
     },
@@ -138,7 +139,20 @@ pub fn level_of(field: &FieldRef) -> FieldLevel {
     }
 }
 
-/// Columns of whole traces from one row group. Vectors are made once for each field.
+/// Bytes a row that evaluating takes beside columns and vectors: bits of filters, and lists of rows under way.
+const WORKING_BYTES: usize = 8;
+
+/// Bytes of an id as text with its place, the largest of what [`made_as_array`] tells of.
+const MADE_BYTES: usize = 36;
+
+/// Whether the vector of `field` is no column, but an array made of columns.
+fn made_as_array(field: &FieldRef) -> bool {
+    use Intrinsic::{ChildCount, LinkSpanId, LinkTraceId, NestedSetLeft, NestedSetParent, NestedSetRight, ParentId, SpanId, TraceId};
+    let made = [SpanId, ParentId, TraceId, LinkTraceId, LinkSpanId, ChildCount, NestedSetLeft, NestedSetRight, NestedSetParent];
+    matches!(field, FieldRef::Intrinsic(intrinsic) if made.contains(intrinsic))
+}
+
+/// Columns of whole traces from one row group. Vectors are made once for each field. All of it is reserved in a pool.
 #[derive(Debug)]
 pub struct Frame {
     source: SourceRef,
@@ -151,18 +165,20 @@ pub struct Frame {
     vectors: RefCell<HashMap<FieldRef, Vector>>,
     ruled_out: Option<Pruned>,
     matchers: RefCell<HashMap<String, Arc<Matcher>>>,
+    memory: Reservation,
 }
 
 impl Frame {
-    /// A frame of row group `group`, or of those of its rows in `selection`; nothing is loaded yet.
-    pub fn new(source: SourceRef, group: usize, selection: Option<Vec<Range<usize>>>) -> Self {
+    /// A frame of row group `group`, or of those of its rows in `selection`; nothing is loaded yet. Its memory is that of `pool`.
+    pub fn new(source: SourceRef, group: usize, selection: Option<Vec<Range<usize>>>, pool: &Pool) -> Self {
         let rows = match &selection {
             Some(ranges) => ranges.iter().map(ExactSizeIterator::len).sum(),
             None => source.row_groups()[group].rows as usize,
         };
         let (columns, events) = (HashMap::new(), HashMap::new());
         let (vectors, matchers) = (RefCell::default(), RefCell::default());
-        Self { source, group, selection, rows, columns, events, event_list: None, vectors, matchers, ruled_out: None }
+        let memory = Reservation::new("columns of a row group", pool);
+        Self { source, group, selection, rows, columns, events, event_list: None, vectors, matchers, ruled_out: None, memory }
     }
 
     /// A pattern, compiled once for the frame. Errors: `Invalid`.
@@ -190,7 +206,12 @@ impl Frame {
         &self.source
     }
 
-    /// Loads what of `needs` is not loaded yet, in one request. Errors: as the source's.
+    /// Reserves memory for what is made of the frame, until the frame is dropped. Errors: `Exhausted`.
+    pub fn hold(&self, bytes: usize) -> Result<()> {
+        self.memory.grow(bytes)
+    }
+
+    /// Loads what of `needs` is not loaded yet, in one request. Errors: as the source's, `Exhausted`.
     pub async fn load(&mut self, needs: &ColumnNeeds, metrics: &ScanMetrics) -> Result<()> {
         let mut columns: Vec<Column> = needs.columns.iter().copied().filter(|column| !self.columns.contains_key(column)).collect();
         columns.retain(|&column| self.source.schema().has(column));
@@ -201,7 +222,10 @@ impl Frame {
         if columns.is_empty() {
             return Ok(());
         }
-        let batch = self.source.read(self.group, &columns, &events, self.selection.as_deref(), metrics).await?;
+        if self.columns.is_empty() && self.events.is_empty() {
+            self.hold(self.rows * WORKING_BYTES)?;
+        }
+        let batch = self.memory.read(&self.source, self.group, (&columns, &events), self.selection.as_deref(), metrics).await?;
         if batch.num_rows() != self.rows {
             return Err(Error::data(format!("a row group has {} rows where its index says {}", batch.num_rows(), self.rows)));
         }
@@ -256,7 +280,7 @@ impl Frame {
     }
 
     /// All values of `field`: a row each, for fields of events and links an entry each. Errors: `Internal` when its columns are not
-    /// loaded, `Data`.
+    /// loaded, `Data`, `Exhausted`.
     pub fn vector(&self, field: &FieldRef) -> Result<Vector> {
         if let Some(vector) = self.vectors.borrow().get(field) {
             return Ok(vector.clone());
@@ -265,6 +289,7 @@ impl Frame {
             FieldRef::Attribute { scope, name } => self.attribute(*scope, name)?,
             FieldRef::Intrinsic(intrinsic) => self.intrinsic(*intrinsic)?,
         };
+        self.hold(if made_as_array(field) { self.rows * MADE_BYTES } else { vector.made_bytes() })?;
         self.vectors.borrow_mut().insert(field.clone(), vector.clone());
         Ok(vector)
     }

@@ -41,6 +41,17 @@ pub enum Vector {
     Values(Arc<[Value]>),
 }
 
+impl Vector {
+    /// Bytes that were taken to make the vector: columns and tables are there already.
+    pub fn made_bytes(&self) -> usize {
+        match self {
+            Self::Values(values) => values.iter().map(|value| size_of::<Value>() + value.text_bytes()).sum(),
+            Self::First(vectors) => vectors.iter().map(Self::made_bytes).sum(),
+            _ => 0,
+        }
+    }
+}
+
 /// The status of an OTLP status code.
 pub fn status_of(code: i32) -> Status {
     match code {
