@@ -371,9 +371,9 @@ fn check_large(server: &Server, spans: u64, phase: &str) {
     }
     until("all memory to be given back", PATIENCE, || client.metric("skein_engine_memory_reserved_bytes") == Some(0.0));
     println!("{phase}: pool: {:?} bytes at the peak", client.metric("skein_engine_memory_peak_bytes"));
-    // Measured: some 1,200 bytes a span while the trace is answered, of which each answer frees its part.
+    // Measured: some 800 bytes a span while the trace is answered.
     if let Some(peak) = server.peak_bytes() {
-        let bound = (256 << 20) + 2048 * spans;
+        let bound = (192 << 20) + 1200 * spans;
         assert!(peak < bound, "{phase}: {peak} bytes at the peak, more than {bound}");
     }
 }

@@ -148,10 +148,13 @@ impl World {
     async fn check(&mut self) {
         for _ in 0..QUESTIONS {
             let query = QUERIES[self.random.random_range(0..QUERIES.len())];
-            let request = MetricsRequest { query: query.to_owned(), intervals: self.intervals(), max_series: 0 };
+            let hints = ["", " with (extrapolate=true)", " with (exact=true)"][self.random.random_range(0..3)];
+            // Two are from the whole window, thirty from some of its intervals.
+            let exemplars = [0, 0, 2, 30][self.random.random_range(0..4)];
+            let request = MetricsRequest { exemplars, ..request(&format!("{query}{hints}"), self.intervals()) };
             let expected = ask(&self.plain, &request).await;
             for time in ["first", "second"] {
-                assert_eq!(ask(&self.cached, &request).await.series, expected.series, "{time} time: {query} in {:?}", request.intervals);
+                assert_eq!(ask(&self.cached, &request).await.series, expected.series, "{time} time: {request:?}");
             }
         }
     }
@@ -181,6 +184,11 @@ impl World {
     fn requests(&self, result: &str) -> u64 {
         self.metric("skein_engine_partial_cache_requests_total", Some(result))
     }
+}
+
+/// Without exemplars.
+fn request(query: &str, intervals: Intervals) -> MetricsRequest {
+    MetricsRequest { query: query.to_owned(), intervals, max_series: 0, exemplars: 0, sampling_attribute: Some("n".into()) }
 }
 
 async fn ask(engine: &Engine, request: &MetricsRequest) -> MetricsResult {
@@ -263,13 +271,13 @@ fn a_window_that_has_moved_on_reads_only_what_is_new() {
             world.write();
             world.flush().await;
         }
-        let request = |query: &str, start: u64| {
+        let of_dashboard = |query: &str, start: u64| {
             let intervals = Intervals::of_range(start * SECOND, (start + 200) * SECOND, 10 * SECOND).unwrap();
-            MetricsRequest { query: query.to_owned(), intervals, max_series: 0 }
+            MetricsRequest { exemplars: 100, ..request(query, intervals) }
         };
         for query in QUERIES.into_iter().filter(|query| !query.contains('/')) {
-            let first = ask(&world.cached, &request(query, 960)).await.stats;
-            let moved = ask(&world.cached, &request(query, 970)).await.stats;
+            let first = ask(&world.cached, &of_dashboard(query, 960)).await.stats;
+            let moved = ask(&world.cached, &of_dashboard(query, 970)).await.stats;
             // A row group in which no trace has enough spans is known to have no match without being read.
             assert_eq!((first.row_groups + first.row_groups_skipped, first.row_groups_cached), (3, 0), "{query}");
             assert!(first.bytes > 0 && first.spans > 0, "{query}");
@@ -280,6 +288,30 @@ fn a_window_that_has_moved_on_reads_only_what_is_new() {
     });
     assert_eq!(world.requests("hit"), kept);
     assert!(world.metric("skein_engine_partial_cache_bytes", None) > kept * 256);
+}
+
+#[test]
+fn other_hints_are_not_taken_for_the_same() {
+    let mut world = World::new(3, u64::MAX);
+    let intervals = Intervals::of_range(1_000 * SECOND, 1_100 * SECOND, SECOND).unwrap();
+    let mut asked = 0;
+    wait(async {
+        world.write();
+        world.flush().await;
+        // Stretches of exemplars last for the hundred seconds, for 8 s, and for one.
+        for exemplars in [0, 2, 30, 1000] {
+            for hints in ["", " with (extrapolate=true)", " with (exact=true)", " with (exact=true, extrapolate=true)"] {
+                let request = MetricsRequest { exemplars, ..request(&format!("{{ }} | quantile_over_time(duration, .5){hints}"), intervals) };
+                let expected = ask(&world.plain, &request).await.series;
+                assert_eq!(expected.iter().any(|series| !series.exemplars.is_empty()), exemplars > 0, "{request:?}");
+                for time in ["first", "second"] {
+                    assert_eq!(ask(&world.cached, &request).await.series, expected, "{time} time: {request:?}");
+                }
+                asked += 1;
+            }
+        }
+    });
+    assert_eq!((world.requests("hit"), world.requests("miss")), (asked, asked));
 }
 
 #[test]
@@ -295,7 +327,7 @@ fn another_phase_or_step_or_query_is_not_taken_for_the_same() {
             Intervals::of_instant(1_050 * SECOND, 1_200 * SECOND).unwrap(),
         ] {
             for query in ["{ } | count_over_time()", "{ } | count_over_time() by (name)", "{ name != `a` } | count_over_time() by (name)"] {
-                let request = MetricsRequest { query: query.to_owned(), intervals, max_series: 0 };
+                let request = request(query, intervals);
                 let expected = ask(&world.plain, &request).await.series;
                 assert_eq!(ask(&world.cached, &request).await.series, expected, "{query} in {intervals:?}");
             }

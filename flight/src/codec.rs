@@ -15,7 +15,7 @@ use skein_engine::{
         sources::{SourceName, SourceResolver, SourceSet},
         spansets::{FilterTerm, FilterTerms, SpansetPipeline},
     },
-    metrics::{cells::CellKind, intervals::Intervals},
+    metrics::{cells::CellKind, detail::Detail, intervals::Intervals},
     plan::{
         metrics_merge::MetricsMergeExec,
         metrics_scan::MetricsScanExec,
@@ -68,6 +68,7 @@ enum Node {
         sources: Sources,
         query: String,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         planned: Option<Planned>,
@@ -210,9 +211,9 @@ impl PhysicalExtensionCodec for PlanCodec {
             Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
             Node::ShareResults {} => Arc::new(ShareResultsExec::new(only_input(inputs)?)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
-            Node::MetricsScan { sources, query, intervals, partitions, planned: how } => {
+            Node::MetricsScan { sources, query, intervals, detail, partitions, planned: how } => {
                 let (pipeline, function) = operand(&query)?;
-                Arc::new(MetricsScanExec::new(self.sources(sources)?, planned(pipeline, how)?, function, intervals, partitions))
+                Arc::new(MetricsScanExec::new(self.sources(sources)?, planned(pipeline, how)?, function, intervals, detail, partitions))
             }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
@@ -246,6 +247,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 sources: Sources::from(&**scan.sources()),
                 query: format!("{} | {}", scan.pipeline(), scan.function()),
                 intervals: *scan.intervals(),
+                detail: scan.detail().clone(),
                 partitions: scan.partitions(),
                 planned: Some(scan.pipeline().into()),
             }

@@ -39,8 +39,8 @@ use skein_engine::{
     },
     lower::{lower_metrics, lower_search},
     metrics::{
+        detail::Detail,
         evaluate::{self, Operands, operand_key, operands_of},
-        observe::cell_kind,
     },
     plan::{
         metrics_merge::MetricsMergeExec,
@@ -51,11 +51,10 @@ use skein_engine::{
     },
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
-    traceql::{self, MetricsExpr, MetricsFunction, QueryBody},
+    traceql::{self, MetricsExpr, MetricsFunction},
 };
 use url::Url;
 
@@ -129,7 +128,7 @@ impl Coordinator {
     /// The plans of a metrics query, one for each operand, all over the same versions of the same sources, to [`run`](Self::run) once.
     /// Errors: `Invalid` for a query that does not parse or validate, or is no metrics query; else as [`survey`](Self::survey).
     pub async fn plan_metrics(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsPlan> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let (query, detail) = evaluate::checked(request)?;
         let (survey, shares) = self.survey(tenant, Some(request.intervals.window())).await?;
         let (intervals, partitions) = (request.intervals, self.engine.partitions());
         let mut operands: Vec<OperandPlan> = Vec::new();
@@ -138,17 +137,17 @@ impl Coordinator {
             if operands.iter().any(|operand| operand.key == key) {
                 continue;
             }
-            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, partitions);
+            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, &detail, partitions);
             let plan = match self.share_results(tenant, &survey, &shares, lower)? {
                 Some(partials) => {
-                    let sum = MetricsMergeExec::new(partials, cell_kind(function), intervals.count());
+                    let sum = MetricsMergeExec::new(partials, detail.cell_kind(function), intervals.count());
                     Some(self.distribute(Arc::new(sum)).await?)
                 }
                 None => None,
             };
             operands.push(OperandPlan { key, function: function.clone(), plan });
         }
-        Ok(MetricsPlan { query, operands, read: survey.read })
+        Ok(MetricsPlan { query, detail, operands, read: survey.read })
     }
 
     /// The results of all shares: of each worker's, and of the split traces. `lower` makes the plan of a share of its sources. None when
@@ -235,17 +234,18 @@ impl Coordinator {
     }
 
     async fn metrics_once(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsResult> {
-        let plan = self.plan_metrics(tenant, request).await?;
-        let (mut operands, mut stats) = (Operands::new(), plan.read);
-        for OperandPlan { key, function, plan } in plan.operands {
+        let MetricsPlan { query, detail, operands: plans, read } = self.plan_metrics(tenant, request).await?;
+        let (mut operands, mut stats) = (Operands::new(), read);
+        for OperandPlan { key, function, plan } in plans {
             let mut batches = Vec::new();
             if let Some(plan) = plan {
                 batches = self.run(&plan).await?;
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches, self.engine.hold("series of the answer"))?);
+            operands
+                .insert(key, evaluate::finish_operand(&function, &request.intervals, &detail, &batches, self.engine.hold("series of the answer"))?);
         }
-        Ok(evaluate::finish(&plan.query, &operands, request, stats))
+        Ok(evaluate::finish(&query, &operands, request, stats))
     }
 
     /// The first answer of `attempt` that does not fail for what a new plan may heal: live spans of which the listed version is gone, a
@@ -270,6 +270,8 @@ impl Coordinator {
 /// A metrics query, planned.
 pub struct MetricsPlan {
     query: MetricsExpr,
+    /// What is kept beside the functions' own cells.
+    detail: Detail,
     /// The parts of the query that spans are read for, each once.
     pub operands: Vec<OperandPlan>,
     /// What planning has read.
@@ -286,8 +288,8 @@ pub struct OperandPlan {
 
 #[async_trait]
 impl QueryService for Coordinator {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.engine.trace_with(tenant, id, window, &*self.remote).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.engine.trace_with(tenant, &request, &*self.remote).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

@@ -5,8 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt, stream};
 use skein_engine::{
     error::{Error, ErrorKind, Result},
-    query::{SearchRequest, TagNamesRequest, TagScope, TagValuesRequest, TraceResult, Window},
-    spans::TraceId,
+    query::{SearchRequest, TagNamesRequest, TagScope, TagValuesRequest, TraceRequest, TraceResult, Window},
     tenant::TenantId,
     traceql,
 };
@@ -219,10 +218,24 @@ impl Frontend {
 
     /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, or begins to be sent;
     /// the memory in it until it is sent.
-    pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<(TraceResult, Turn<'_>)> {
-        let ask = |tenant: TenantId| async move { self.queries.trace_by_id(&tenant, id, window).await };
+    pub(crate) async fn trace(&self, tenants: &Tenants, request: TraceRequest) -> Result<(TraceResult, Turn<'_>)> {
+        let ask = |tenant: TenantId| {
+            let request = request.clone();
+            async move { self.queries.trace_by_id(&tenant, request).await }
+        };
         let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
         Ok((merge::trace::merge(results), turn))
+    }
+
+    /// Finds two traces in one turn: who holds one turn and waits for another could wait for ever.
+    pub(crate) async fn two_traces(&self, tenants: &Tenants, requests: [TraceRequest; 2]) -> Result<([TraceResult; 2], Turn<'_>)> {
+        let ask = |tenant: TenantId| {
+            let [first, second] = requests.clone();
+            async move { futures::try_join!(self.queries.trace_by_id(&tenant, first), self.queries.trace_by_id(&tenant, second)) }
+        };
+        let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
+        let (first, second) = results.into_iter().unzip();
+        Ok(([merge::trace::merge(first), merge::trace::merge(second)], turn))
     }
 
     /// Lists attribute names by scope; the intrinsics, when asked for, come last and are not limited.

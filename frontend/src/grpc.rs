@@ -144,15 +144,15 @@ impl StreamingQuerier for Querier {
 
     async fn metrics_query_range(&self, request: Request<QueryRangeRequest>) -> Answer<QueryRangeResponse> {
         let (metadata, _, request) = request.into_parts();
-        let QueryRangeRequest { query, start, end, step, max_series, .. } = request;
-        let ask = MetricsAsk { query, start, end, step: (step > 0).then_some(step), max_series };
+        let QueryRangeRequest { query, start, end, step, max_series, exemplars, .. } = request;
+        let ask = MetricsAsk { query, start, end, step: (step > 0).then_some(step), max_series, exemplars };
         self.answer("MetricsQueryRange", &metadata, |tenants| async move { self.0.query_range(&tenants, ask).await }).await
     }
 
     async fn metrics_query_instant(&self, request: Request<QueryInstantRequest>) -> Answer<QueryInstantResponse> {
         let (metadata, _, request) = request.into_parts();
         let QueryInstantRequest { query, start, end } = request;
-        let ask = MetricsAsk { query, start, end, step: None, max_series: 0 };
+        let ask = MetricsAsk { query, start, end, step: None, max_series: 0, exemplars: 0 };
         self.answer("MetricsQueryInstant", &metadata, |tenants| async move { self.0.query_instant(&tenants, ask).await }).await
     }
 }

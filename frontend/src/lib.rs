@@ -11,6 +11,8 @@
 //! | `parity` | answers no richer than Tempo's, when asked for |
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
+//! | `diff` | two traces compared |
+//! | `mcp` | tools and documentation for language models |
 //! | `jsonpb`, `llm` | answers as JSON |
 //! | `trace_pieces` | large traces written piece by piece |
 //! | `window`, `logfmt`, `tenancy` | parts of a request |
@@ -21,11 +23,13 @@
 //! Knows nothing of blocks, the log and plans.
 
 mod asks;
+mod diff;
 pub mod grpc;
 pub mod http;
 mod jsonpb;
 mod llm;
 mod logfmt;
+mod mcp;
 mod merge;
 mod metrics;
 mod metrics_asks;

@@ -3,9 +3,9 @@
 use skein_engine::{
     clock::{format_duration, nanos},
     error::{Error, Result},
-    metrics::intervals::Intervals,
+    metrics::{detail::exemplars_of, intervals::Intervals},
     query::{MetricsRequest, MetricsResult},
-    traceql::{self, ast::QueryBody},
+    traceql::{self, Hint, ast::QueryBody},
 };
 use skein_proto::tempo::{InstantSeries, PartialStatus, QueryInstantResponse, QueryRangeResponse};
 
@@ -23,19 +23,22 @@ pub(crate) struct MetricsAsk {
     pub(crate) step: Option<u64>,
     /// Most series; 0 is no limit of the request's own.
     pub(crate) max_series: u32,
+    /// Most exemplars, unless the query has a hint; 0 is the most that the settings allow. Instant queries have none.
+    pub(crate) exemplars: u32,
 }
 
 impl Frontend {
     /// A value for each step.
     pub(crate) async fn query_range(&self, tenants: &Tenants, ask: MetricsAsk) -> Result<QueryRangeResponse> {
-        self.check_metrics(tenants, &ask, true)?;
+        let hints = self.check_metrics(tenants, &ask, true)?;
+        let exemplars = exemplars_of(&hints, ask.exemplars, self.settings.metrics.max_exemplars);
         let step = ask.step.unwrap_or_else(|| default_step(ask.end - ask.start));
         let end = match self.metrics_cutoff() {
             Some(cutoff) if ask.end > cutoff => cutoff - cutoff % step,
             _ => ask.end,
         };
         let intervals = Intervals::of_range(ask.start, end, step)?;
-        let (result, message) = self.run_metrics(tenants, ask, intervals).await?;
+        let (result, message) = self.run_metrics(tenants, ask, intervals, exemplars).await?;
         let metrics = Some(merge::stats::search_metrics(&result.stats, 1));
         Ok(QueryRangeResponse { series: result.series, metrics, status: partial_status(&message), message })
     }
@@ -47,7 +50,7 @@ impl Frontend {
             Some(cutoff) if ask.end > cutoff => ask.end - (ask.end - cutoff).div_ceil(SECOND) * SECOND,
             _ => ask.end,
         };
-        let (result, message) = self.run_metrics(tenants, MetricsAsk { end, ..ask.clone() }, Intervals::of_instant(ask.start, end)?).await?;
+        let (result, message) = self.run_metrics(tenants, MetricsAsk { end, ..ask.clone() }, Intervals::of_instant(ask.start, end)?, 0).await?;
         let value = |series: skein_proto::tempo::TimeSeries| {
             let value = series.samples.first()?.value;
             Some(InstantSeries { labels: series.labels, value })
@@ -63,7 +66,8 @@ impl Frontend {
         (!cutoff.is_zero()).then(|| self.clock.now_unix_nano().saturating_sub(nanos(cutoff)))
     }
 
-    fn check_metrics(&self, tenants: &Tenants, ask: &MetricsAsk, is_range: bool) -> Result<()> {
+    /// Checks what is asked and returns the query's hints.
+    fn check_metrics(&self, tenants: &Tenants, ask: &MetricsAsk, is_range: bool) -> Result<Vec<Hint>> {
         let settings = &self.settings;
         if ask.start >= ask.end {
             return Err(Error::invalid("end must be greater than start"));
@@ -87,19 +91,20 @@ impl Frontend {
         }
         let parsed = traceql::parse(&ask.query).map_err(|e| if is_range { e } else { e.context("compiling query") })?;
         match parsed.body {
-            QueryBody::Metrics(_) => Ok(()),
+            QueryBody::Metrics(_) => Ok(parsed.hints),
             QueryBody::Search(_) => Err(Error::invalid("not a metrics query")),
         }
     }
 
     /// The series, and the message that says that there are more.
-    async fn run_metrics(&self, tenants: &Tenants, ask: MetricsAsk, intervals: Intervals) -> Result<(MetricsResult, String)> {
+    async fn run_metrics(&self, tenants: &Tenants, ask: MetricsAsk, intervals: Intervals, exemplars: u32) -> Result<(MetricsResult, String)> {
         if tenants.ids().len() > 1 {
             return Err(Error::invalid("a metrics query takes one tenant: values of several cannot be told apart"));
         }
         let own = self.settings.metrics.max_response_series;
         let max_series = if own > 0 && (ask.max_series == 0 || ask.max_series > own) { own } else { ask.max_series };
-        let request = MetricsRequest { query: ask.query, intervals, max_series: max_series as usize };
+        let sampling_attribute = Some(self.settings.metrics.sampling_attribute.clone()).filter(|name| !name.is_empty());
+        let request = MetricsRequest { query: ask.query, intervals, max_series: max_series as usize, exemplars, sampling_attribute };
         let results = self
             .for_each_tenant(tenants, |tenant| {
                 let request = request.clone();

@@ -9,9 +9,8 @@ use skein_engine::{
     error::Result,
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
 };
 use skein_proto::tempo::TagValue;
@@ -61,8 +60,8 @@ impl TempoParity {
 
 #[async_trait]
 impl QueryService for TempoParity {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        let mut result = self.0.trace_by_id(tenant, id, window).await?;
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        let mut result = self.0.trace_by_id(tenant, request).await?;
         let spans = result.resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans).flat_map(|scope| &mut scope.spans);
         for span in spans {
             span.flags = 0;

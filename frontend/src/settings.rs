@@ -42,6 +42,8 @@ pub struct FrontendSettings {
     pub search: SearchSettings,
     /// TraceQL metrics.
     pub metrics: MetricsSettings,
+    /// Tools for language models.
+    pub mcp_server: McpSettings,
 }
 
 impl Default for FrontendSettings {
@@ -59,6 +61,7 @@ impl Default for FrontendSettings {
             url_deny_list: Vec::new(),
             search: SearchSettings::default(),
             metrics: MetricsSettings::default(),
+            mcp_server: McpSettings::default(),
         }
     }
 }
@@ -83,6 +86,9 @@ impl FrontendSettings {
         }
         if search.default_spans_per_span_set == 0 {
             return Err(Error::invalid("query_frontend.search.default_spans_per_span_set must be at least 1"));
+        }
+        if self.metrics.max_exemplars > EXEMPLARS_MAX {
+            return Err(Error::invalid(format!("query_frontend.metrics.max_exemplars must be at most {EXEMPLARS_MAX}")));
         }
         Ok(())
     }
@@ -134,12 +140,35 @@ pub struct MetricsSettings {
     pub max_response_series: u32,
     /// Memory for the partial series of row groups, which later queries of the same shape take over; 0 keeps none. Not a key of Tempo.
     pub partial_cache_bytes: u64,
+    /// Most exemplars of an answer, and how many there are when the request names no number; 0 switches them off.
+    pub max_exemplars: u32,
+    /// The attribute of spans or resources that tells how they were sampled, for `with(extrapolate=true)`: a probability up to 1, or a
+    /// weight from 1 on. A tracestate with `ot=th` goes first. Empty is none.
+    pub sampling_attribute: String,
 }
+
+/// Most exemplars that can be asked for.
+const EXEMPLARS_MAX: u32 = 10_000;
 
 impl Default for MetricsSettings {
     fn default() -> Self {
-        Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000, max_response_series: 0, partial_cache_bytes: 128 << 20 }
+        Self {
+            max_duration: Duration::from_secs(24 * 3600),
+            max_intervals: 10_000,
+            max_response_series: 0,
+            partial_cache_bytes: 128 << 20,
+            max_exemplars: 100,
+            sampling_attribute: String::new(),
+        }
     }
+}
+
+/// The `query_frontend.mcp_server` section.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct McpSettings {
+    /// Serves `/api/mcp`.
+    pub enabled: bool,
 }
 
 /// What one tenant's queries may cost; 0 is no limit. Keys of Tempo's overrides.

@@ -9,9 +9,8 @@ use skein_engine::{
     exec::engine::{Engine, EngineSettings},
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult,
     },
-    spans::TraceId,
     stop::Stop,
     tenant::TenantId,
 };
@@ -140,9 +139,9 @@ impl OnQueryThreads {
 
 #[async_trait]
 impl QueryService for OnQueryThreads {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
-        self.run(async move { engine.trace_by_id(&tenant, id, window).await }).await
+        self.run(async move { engine.trace_by_id(&tenant, request).await }).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

@@ -15,7 +15,6 @@ use futures::{TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
 use prometheus::Registry;
-use skein_proto::otlp::trace::v1::ResourceSpans;
 
 pub use self::remote::{LocalListing, Survey};
 use super::{
@@ -26,6 +25,7 @@ use super::{
     split::{common, join_traces, split_ids},
     stats::{ScanMetrics, stats_of_plan},
     tags,
+    trace::trace_in,
 };
 use crate::{
     block::{
@@ -36,7 +36,7 @@ use crate::{
         Catalog,
         meta::{BlockMeta, bloom_name},
     },
-    error::{Error, Result},
+    error::Result,
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::{
         cache::PartialCache,
@@ -45,16 +45,11 @@ use crate::{
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
-        TagValuesRequest, TraceResult, Window,
+        TagValuesRequest, TraceRequest, TraceResult, Window,
     },
-    spans::{
-        BlockId, TraceId,
-        otlp::TraceAssembler,
-        set::SpanSet,
-        weight::{assembled_bytes, trace_bytes},
-    },
+    spans::{BlockId, TraceId, set::SpanSet},
     tenant::TenantId,
-    traceql::{self, QueryBody},
+    traceql,
 };
 
 /// Blocks opened at the same time.
@@ -193,7 +188,7 @@ impl Engine {
 
     /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
     async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        let (query, detail) = evaluate::checked(request)?;
         let sources = Arc::new(sources);
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
@@ -203,10 +198,10 @@ impl Engine {
             if operands.contains_key(&key) {
                 continue;
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, &detail, self.settings.partitions)?;
             let batches = self.execute(&plan).await?;
             stats = stats.plus(&stats_of_plan(&plan));
-            let series = evaluate::finish_operand(function, &request.intervals, &batches, self.hold("series of the answer"))?;
+            let series = evaluate::finish_operand(function, &request.intervals, &detail, &batches, self.hold("series of the answer"))?;
             values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
             operands.insert(key, series);
         }
@@ -403,26 +398,6 @@ fn live_trace(set: &SpanSet, id: TraceId, pool: &Pool) -> Result<Option<Arc<Memo
     Ok(Some(Arc::new(MemorySource::new(set).holding(memory))))
 }
 
-/// The spans of a trace that lies in one source, for which `memory` grows. Errors: as the source's, `Exhausted`.
-async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics, memory: &Reservation) -> Result<Vec<ResourceSpans>> {
-    let mut assembler = TraceAssembler::default();
-    let Some(rows) = source.traces().rows_of(id) else { return Ok(Vec::new()) };
-    let (columns, events) = (source.schema().columns(), source.schema().event_columns());
-    for (group, all) in source.row_groups().iter().enumerate() {
-        let first = all.first_row as usize;
-        if (first..first + all.rows as usize).contains(&rows.start) {
-            let own = rows.start - first..rows.end - first;
-            let reading = memory.another();
-            let batch = reading.read(source, group, (&columns, &events), Some(std::slice::from_ref(&own)), metrics).await?;
-            memory.grow(assembled_bytes(&batch, source.schema())?)?;
-            assembler.add(&batch, 0..batch.num_rows(), source.schema(), source.resources(), source.scopes())?;
-        }
-    }
-    let trace = assembler.finish();
-    memory.settle(trace_bytes(&trace))?;
-    Ok(trace)
-}
-
 #[async_trait]
 impl SourceResolver for Core {
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>> {
@@ -456,17 +431,10 @@ impl SourceResolver for Core {
 
 #[async_trait]
 impl QueryService for Engine {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let metrics = ScanMetrics::default();
-        let number = u128::from_be_bytes(id.0);
-        let sources = self.core.sources_of_trace(tenant, id, window, &metrics).await?;
-        let whole = match sources.as_slice() {
-            [only] => only.clone(),
-            several => join_traces(&BTreeSet::from([number]), several, &metrics, &self.core.pool).await?,
-        };
-        let memory = self.hold("a trace");
-        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
-        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
+        let sources = self.core.sources_of_trace(tenant, request.id, request.window, &metrics).await?;
+        trace_in(&sources, &request, &metrics, &self.core.pool).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {

@@ -39,9 +39,8 @@ enum Key {
 }
 
 impl Table {
-    /// The number of `value`. Arrays count as missing.
+    /// The number of `value`.
     fn code(&mut self, value: Value) -> u32 {
-        let value = if matches!(value, Value::Array(_)) { Value::Nil } else { value };
         let key = match &value {
             Value::Nil => Key::Nil,
             Value::Bool(value) => Key::Bool(*value),
@@ -133,6 +132,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::traceql::Kind;
 
     #[test]
     fn equal_values_of_different_keys_are_one_group() {
@@ -143,14 +143,24 @@ mod tests {
     }
 
     #[test]
-    fn types_stay_apart_and_arrays_are_missing() {
+    fn types_stay_apart_and_an_array_is_one_value() {
         let array = Value::Array(vec![Value::Int(1), Value::Int(2)].into());
-        let values: Arc<[Value]> = vec![Value::Int(200), Value::from("200"), array, Value::Float(200.0), Value::Int(200)].into();
+        let values: Arc<[Value]> = vec![Value::Int(200), Value::from("200"), array.clone(), Value::Float(200.0), Value::Int(200)].into();
         let codes = Codes::of(&Vector::Values(values.clone()));
         assert_eq!(codes.rows, [0, 1, 2, 3, 0]);
-        assert_eq!(codes.values[2], Value::Nil);
+        assert_eq!(codes.values[2], array);
         let first = Codes::of(&Vector::First(vec![Vector::Const(Value::Nil, 5), Vector::Values(values)]));
         assert_eq!(first.values[first.rows[0] as usize], Value::Int(200));
-        assert_eq!(first.values[first.rows[2] as usize], Value::Nil);
+        // The first that has the key wins, also with an array.
+        let both = Codes::of(&Vector::First(vec![Vector::Const(array.clone(), 1), Vector::Const(Value::Int(1), 1)]));
+        assert_eq!(both.values[both.rows[0] as usize], array);
+    }
+
+    #[test]
+    fn numbers_that_no_enumeration_has_mean_the_unspecified_one() {
+        let codes = Codes::of(&Vector::Kind(Int32Array::from(vec![-1, 3, 77, 0])));
+        let meanings: Vec<Value> = codes.rows.iter().map(|&code| codes.values[code as usize].clone()).collect();
+        let kinds = [Kind::Unspecified, Kind::Client, Kind::Unspecified, Kind::Unspecified];
+        assert_eq!(meanings, kinds.map(Value::Kind));
     }
 }

@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use prost::Message;
 use skein_proto::otlp::common::v1::KeyValueList;
 
-use super::{cells::Cells, observe::Chosen, partial::Partial};
+use super::{cells::Cells, estimate::Weight, observe::Chosen, partial::Partial};
 use crate::{
     error::{Error, Result},
     exec::{
@@ -41,7 +41,8 @@ pub const META_TYPES: [&str; 2] = ["baseline", "selection"];
 /// The label that tells them.
 pub const META_TYPE: &str = "__meta_type";
 
-/// Intrinsics that are compared: those that say what a span is, not when or which one. That of events is among [`nested_fields`].
+/// Intrinsics that are compared: those that say what a span is, not when or which one. Those of events and links are among
+/// [`nested_fields`].
 const INTRINSICS: [Intrinsic; 9] = [
     Intrinsic::Name,
     Intrinsic::Kind,
@@ -57,7 +58,7 @@ const INTRINSICS: [Intrinsic; 9] = [
 /// Counters of spans by code and slot are kept in one table up to this size.
 const TABLE_MAX: usize = 1 << 20;
 /// Bytes of a row's slot, and of whether it is chosen.
-const SLOT_BYTES: usize = size_of::<u32>() + 1;
+pub const SLOT_BYTES: usize = size_of::<u32>() + 1;
 /// Integers that differ by less than this are their own codes.
 const CODES_OF_INTS_MAX: u64 = 1 << 12;
 
@@ -80,7 +81,7 @@ fn span_attributes(source: &SourceRef) -> Vec<SpanAttribute> {
     by_key.chunk_by(|&a, &b| key(a) == key(b)).map(attribute).collect()
 }
 
-/// Attributes of events and links, and intrinsics of events.
+/// Attributes and intrinsics of events and links.
 fn nested_fields(source: &SourceRef) -> Vec<FieldRef> {
     let schema = source.schema();
     let mut event: BTreeSet<String> = schema.event_attributes.iter().map(|field| field.column.key.to_string()).collect();
@@ -88,7 +89,8 @@ fn nested_fields(source: &SourceRef) -> Vec<FieldRef> {
     let link = source.rest_keys(RestScope::Link).into_iter().map(|key| (AttributeScope::Link, key.to_string()));
     let attributes = event.into_iter().map(|key| (AttributeScope::Event, key)).chain(link);
     let attributes = attributes.map(|(scope, name)| FieldRef::Attribute { scope, name });
-    std::iter::once(FieldRef::Intrinsic(Intrinsic::EventName)).chain(attributes).collect()
+    let intrinsics = [Intrinsic::EventName, Intrinsic::LinkTraceId, Intrinsic::LinkSpanId];
+    intrinsics.into_iter().map(FieldRef::Intrinsic).chain(attributes).collect()
 }
 
 /// The columns that comparing reads: nearly all.
@@ -217,10 +219,10 @@ pub fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection:
     Ok(chosen.rows.iter().map(|&row| is_selected(row)).collect())
 }
 
-/// Adds the chosen spans of `frame`, of which `selected` tells the group. Errors: `Exhausted` for too many values, `Data`.
-pub fn observe((partial, distinct): (&mut Partial, &mut Distinct), frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
-    frame.hold(frame.len() * SLOT_BYTES)?;
-    let mut counter = Counter::new((partial, distinct), frame, chosen, selected);
+/// Adds the chosen spans of `frame`, of which `selected` tells the group. Each stands for `weight` spans. [`SLOT_BYTES`] are held for each row
+/// of the frame. Errors: `Exhausted` for too many values, `Data`.
+pub fn observe((partial, distinct): (&mut Partial, &mut Distinct), frame: &Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Result<()> {
+    let mut counter = Counter::new((partial, distinct), frame, chosen, selected, weight);
     counter.count_intrinsics()?;
     counter.count_span_attributes()?;
     counter.count_shared(Column::Resource, AttributeScope::Resource, frame.source().resources())?;
@@ -240,6 +242,8 @@ struct Counter<'a> {
     first: u32,
     /// How many intervals there are from the first to the last.
     width: u32,
+    /// Of each span.
+    weight: Weight,
     /// An `AnyValue` message.
     value: Vec<u8>,
 }
@@ -248,14 +252,14 @@ struct Counter<'a> {
 type Tallied = (u32, u32, u64);
 
 impl<'a> Counter<'a> {
-    fn new((partial, distinct): (&'a mut Partial, &'a mut Distinct), frame: &'a Frame, chosen: &Chosen, selected: &[bool]) -> Self {
+    fn new((partial, distinct): (&'a mut Partial, &'a mut Distinct), frame: &'a Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Self {
         let (first, width) = chosen.range();
         let (mut slots, mut bits) = (vec![0; frame.len()], vec![false; frame.len()]);
         for ((&row, &at), &selected) in chosen.rows.iter().zip(&chosen.intervals).zip(selected) {
             slots[row as usize] = u32::from(selected) * width as u32 + at - first;
             bits[row as usize] = true;
         }
-        Self { partial, distinct, frame, rows: bits.into(), slots, first, width: width as u32, value: Vec::new() }
+        Self { partial, distinct, frame, rows: bits.into(), slots, first, width: width as u32, weight, value: Vec::new() }
     }
 
     fn count_intrinsics(&mut self) -> Result<()> {
@@ -317,12 +321,15 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// Counts the span attributes whose key has no column at all; the others were counted with their columns.
+    /// Counts the span attributes whose key has no column at all; the others were counted with their columns. Of a key that occurs twice
+    /// the first value counts.
     fn count_rest(&mut self) -> Result<()> {
         let Some(messages) = self.frame.rest() else { return Ok(()) };
         let schema = self.frame.source().schema();
         let mut numbers: HashMap<&[u8], Option<usize>> = HashMap::new();
+        let mut counted: Vec<usize> = Vec::new();
         for row in self.valid(messages).set_indices() {
+            counted.clear();
             let mut fields = Fields::new(messages.value(row));
             while let Ok(Some((1, field))) = fields.next_field() {
                 let Ok(pair) = field.bytes().and_then(KeyValue::parse) else { continue };
@@ -332,8 +339,10 @@ impl<'a> Counter<'a> {
                     schema.attribute_columns(&key).next().is_none().then(|| self.distinct.number(&name()))
                 });
                 if let (Some(attribute), Some(value)) = (attribute, pair.value)
+                    && !counted.contains(&attribute)
                     && write_value(&mut self.value, &value_of_any(value))
                 {
+                    counted.push(attribute);
                     self.add_row(attribute, row)?;
                 }
             }
@@ -343,7 +352,7 @@ impl<'a> Counter<'a> {
 
     /// Counts the values of one attribute, a row each. Spans that lack it do not count.
     fn count(&mut self, field: &FieldRef, vector: &Vector) -> Result<()> {
-        if matches!(vector, Vector::Const(Value::Nil | Value::Array(_), _)) {
+        if matches!(vector, Vector::Const(Value::Nil, _)) {
             return Ok(());
         }
         let attribute = self.distinct.number(&field.to_string());
@@ -457,8 +466,12 @@ impl<'a> Counter<'a> {
     fn add_value(&mut self, attribute: usize, tallied: &[Tallied]) -> Result<()> {
         for of_group in tallied.chunk_by(|a, b| a.1 / self.width == b.1 / self.width) {
             let place = self.distinct.place(self.partial, attribute, of_group[0].1 >= self.width, &self.value)?;
-            if let Cells::Counts(cells) = self.partial.cells(place) {
-                of_group.iter().for_each(|&(_, slot, count)| cells[(self.first + slot % self.width) as usize] += count);
+            let (first, width, weight) = (self.first, self.width, self.weight);
+            let at = |slot: u32| (first + slot % width) as usize;
+            match self.partial.cells(place) {
+                Cells::Counts(cells) => of_group.iter().for_each(|&(_, slot, count)| cells[at(slot)] += count),
+                Cells::WeightedCounts(cells) => of_group.iter().for_each(|&(_, slot, count)| cells[at(slot)].weight += weight.times(count)),
+                _ => debug_assert!(false, "cells that are no counts"),
             }
         }
         Ok(())
@@ -480,10 +493,10 @@ impl<'a> Counter<'a> {
     }
 }
 
-/// Writes `value` as an OTLP `AnyValue` message. False for one that does not count: missing, or an array.
+/// Writes `value` as an OTLP `AnyValue` message. False for a missing one, which does not count.
 fn write_value(out: &mut Vec<u8>, value: &Value) -> bool {
     match value {
-        Value::Nil | Value::Array(_) => false,
+        Value::Nil => false,
         Value::String(text) => write_text(out, text),
         other => {
             *out = other.to_otlp().encode_to_vec();

@@ -5,18 +5,18 @@ use std::collections::HashMap;
 use arrow::record_batch::RecordBatch;
 
 use super::{
+    detail::Detail,
     intervals::Intervals,
-    observe::cell_kind,
     partial::Partial,
     series::{self, Series},
     stages::{self, Operand},
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     exec::memory::Reservation,
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
-    traceql::{MetricsExpr, MetricsFunction, Pipeline},
+    traceql::{self, MetricsExpr, MetricsFunction, Pipeline, Query, QueryBody},
 };
 
 /// Finished series by operand.
@@ -37,24 +37,43 @@ pub fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
 }
 
-/// The series of one operand from what its plan gave. `held` is for the series while they are added up. Errors: `Internal` for batches that are not partial
-/// series, `Exhausted`.
-pub fn finish_operand(function: &MetricsFunction, intervals: &Intervals, batches: &[RecordBatch], held: Reservation) -> Result<Vec<Series>> {
-    let mut partial = Partial::new(cell_kind(function), intervals.count(), held);
-    batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
-    series::finish(function, intervals, partial)
+/// The query of a request, and what it keeps. Errors: `Invalid` for a query that does not parse or validate, is no metrics query, or asks for
+/// intervals that there are not.
+pub fn checked(request: &MetricsRequest) -> Result<(MetricsExpr, Detail)> {
+    let Query { body: QueryBody::Metrics(query), hints } = traceql::parse(&request.query)? else { return Err(Error::invalid("not a metrics query")) };
+    let detail = Detail::of(&query, &hints, request.exemplars, request.sampling_attribute.as_deref())?;
+    Ok((query, detail))
 }
 
-/// The answer to `query`.
+/// The series of one operand from what its plan gave. `held` is for the series while they are added up. Errors: `Internal` for batches that are not partial
+/// series, `Exhausted`.
+pub fn finish_operand(
+    function: &MetricsFunction,
+    intervals: &Intervals,
+    detail: &Detail,
+    batches: &[RecordBatch],
+    held: Reservation,
+) -> Result<Vec<Series>> {
+    let mut partial = Partial::new(detail.cell_kind(function), intervals.count(), held);
+    batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
+    series::finish(function, intervals, detail, partial)
+}
+
+/// The answer to `query`, with at most `request.exemplars` exemplars, as many of each series.
 pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest, stats: ScanStats) -> MetricsResult {
     let mut all = match evaluate(query, operands) {
         Operand::Series(series) => series,
         Operand::Scalar(_) => Vec::new(),
     };
+    all.extend(all.iter().flat_map(series::of_bounds).collect::<Vec<_>>());
     series::sort(&mut all);
     let truncated = request.max_series > 0 && all.len() > request.max_series;
     if truncated {
         all.truncate(request.max_series);
+    }
+    let exemplars = all.iter_mut().map(|series| std::mem::take(&mut series.exemplars)).collect();
+    for (number, exemplar) in series::in_turn(exemplars, request.exemplars as usize) {
+        all[number].exemplars.push(exemplar);
     }
     let intervals: &Intervals = &request.intervals;
     MetricsResult { series: all.into_iter().map(|series| series::to_proto(series, intervals)).collect(), truncated, stats }

@@ -40,13 +40,14 @@ impl OptimizerRule for FuseStages {
     }
 
     fn rewrite(&self, plan: LogicalPlan, _: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let fused = if let Some(MetricsObservation { input, function, intervals }) = head(&plan) {
+        let fused = if let Some(MetricsObservation { input, function, intervals, detail }) = head(&plan) {
             stages_over_traces(input).filter(|(_, traces)| traces.window.is_none()).map(|(pipeline, traces)| {
                 logical::plan(MetricsScan {
                     sources: traces.sources.clone(),
                     pipeline: Comparable(pipeline.into()),
                     function: function.clone(),
                     intervals: intervals.clone(),
+                    detail: detail.clone(),
                 })
             })
         } else {

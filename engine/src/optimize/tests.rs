@@ -13,7 +13,7 @@ use crate::{
         sources::{SourceName, SourceResolver, SourceSet},
     },
     lower::{logical_metrics, logical_search},
-    metrics::intervals::Intervals,
+    metrics::{detail::Detail, intervals::Intervals},
     query::{SearchRequest, Window},
     spans::BlockId,
     tenant::TenantId,
@@ -48,7 +48,7 @@ fn metrics(query: &str) -> LogicalPlan {
         panic!("{query} is not one operand")
     };
     let intervals = Intervals::of_range(60_000_000_000, 120_000_000_000, 60_000_000_000).unwrap();
-    logical_metrics(&pipeline, &function, &sources(), intervals)
+    logical_metrics(&pipeline, &function, &sources(), intervals, &Detail::default())
 }
 
 fn shown(plan: &LogicalPlan) -> Vec<String> {

@@ -30,9 +30,9 @@ use crate::{
     },
     metrics::{
         cache::{Found, Part, PartialCache, Slot},
-        compare,
+        detail::Detail,
         intervals::Intervals,
-        observe::{self, Observer},
+        observe::{Observer, Reuse},
         partial,
     },
     stop,
@@ -50,6 +50,7 @@ pub struct MetricsScanExec {
     pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
+    detail: Detail,
     partitions: usize,
     metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
@@ -62,10 +63,11 @@ impl MetricsScanExec {
         pipeline: impl Into<SpansetPipeline>,
         function: MetricsFunction,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
     ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, detail, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -88,32 +90,38 @@ impl MetricsScanExec {
         &self.intervals
     }
 
+    /// What is kept beside the function's own cells.
+    pub fn detail(&self) -> &Detail {
+        &self.detail
+    }
+
     /// Partitions.
     pub fn partitions(&self) -> usize {
         self.partitions
     }
 }
 
+/// What the memory of a partition is for.
+const HELD: &str = "series of a partition";
+
 /// What the stream of one partition needs.
 struct Scan {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
-    function: MetricsFunction,
     intervals: Intervals,
-    /// What the partial series of a row group depend on, but for the row group and the intervals.
-    shape: Arc<str>,
+    /// How the partial series of a row group may be shared.
+    reuse: Option<Reuse>,
     metrics: Arc<ScanMetrics>,
     pool: Pool,
 }
 
 impl Scan {
-    async fn run(self, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
+    async fn run(self, mut observer: Observer, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
         let watch = Stopwatch::start();
         let (units, outside) = scan_units(self.sources.sources().await?, Some(self.intervals.window()));
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = self.observer(self.intervals);
         for unit in units.into_iter().skip(partition).step_by(partitions) {
             stop::check()?;
             self.observe(unit, &mut observer).await?;
@@ -122,10 +130,6 @@ impl Scan {
         self.metrics.busy(watch.elapsed());
         self.metrics.output(batch.num_rows());
         Ok(batch)
-    }
-
-    fn observer(&self, intervals: Intervals) -> Observer {
-        Observer::new(self.function.clone(), intervals, Reservation::new("series of a partition", &self.pool))
     }
 
     /// Adds the spans of a row group, as they were found before if they were.
@@ -142,7 +146,7 @@ impl Scan {
             }
             Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(drop),
             Found::Nothing => {
-                let mut own = self.observer(*slot.own());
+                let mut own = observer.in_intervals(*slot.own(), Reservation::new(HELD, &self.pool));
                 match self.scan(unit, source, excluded, &mut own).await {
                     // Known without reading: not worth its place.
                     Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
@@ -167,9 +171,8 @@ impl Scan {
         if excluded.iter().map(|(start, end)| end - start).sum::<u32>() == rows.rows {
             return None;
         }
-        // Values of an attribute are told apart while they are few; outside of the window they must not count.
-        let inside_only = matches!(self.function, MetricsFunction::Compare { .. });
-        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, &self.shape, &self.intervals, inside_only)?;
+        let Reuse { shape, inside_only } = self.reuse.as_ref()?;
+        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, shape, &self.intervals, *inside_only)?;
         Some((cache, slot))
     }
 
@@ -189,11 +192,7 @@ impl Scan {
         }
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
-            let needs = match &self.function {
-                MetricsFunction::Compare { selection, .. } => compare::needs(selection, frame.source()),
-                function => observe::needs(function, frame.source()),
-            };
-            frame.load(&needs, metrics).await?;
+            frame.load(&observer.needs(frame.source()), metrics).await?;
             observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {
@@ -208,7 +207,7 @@ impl DisplayAs for MetricsScanExec {
     fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, step) = (self.intervals.count(), self.intervals.step());
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
-        write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
+        write!(f, "{}, sources=[{}], partitions={}", self.detail, self.sources, self.partitions)?;
         match form {
             DisplayFormatType::Verbose => {
                 let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
@@ -224,17 +223,19 @@ impl ExecutionPlan for MetricsScanExec {
     counted_node!();
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let held = Reservation::new(HELD, context.memory_pool());
+        let observer = Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held);
+        let reuse = observer.reuse().map(|Reuse { shape, inside_only }| Reuse { shape: format!("{} | {shape}", self.pipeline).into(), inside_only });
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
-            function: self.function.clone(),
             intervals: self.intervals,
-            shape: format!("{} | {}", self.pipeline, self.function).into(),
+            reuse,
             metrics: self.metrics.clone(),
             pool: context.memory_pool().clone(),
         };
         let partitions = self.partitions;
-        let batch = async move { Ok(scan.run(partition, partitions).await?) };
+        let batch = async move { Ok(scan.run(observer, partition, partitions).await?) };
         Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), stream::once(batch))))
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use futures::future::{join_all, try_join_all};
 
-use super::{Core, Engine, Joined, OPENS_AT_ONCE, SPAN_BYTES, SourceKey, live_trace, read_trace, widened};
+use super::{Core, Engine, Joined, OPENS_AT_ONCE, SPAN_BYTES, SourceKey, live_trace, widened};
 use crate::{
     block::{
         reader::BlockReader,
@@ -24,8 +24,9 @@ use crate::{
         source::{MemorySource, SourceRef},
         split::{append_traces, join_traces},
         stats::ScanMetrics,
+        trace::trace_in,
     },
-    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
+    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceRequest, TraceResult, Window},
     spans::{
         BlockId, TraceId,
         builder::SpanBuilder,
@@ -187,25 +188,19 @@ impl Engine {
     }
 
     /// One trace from the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
-    pub async fn trace_with(&self, tenant: &TenantId, id: TraceId, window: Option<Window>, remote: &dyn RemoteLive) -> Result<TraceResult> {
+    pub async fn trace_with(&self, tenant: &TenantId, request: &TraceRequest, remote: &dyn RemoteLive) -> Result<TraceResult> {
         let metrics = ScanMetrics::default();
-        let number = u128::from_be_bytes(id.0);
-        let LiveTrace { mut sources, recent_blocks } = remote.trace(tenant, id).await?;
+        let number = u128::from_be_bytes(request.id.0);
+        let LiveTrace { mut sources, recent_blocks } = remote.trace(tenant, request.id).await?;
         let blocklist = self.core.blocklist_with(tenant, &recent_blocks).await?;
-        let metas: Vec<_> = blocklist.overlapping(window).cloned().collect();
-        for meta in self.core.candidates(&metas, id, &metrics).await? {
+        let metas: Vec<_> = blocklist.overlapping(request.window).cloned().collect();
+        for meta in self.core.candidates(&metas, request.id, &metrics).await? {
             let block = self.core.open(&meta).await?;
             if block.index().traces.rows_of(number).is_some() {
                 sources.push(block);
             }
         }
-        let whole: SourceRef = match sources.as_slice() {
-            [only] => only.clone(),
-            several => join_traces(&[number].into(), several, &metrics, &self.core.pool).await?,
-        };
-        let memory = self.hold("a trace");
-        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
-        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
+        trace_in(&sources, request, &metrics, &self.core.pool).await
     }
 }
 

@@ -199,9 +199,13 @@ impl Ask {
         async move {
             match self {
                 Self::Search(query) => drop(engine.search(&tenant, search(query)).await?),
-                Self::Metrics(query) => drop(engine.metrics(&tenant, MetricsRequest { query: query.into(), intervals, max_series: 0 }).await?),
+                Self::Metrics(query) => drop(
+                    engine
+                        .metrics(&tenant, MetricsRequest { query: query.into(), intervals, max_series: 0, exemplars: 100, sampling_attribute: None })
+                        .await?,
+                ),
                 Self::Trace(id) => {
-                    let found = engine.trace_by_id(&tenant, TraceId(u128::from(id).to_be_bytes()), None).await?;
+                    let found = engine.trace_by_id(&tenant, TraceRequest::whole(TraceId(u128::from(id).to_be_bytes()))).await?;
                     let spans: usize = found.resource_spans.iter().flat_map(|resource| &resource.scope_spans).map(|scope| scope.spans.len()).sum();
                     assert_eq!(spans as u64, SPANS, "{self:?}");
                     assert!(found.memory.bytes() > 0, "an answer keeps its memory");

@@ -60,7 +60,7 @@ impl ColumnNeeds {
     }
 
     fn add_attribute(&mut self, scope: AttributeScope, key: &str, source: &SourceRef) {
-        let schema = source.schema();
+        let (schema, scope) = (source.schema(), scope.of_own_span());
         if matches!(scope, AttributeScope::Any | AttributeScope::Span) {
             schema.attribute_columns(key).for_each(|(at, _)| self.add(Column::Attribute(at)));
             if schema.has(Column::Rest) && source.rest_may_have(RestScope::Span, key) {
@@ -206,6 +206,11 @@ impl Frame {
         &self.source
     }
 
+    /// The first row of the row group, among all rows of the source.
+    pub fn first_row(&self) -> usize {
+        self.source.row_groups()[self.group].first_row as usize
+    }
+
     /// Reserves memory for what is made of the frame, until the frame is dropped. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
         self.memory.grow(bytes)
@@ -326,13 +331,12 @@ impl Frame {
 
     fn attribute(&self, scope: AttributeScope, key: &str) -> Result<Vector> {
         match scope {
-            AttributeScope::Span => self.span_attribute(key),
-            AttributeScope::Resource => self.resource_attribute(key),
-            AttributeScope::Any => Ok(first_of(vec![self.span_attribute(key)?, self.resource_attribute(key)?], self.rows)),
+            AttributeScope::Span | AttributeScope::ParentSpan => self.span_attribute(key),
+            AttributeScope::Resource | AttributeScope::ParentResource => self.resource_attribute(key),
+            AttributeScope::Any | AttributeScope::Parent => Ok(first_of(vec![self.span_attribute(key)?, self.resource_attribute(key)?], self.rows)),
             AttributeScope::Instrumentation => self.indexed(Column::Scope, self.source.scopes().values_of(key)),
             AttributeScope::Event => self.event_attribute(key),
             AttributeScope::Link => self.link_attribute(key),
-            AttributeScope::Parent | AttributeScope::ParentSpan | AttributeScope::ParentResource => Ok(Vector::Const(Value::Nil, self.rows)),
         }
     }
 
