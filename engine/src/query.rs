@@ -34,6 +34,9 @@ pub struct ScanStats {
     pub block_bytes: u64,
     /// Row groups read.
     pub row_groups: u64,
+    /// Row groups of which the result was known from an earlier query.
+    #[serde(default)]
+    pub row_groups_cached: u64,
     /// Row groups skipped by statistics, filters or the limit.
     pub row_groups_skipped: u64,
 }
@@ -49,6 +52,7 @@ impl ScanStats {
             blocks: self.blocks + other.blocks,
             block_bytes: self.block_bytes + other.block_bytes,
             row_groups: self.row_groups + other.row_groups,
+            row_groups_cached: self.row_groups_cached + other.row_groups_cached,
             row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
         }
     }

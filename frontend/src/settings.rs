@@ -149,6 +149,8 @@ pub struct MetricsSettings {
     pub max_intervals: u64,
     /// Most series of an answer; 0 is no limit.
     pub max_response_series: u32,
+    /// Memory for the partial series of row groups, which later queries of the same shape take over; 0 keeps none. Not a key of Tempo.
+    pub partial_cache_bytes: u64,
     /// Most exemplars of an answer, and how many there are when the request names no number; 0 switches them off.
     pub max_exemplars: u32,
     /// The attribute of spans or resources that tells how they were sampled, for `with(extrapolate=true)`: a probability up to 1, or a
@@ -165,6 +167,7 @@ impl Default for MetricsSettings {
             max_duration: Duration::from_secs(24 * 3600),
             max_intervals: 10_000,
             max_response_series: 0,
+            partial_cache_bytes: 128 << 20,
             max_exemplars: 100,
             sampling_attribute: String::new(),
         }

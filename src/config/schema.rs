@@ -231,6 +231,7 @@ pub const ROOT: Node = Section(&[
                     ("sampling_attribute", Key(Text)),
                     ("exemplars", Ignored),
                     ("max_response_series", Key(Integer)),
+                    ("partial_cache_bytes", Key(Integer)),
                     ("streaming_shards", Ignored),
                     ("duration_slo", Ignored),
                     ("throughput_bytes_slo", Ignored),

@@ -68,9 +68,8 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     let replayed = ingester.replay(segments).await?;
     tracing::info!(?replayed, "log replayed");
     let handle = IngesterHandle(ingester.clone());
-    let query_memory_bytes = memory::query_bytes(shared.settings.query_frontend.max_memory_bytes);
-    let settings = EngineSettings { query_memory_bytes, ..EngineSettings::default() };
-    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), settings);
+    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), engine_settings(shared));
+    engine.register(&shared.registry)?;
     engine.memory().register(&shared.registry)?;
     let cutting = Task::spawn_watching("cutting", &Handle::current(), {
         let ingester = ingester.clone();
@@ -107,6 +106,15 @@ fn ingester_settings(shared: &Shared, id: String) -> IngesterSettings {
         max_block_bytes: section.max_block_bytes,
         flush_check_period: section.flush_check_period,
         ..IngesterSettings::default()
+    }
+}
+
+fn engine_settings(shared: &Shared) -> EngineSettings {
+    let settings = &shared.settings.query_frontend;
+    EngineSettings {
+        query_memory_bytes: memory::query_bytes(settings.max_memory_bytes),
+        partial_cache_bytes: settings.metrics.partial_cache_bytes,
+        ..EngineSettings::default()
     }
 }
 

@@ -15,6 +15,7 @@ use datafusion::{
 use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
+use prometheus::Registry;
 
 pub use self::remote::{LocalListing, Survey};
 use super::{
@@ -39,6 +40,7 @@ use crate::{
     error::Result,
     lower::{SearchPlan, lower_metrics, lower_search},
     metrics::{
+        cache::PartialCache,
         evaluate::{self, Operands, distinct_operands},
         told::{Operand, ToldMetrics},
     },
@@ -68,6 +70,8 @@ pub struct EngineSettings {
     pub bloom_cache_bytes: u64,
     /// Memory for ordered live spans and traces that lie in several places.
     pub memory_source_bytes: u64,
+    /// Memory for partial series of metrics queries; 0 keeps none.
+    pub partial_cache_bytes: u64,
     /// Partitions of a scan.
     pub partitions: usize,
     /// Memory that queries may take together, beside the caches.
@@ -77,7 +81,14 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         let partitions = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { block_cache_bytes: 256 << 20, bloom_cache_bytes: 64 << 20, memory_source_bytes: 256 << 20, partitions, query_memory_bytes: 2 << 30 }
+        Self {
+            block_cache_bytes: 256 << 20,
+            bloom_cache_bytes: 64 << 20,
+            memory_source_bytes: 256 << 20,
+            partial_cache_bytes: 128 << 20,
+            partitions,
+            query_memory_bytes: 2 << 30,
+        }
     }
 }
 
@@ -121,6 +132,7 @@ struct Core {
     ordered: Cache<(TenantId, BlockId, u64), Arc<MemorySource>>,
     block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
     joined: Cache<SourceKey, Joined>,
+    partials: PartialCache,
     pool: Pool,
 }
 
@@ -160,6 +172,7 @@ impl Engine {
                 .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
                 .max_capacity(settings.memory_source_bytes)
                 .build(),
+            partials: PartialCache::new(settings.partial_cache_bytes),
             pool: pool.clone(),
         };
         let runtime = RuntimeEnv { memory_pool: pool, ..RuntimeEnv::default() };
@@ -241,6 +254,11 @@ impl Engine {
             whole.extend(traces);
         }
         Ok(SearchResult { traces: whole, stats: cost(), memory })
+    }
+
+    /// Shows what the engine counts in `registry`. Errors: `Internal` when it has that already.
+    pub fn register(&self, registry: &Registry) -> Result<()> {
+        self.core.partials.register(registry)
     }
 
     /// The memory of this process's queries.
@@ -451,6 +469,10 @@ impl SourceResolver for Core {
             }
         }
         Ok(sources)
+    }
+
+    fn partial_cache(&self) -> Option<&PartialCache> {
+        Some(&self.partials)
     }
 }
 

@@ -80,30 +80,35 @@ impl Codes {
     }
 }
 
+/// Stands for keys that were not looked up yet.
+const UNKNOWN: u32 = u32::MAX;
+
 /// Codes by key: each key is looked up once. `null` is what a null means.
 fn by_key(keys: &Int32Array, table: &mut Table, mut look_up: impl FnMut(&mut Table, i32) -> u32, null: Value) -> Vec<u32> {
-    const UNKNOWN: u32 = u32::MAX;
-    let mut known: Vec<u32> = Vec::new();
+    let mut known = vec![UNKNOWN; known_keys(keys)];
+    let mut code_of = |table: &mut Table, key: i32| match known.get_mut(key as usize) {
+        Some(code) if *code != UNKNOWN => *code,
+        Some(code) => {
+            *code = look_up(table, key);
+            *code
+        }
+        None => look_up(table, key),
+    };
+    if keys.null_count() == 0 {
+        return keys.values().iter().map(|&key| code_of(table, key)).collect();
+    }
     let mut null_code = None;
-    let mut code = |row: usize| {
-        if keys.is_null(row) {
-            return *null_code.get_or_insert_with(|| table.code(null.clone()));
-        }
-        let key = keys.value(row);
-        let Ok(at) = usize::try_from(key) else { return look_up(table, key) };
-        if at >= known.len() {
-            // Keys of enumerations that nobody defined can be huge; they share the table's own look-up.
-            if at > keys.len().max(1 << 16) {
-                return look_up(table, key);
-            }
-            known.resize(at + 1, UNKNOWN);
-        }
-        if known[at] == UNKNOWN {
-            known[at] = look_up(table, key);
-        }
-        known[at]
+    let mut code = |row: usize| match keys.is_null(row) {
+        true => *null_code.get_or_insert_with(|| table.code(null.clone())),
+        false => code_of(table, keys.value(row)),
     };
     (0..keys.len()).map(&mut code).collect()
+}
+
+/// How many keys from 0 are worth to be remembered. Keys of enumerations that nobody defined can be huge.
+fn known_keys(keys: &Int32Array) -> usize {
+    let most = keys.values().iter().copied().max().unwrap_or(-1);
+    usize::try_from(i64::from(most) + 1).unwrap_or(0).min(keys.len().max(1 << 16) + 1)
 }
 
 /// In each row the code of the first vector that has a value there.

@@ -82,7 +82,7 @@ pub fn finish_operand(
 ) -> Result<Vec<Series>> {
     let mut partial = Partial::new(detail.cell_kind(function), intervals.count(), held);
     batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
-    Ok(series::finish(function, intervals, detail, partial))
+    series::finish(function, intervals, detail, partial)
 }
 
 /// The answer to `query`, with at most `request.exemplars` exemplars, as many of each series.

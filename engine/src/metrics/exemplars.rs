@@ -24,6 +24,8 @@ const EACH_STRETCH: usize = 2;
 /// different times share their stretches.
 #[derive(Debug, Clone)]
 pub struct Stretches {
+    /// Nanoseconds of one.
+    length: u64,
     by_interval: Vec<u64>,
     exemplars: usize,
 }
@@ -36,10 +38,33 @@ impl Stretches {
         while (intervals.count() >> doublings) + 1 > most && intervals.count() >> doublings > 0 {
             doublings += 1;
         }
-        let length = intervals.step().saturating_mul(1 << doublings);
+        Self::new(intervals, intervals.step().saturating_mul(1 << doublings), exemplars as usize)
+    }
+
+    fn new(intervals: &Intervals, length: u64, exemplars: usize) -> Self {
         let last_nanosecond = |at: u64| intervals.start() + intervals.step() * (at + 1) - 1;
         let by_interval = (0..intervals.count() as u64).map(|at| last_nanosecond(at) / length).collect();
-        Self { by_interval, exemplars: exemplars as usize }
+        Self { length, by_interval, exemplars }
+    }
+
+    /// The same stretches in other intervals, which are on the same grid or lie each within one interval of it.
+    pub fn in_intervals(&self, intervals: &Intervals) -> Self {
+        Self::new(intervals, self.length, self.exemplars)
+    }
+
+    /// Length of one in nanoseconds.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether they do not depend on where `intervals`, for which they were made, begin: each interval is part of one stretch.
+    pub fn on_grid(&self, intervals: &Intervals) -> bool {
+        intervals.start().is_multiple_of(intervals.step())
+    }
+
+    /// Whether `intervals` begin and end with a stretch.
+    pub fn are_whole(&self, intervals: &Intervals) -> bool {
+        intervals.start().is_multiple_of(self.length) && intervals.end().is_multiple_of(self.length)
     }
 
     /// How many there are.
@@ -99,6 +124,8 @@ pub type Slot = (u32, u64, i32);
 pub struct Candidate {
     /// Of its trace in its slot.
     pub hash: u64,
+    /// Its interval.
+    pub interval: u32,
     /// Its trace.
     pub trace: TraceId,
     /// Its start in Unix nanoseconds.
@@ -205,7 +232,7 @@ mod tests {
     use super::*;
 
     fn candidate(trace: u8, hash: u64, value: f64) -> Candidate {
-        Candidate { hash, trace: TraceId([trace; 16]), start_unix_nano: 5, value, labels: Labels::new() }
+        Candidate { hash, interval: 0, trace: TraceId([trace; 16]), start_unix_nano: 5, value, labels: Labels::new() }
     }
 
     #[test]
@@ -225,6 +252,11 @@ mod tests {
         assert_eq!((each(60), each(1), each(1010)), (3, 2, 10));
         let (early, late) = (Stretches::of(&intervals(1000), 60), Stretches::of(&intervals(1010), 60));
         (0..90).for_each(|at| assert_eq!(early.of_interval(at + 10), late.of_interval(at)));
+        // Each stretch ends with a multiple of 4; the first interval of a range from 1003 begins at 1002.
+        let part = early.in_intervals(&Intervals::of_range(1003, 1036, 1).unwrap());
+        (0..30).for_each(|at| assert_eq!(early.of_interval(at + 3), part.of_interval(at)));
+        let whole = |start: u64, end: u64| early.are_whole(&Intervals::of_range(start, end, 1).unwrap());
+        assert!(whole(1001, 1036) && whole(1005, 1008) && !whole(1003, 1036) && !whole(1001, 1035));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | `exemplars` | spans that stand for their series |
 //! | `detail` | what hints ask to be kept beyond the function's own cells |
 //! | `partial` | series under way: observed, merged, and carried as batches |
+//! | `cache`, `packed` | partial series of row groups, kept for the next query; batches in few bytes |
 //! | `observe` | the spans of a frame into series under way |
 //! | `weighted` | the same for sampled spans, trace by trace |
 //! | `pick` | the spans of a frame that may become exemplars |
@@ -22,6 +23,7 @@
 //!
 //! Everything before `series` is a sum of parts that can be added in any order, so that partitions, processes and blocks merge exactly.
 
+pub mod cache;
 pub mod cells;
 pub mod codes;
 pub mod compare;
@@ -31,6 +33,7 @@ pub mod evaluate;
 pub mod exemplars;
 pub mod intervals;
 pub mod observe;
+pub mod packed;
 pub mod partial;
 pub mod pick;
 pub mod series;

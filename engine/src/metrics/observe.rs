@@ -1,8 +1,11 @@
 //! The spans of a frame into series under way, column by column.
 
+use std::sync::Arc;
+
 use arrow::{
     array::{Array, UInt32Array},
     buffer::BooleanBuffer,
+    record_batch::RecordBatch,
 };
 
 use hashbrown::HashMap;
@@ -14,6 +17,7 @@ use super::{
     compare::{self, Distinct},
     detail::{Detail, Extrapolation},
     estimate::Weight,
+    exemplars::Stretches,
     intervals::Intervals,
     partial::{Labels, Partial, too_many_series},
     pick::Picker,
@@ -48,6 +52,9 @@ pub fn value_field(function: &MetricsFunction) -> Option<&FieldRef> {
     }
 }
 
+/// Stands for the interval of rows that are in none.
+const OUTSIDE: u32 = u32::MAX;
+
 /// The chosen rows of a frame, with the interval of each; rows outside of all intervals are left out.
 pub struct Chosen {
     /// Rows, ascending.
@@ -61,23 +68,28 @@ impl Chosen {
     /// The rows set in `rows` that begin in one of `intervals`. Errors: `Data`.
     pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
         let (starts, offsets) = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
+        let (length, count) = (rows.len(), rows.count_set_bits());
         let mut finder = intervals.finder();
-        let mut chosen = Self { rows: Vec::new(), intervals: Vec::new(), length: rows.len() };
-        let count = rows.count_set_bits();
-        chosen.rows.reserve(count);
-        chosen.intervals.reserve(count);
-        let mut take = |row: usize| {
-            if let Some(at) = finder.find((starts[row] as u64).wrapping_add(offsets[row] as u64)) {
-                chosen.rows.push(row as u32);
-                chosen.intervals.push(at);
-            }
-        };
-        if count == rows.len() {
-            (0..count).for_each(&mut take)
+        let mut find = |start: i64, offset: i64| finder.find((start as u64).wrapping_add(offset as u64)).unwrap_or(OUTSIDE);
+        let mut chosen = if count == length {
+            let intervals = starts.iter().zip(offsets).map(|(&start, &offset)| find(start, offset)).collect();
+            Self { rows: (0..length as u32).collect(), intervals, length }
         } else {
-            rows.set_indices().for_each(&mut take)
+            let rows: Vec<u32> = rows.set_indices().map(|row| row as u32).collect();
+            Self { intervals: rows.iter().map(|&row| find(starts[row as usize], offsets[row as usize])).collect(), rows, length }
+        };
+        if chosen.intervals.contains(&OUTSIDE) {
+            let mut inside = chosen.intervals.iter().map(|&at| at != OUTSIDE);
+            chosen.rows.retain(|_| inside.next().unwrap_or(false));
+            chosen.intervals.retain(|&at| at != OUTSIDE);
         }
         Ok(chosen)
+    }
+
+    /// The first interval that has a row, and how many there are from it to the last that has one.
+    pub fn range(&self) -> (u32, usize) {
+        let least = self.intervals.iter().copied().min().unwrap_or(0);
+        (least, self.intervals.iter().copied().max().map_or(0, |most| (most - least) as usize + 1))
     }
 
     /// Those for which `keep` says so, with what `beside` has of them.
@@ -115,6 +127,15 @@ impl Chosen {
     }
 }
 
+/// How partial series of a row group serve other queries.
+#[derive(Debug, Clone)]
+pub struct Reuse {
+    /// What they depend on beside the row group, the pipeline and the intervals.
+    pub shape: Arc<str>,
+    /// They serve only where all times of the row group are in the window.
+    pub inside_only: bool,
+}
+
 /// Adds the chosen spans of frames to series.
 #[derive(Debug)]
 pub struct Observer {
@@ -135,9 +156,38 @@ impl Observer {
         Self { function, intervals, detail, picker, partial, distinct: Distinct::default() }
     }
 
+    /// Nothing observed yet of the same spans in other intervals; `memory` is to hold the series. Exemplars come from the same stretches of time.
+    pub fn in_intervals(&self, intervals: Intervals, memory: Reservation) -> Self {
+        let partial = Partial::new(self.detail.cell_kind(&self.function), intervals.count(), memory);
+        let picker = self.picker.as_ref().map(|picker| picker.in_intervals(&intervals));
+        Self { function: self.function.clone(), intervals, detail: self.detail.clone(), picker, partial, distinct: Distinct::default() }
+    }
+
+    /// What of these spans other queries may take over; None for nothing.
+    pub fn reuse(&self) -> Option<Reuse> {
+        let stretches = self.picker.as_ref().map(Picker::stretches);
+        if stretches.is_some_and(|stretches| !stretches.on_grid(&self.intervals)) {
+            return None;
+        }
+        // Values of an attribute are told apart while they are few: outside of the window they must not count. Nor must a span outside of it
+        // be the exemplar of a stretch that begins or ends inside.
+        let counts_outside = matches!(self.function, MetricsFunction::Compare { .. });
+        let inside_only = counts_outside || stretches.is_some_and(|stretches| !stretches.are_whole(&self.intervals));
+        let stretch = stretches.map_or(0, Stretches::length);
+        Some(Reuse { shape: format!("{} | {:?} | {stretch}", self.function, self.detail).into(), inside_only })
+    }
+
     /// What was observed since it was last taken.
     pub fn take_partial(&mut self) -> Partial {
         self.partial.take()
+    }
+
+    /// Adds partial series of the same function and intervals. Errors: `Exhausted` for too many series, `Internal` for another batch.
+    pub fn merge(&mut self, series: &RecordBatch) -> Result<()> {
+        match self.function {
+            MetricsFunction::Compare { .. } => compare::merge((&mut self.partial, &mut self.distinct), series),
+            _ => self.partial.merge_batch(series),
+        }
     }
 
     /// The columns that observing reads: start times, the grouping, values, and what weights and exemplars are told by.
@@ -195,6 +245,7 @@ impl Observer {
 
     /// Counts values; of sampled spans those of each weight in turn, mostly one.
     fn compare(&mut self, frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
+        frame.hold(frame.len() * compare::SLOT_BYTES)?;
         let Some(extrapolation) = &self.detail.extrapolation else {
             return compare::observe((&mut self.partial, &mut self.distinct), frame, chosen, selected, Weight::ONE);
         };
@@ -247,9 +298,10 @@ impl Observer {
 
     /// Counts spans.
     fn count(&mut self, chosen: &Chosen, groups: &Groups) -> Result<Places> {
-        let intervals = self.intervals.count();
         let mut places = vec![None; groups.labels.len()];
-        if groups.labels.len() * intervals > TABLE_MAX {
+        // The rows of a frame are close in time: few of the query's intervals have any.
+        let (first, width) = chosen.range();
+        if groups.labels.len() * width > TABLE_MAX {
             for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
                 let place = self.place(&mut places, groups, group)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
@@ -258,15 +310,15 @@ impl Observer {
             }
             return Ok(places);
         }
-        let mut table = vec![0u64; groups.labels.len() * intervals];
+        let mut table = vec![0u64; groups.labels.len() * width];
         for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
-            table[group as usize * intervals + at as usize] += 1;
+            table[group as usize * width + (at - first) as usize] += 1;
         }
-        for (group, counts) in table.chunks_exact(intervals).enumerate() {
+        for (group, counts) in table.chunks_exact(width).enumerate() {
             if counts.iter().any(|&count| count > 0) {
                 let place = self.place(&mut places, groups, group as u32)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
-                    cells.iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
+                    cells[first as usize..].iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
                 }
             }
         }

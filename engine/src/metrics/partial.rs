@@ -1,16 +1,20 @@
 //! Series under way: of one partition, of one process, or of all.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    hash::BuildHasher,
+    sync::{Arc, LazyLock},
+};
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BinaryBuilder, Decimal128Builder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, ListBuilder, UInt32Builder,
-        UInt64Builder,
+        Array, ArrayRef, AsArray, BinaryBuilder, BooleanArray, Decimal128Builder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, ListBuilder,
+        UInt32Builder, UInt64Builder,
     },
+    compute::filter_record_batch,
     datatypes::{DataType, Decimal128Type, Field, Float64Type, Int32Type, Schema, SchemaRef, UInt32Type, UInt64Type},
     record_batch::RecordBatch,
 };
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
@@ -36,6 +40,10 @@ fn candidate_bytes(candidate: &Candidate) -> usize {
     candidate.labels.iter().map(|label| size_of::<KeyValue>() + label.encoded_len()).sum()
 }
 
+fn labels_of(key: &[u8]) -> Result<Labels> {
+    Ok(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)
+}
+
 /// `error`, which refuses memory for more than `count` series, with what to do about it.
 pub fn too_many_series(error: Error, count: usize) -> Error {
     error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
@@ -46,8 +54,11 @@ pub fn too_many_series(error: Error, count: usize) -> Error {
 pub struct Partial {
     kind: CellKind,
     intervals: usize,
-    series: Vec<(Labels, Cells)>,
-    places: HashMap<Vec<u8>, usize>,
+    /// Labels as an encoded `KeyValueList`, and cells.
+    series: Vec<(Box<[u8]>, Cells)>,
+    /// Places of series by their labels.
+    places: HashTable<usize>,
+    hasher: DefaultHashBuilder,
     memory: Reservation,
     exemplars: Exemplars,
 }
@@ -55,22 +66,26 @@ pub struct Partial {
 impl Partial {
     /// No series yet; `memory` is to hold theirs.
     pub fn new(kind: CellKind, intervals: usize, memory: Reservation) -> Self {
-        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), memory, exemplars: Exemplars::default() }
+        let (places, hasher) = (HashTable::new(), DefaultHashBuilder::default());
+        Self { kind, intervals, series: Vec::new(), places, hasher, memory, exemplars: Exemplars::default() }
     }
 
     /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when there is no memory for more.
     pub fn place(&mut self, labels: Labels) -> Result<usize> {
-        let list = KeyValueList { values: labels };
-        let key = list.encode_to_vec();
-        if let Some(&place) = self.places.get(&key) {
+        self.place_of_key(&KeyValueList { values: labels }.encode_to_vec())
+    }
+
+    /// The same for labels as an encoded `KeyValueList`. Cost: a look-up, and a copy of them for a new series.
+    pub fn place_of_key(&mut self, key: &[u8]) -> Result<usize> {
+        let hash = self.hasher.hash_one(key);
+        if let Some(place) = self.known(hash, key) {
             return Ok(place);
         }
         let cells = Cells::new(self.kind, self.intervals);
-        // Labels as they are, and as the key by which they are found.
-        let labels: usize = list.values.len() * size_of::<KeyValue>() + 2 * key.len();
-        self.hold(cells.memory_bytes() + labels + size_of::<(Labels, Cells)>() + size_of::<(Vec<u8>, usize)>())?;
-        self.series.push((list.values, cells));
-        self.places.insert(key, self.series.len() - 1);
+        self.hold(cells.memory_bytes() + key.len() + size_of::<(Box<[u8]>, Cells)>() + size_of::<usize>())?;
+        self.series.push((key.into(), cells));
+        let (series, hasher) = (&self.series, &self.hasher);
+        self.places.insert_unique(hash, series.len() - 1, |&place| hasher.hash_one(&*series[place].0));
         Ok(self.series.len() - 1)
     }
 
@@ -87,12 +102,24 @@ impl Partial {
 
     /// The place of the series with these labels, if there is one.
     pub fn find(&self, labels: Labels) -> Option<usize> {
-        self.places.get(&KeyValueList { values: labels }.encode_to_vec()).copied()
+        let key = KeyValueList { values: labels }.encode_to_vec();
+        self.known(self.hasher.hash_one(&*key), &key)
+    }
+
+    fn known(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        self.places.find(hash, |&place| *self.series[place].0 == *key).copied()
     }
 
     /// Reserves memory for what cells grow by. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
         self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
+    }
+
+    /// Makes room for that many series.
+    fn reserve(&mut self, series: usize) {
+        let (known, hasher) = (&self.series, &self.hasher);
+        self.places.reserve(series, |&place| hasher.hash_one(&*known[place].0));
+        self.series.reserve(series);
     }
 
     /// How many series there are.
@@ -110,6 +137,11 @@ impl Partial {
         &mut self.series[place].1
     }
 
+    /// The labels of a series. Errors: `Internal` for labels that are none.
+    pub fn labels(&self, place: usize) -> Result<Labels> {
+        labels_of(&self.series[place].0)
+    }
+
     /// The spans that may become exemplars.
     pub fn exemplars(&self) -> &Exemplars {
         &self.exemplars
@@ -124,26 +156,43 @@ impl Partial {
         Ok(())
     }
 
-    /// All series, by place, and their exemplars.
-    pub fn into_series(self) -> (Vec<(Labels, Cells)>, Exemplars) {
-        (self.series, self.exemplars)
+    /// All series, by place. Errors: `Internal` for labels that are none.
+    pub fn into_series(self) -> Result<Vec<(Labels, Cells)>> {
+        self.series.into_iter().map(|(key, cells)| Ok((labels_of(&key)?, cells))).collect()
+    }
+
+    /// All series, by place, with their labels as encoded `KeyValueList`s.
+    pub fn encoded_series(&self) -> &[(Box<[u8]>, Cells)] {
+        &self.series
     }
 
     /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`], `Exhausted`.
     pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.merge_batch_by(batch, Self::place_of_key)
+    }
+
+    /// The same where `place_of` says which series the rows of some labels are added to. Errors: also its own.
+    pub fn merge_batch_by(&mut self, batch: &RecordBatch, mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
         if batch.schema_ref().fields() != SCHEMA.fields() {
             return Err(Error::internal("a batch is not one of partial series"));
         }
         let labels = batch.column(0).as_binary::<i32>();
+        let intervals = batch.column(1).as_primitive::<UInt32Type>();
         let traces = batch.column(EXEMPLAR_TRACE).as_fixed_size_binary();
+        if self.is_empty() {
+            self.reserve((1..batch.num_rows()).filter(|&row| labels.value(row) != labels.value(row - 1)).count() + 1);
+        }
         let mut last: Option<(&[u8], usize)> = None;
         for row in 0..batch.num_rows() {
             let key = labels.value(row);
             let place = match last {
                 Some((known, place)) if known == key => place,
-                _ => self.place(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)?,
+                _ => place_of(self, key)?,
             };
             last = Some((key, place));
+            if intervals.value(row) as usize >= self.intervals {
+                return Err(Error::internal("a partial series has an interval that does not exist"));
+            }
             if traces.is_valid(row) { self.merge_exemplar(batch, row, place)? } else { self.merge_cell(batch, row, place)? }
         }
         Ok(())
@@ -157,9 +206,6 @@ impl Partial {
         let weight = || Weight(batch.column(WEIGHT).as_primitive::<Decimal128Type>().value(row).unsigned_abs());
         let sums = batch.column(SUMS).as_list::<i32>().value(row);
         let mut sums: &[f64] = sums.as_primitive::<Float64Type>().values();
-        if at >= self.intervals {
-            return Err(Error::internal("a partial series has an interval that does not exist"));
-        }
         let damaged = || Error::internal("a partial series lacks a bucket or a part of an estimate");
         let mut grown = 0;
         match self.cells(place) {
@@ -197,10 +243,11 @@ impl Partial {
         let labels = batch.column(EXEMPLAR_TRACE + 5).as_binary::<i32>().value(row);
         let candidate = Candidate {
             hash: number(EXEMPLAR_TRACE + 2),
+            interval: batch.column(1).as_primitive::<UInt32Type>().value(row),
             trace: TraceId(trace.try_into().map_err(|e| Error::internal("reading a trace id").with_source(e))?),
             start_unix_nano: number(EXEMPLAR_TRACE + 3),
             value: batch.column(EXEMPLAR_TRACE + 4).as_primitive::<Float64Type>().value(row),
-            labels: KeyValueList::decode(labels).map_err(|e| Error::internal("reading labels").with_source(e))?.values,
+            labels: labels_of(labels)?,
         };
         let class = batch.column(2).as_primitive::<Int32Type>().value(row);
         self.offer((place as u32, number(EXEMPLAR_TRACE + 1), class), candidate)
@@ -210,12 +257,11 @@ impl Partial {
     /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         let held = self.memory.another();
-        for (labels, cells) in &self.series {
-            let labels: usize = labels.iter().map(Message::encoded_len).sum();
-            held.grow(cells.filled() * (ROW_BYTES + labels)).map_err(|error| error.context("handing on the series of the query"))?;
+        for (key, cells) in &self.series {
+            held.grow(cells.filled() * (ROW_BYTES + key.len())).map_err(|error| error.context("handing on the series of the query"))?;
         }
         for ((place, ..), candidate) in self.exemplars.in_order() {
-            let labels: usize = self.series[place as usize].0.iter().map(Message::encoded_len).sum();
+            let labels = self.series[place as usize].0.len();
             held.grow(2 * ROW_BYTES + labels + candidate_bytes(candidate)).map_err(|error| error.context("handing on exemplars"))?;
         }
         held.attach(self.rows()?)
@@ -223,12 +269,11 @@ impl Partial {
 
     fn rows(&self) -> Result<RecordBatch> {
         let mut rows = Rows::default();
-        for (labels, cells) in &self.series {
-            rows.push_cells(&KeyValueList { values: labels.clone() }.encode_to_vec(), cells);
+        for (key, cells) in &self.series {
+            rows.push_cells(key, cells);
         }
         for ((place, stretch, class), candidate) in self.exemplars.in_order() {
-            let labels = self.series[place as usize].0.clone();
-            rows.push_exemplar(&KeyValueList { values: labels }.encode_to_vec(), stretch, class, candidate);
+            rows.push_exemplar(&self.series[place as usize].0, stretch, class, candidate);
         }
         rows.finish()
     }
@@ -264,10 +309,24 @@ const SUMS: usize = 9;
 const EXEMPLAR_TRACE: usize = 10;
 
 /// The schema of partial series: `labels` is an OTLP `KeyValueList`; `sum_lost` is what rounding lost of `sum`; `weight` is a [`Weight`] and
-/// `estimate` the sums beside it, for weighted cells. A row that has an `exemplar_trace` is an exemplar of the series, in the class `bucket`,
-/// and says nothing of its cells.
+/// `estimate` the sums beside it, for weighted cells. A row that has an `exemplar_trace` is an exemplar of the series, in the class `bucket`
+/// and its own `interval`, and says nothing of its cells.
 pub fn schema() -> SchemaRef {
     SCHEMA.clone()
+}
+
+/// A batch of partial series in other intervals: `offset` is added to the number of each, and what is then not below `count` is left out.
+/// Errors: `Internal` when it is not one of [`schema`].
+pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBatch> {
+    let not_partial = || Error::internal("a batch is not one of partial series");
+    let at = batch.schema_ref().index_of("interval").map_err(|_| not_partial())?;
+    let place = |interval: u32| offset + i64::from(interval);
+    let intervals = batch.column(at).as_primitive_opt::<UInt32Type>().ok_or_else(not_partial)?;
+    let kept = intervals.values().iter().map(|&interval| usize::try_from(place(interval)).is_ok_and(|place| place < count));
+    let batch = filter_record_batch(batch, &BooleanArray::from_iter(kept.map(Some)))?;
+    let mut columns = batch.columns().to_vec();
+    columns[at] = Arc::new(columns[at].as_primitive::<UInt32Type>().unary::<_, UInt32Type>(|interval| place(interval) as u32));
+    Ok(RecordBatch::try_new(batch.schema(), columns)?)
 }
 
 #[derive(Default)]
@@ -353,7 +412,7 @@ impl Rows {
 
     fn push_exemplar(&mut self, labels: &[u8], stretch: u64, class: i32, candidate: &Candidate) {
         self.exemplars.push((stretch, candidate.clone()));
-        self.push(labels, 0, class, &NumberCell::default());
+        self.push(labels, candidate.interval as usize, class, &NumberCell::default());
     }
 
     fn finish(mut self) -> Result<RecordBatch> {
@@ -435,9 +494,9 @@ mod tests {
             }
         }
         let labels = vec![key_value("status", &Value::from("error"))];
-        for (place, class, hash) in [(0, -3, 5), (0, 4, 1 << 63), (1, 4, 9)] {
-            let candidate =
-                Candidate { hash, trace: TraceId([class as u8; 16]), start_unix_nano: 77, value: f64::from(class), labels: labels.clone() };
+        for (place, class, hash, interval) in [(0, -3, 5, 0), (0, 4, 1 << 63, 2), (1, 4, 9, 2)] {
+            let trace = TraceId([class as u8; 16]);
+            let candidate = Candidate { hash, interval, trace, start_unix_nano: 77, value: f64::from(class), labels: labels.clone() };
             partial.offer((place, 1 << 40, class), candidate).unwrap();
         }
         partial
@@ -447,24 +506,30 @@ mod tests {
     fn series_survive_the_batch_and_add_up() {
         for kind in KINDS {
             let mut merged = Partial::new(kind, 3, Reservation::default());
-            merged.merge_batch(&filled(kind).to_batch().unwrap()).unwrap();
-            let ((one, exemplars), (copy, copied)) = (filled(kind).into_series(), merged.into_series());
+            let one = filled(kind);
+            merged.merge_batch(&one.to_batch().unwrap()).unwrap();
+            let (exemplars, copied) = (one.exemplars().clone(), merged.exemplars().clone());
+            let (one, copy) = (one.into_series().unwrap(), merged.into_series().unwrap());
             assert_eq!(one, copy);
             assert_eq!((exemplars.in_order(), exemplars.in_order().len()), (copied.in_order(), 3));
             let mut twice = filled(kind);
             twice.merge_batch(&filled(kind).to_batch().unwrap()).unwrap();
-            let (series, same) = twice.into_series();
-            assert_eq!(same.in_order(), exemplars.in_order(), "the same spans win again");
-            for ((_, mut expected), (_, found)) in one.into_iter().zip(series) {
+            assert_eq!(twice.exemplars().in_order(), exemplars.in_order(), "the same spans win again");
+            for ((_, mut expected), (_, found)) in one.into_iter().zip(twice.into_series().unwrap()) {
                 expected.merge(&expected.clone());
                 assert_eq!(expected, found);
                 assert_eq!(expected.memory_bytes(), found.memory_bytes());
             }
         }
-        assert!(
-            Partial::new(CellKind::Counts, 2, Reservation::default()).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(),
-            "an interval too far"
-        );
+        let moved = moved(&filled(CellKind::Counts).to_batch().unwrap(), -1, 2).unwrap();
+        let shorter = || Partial::new(CellKind::Counts, 2, Reservation::default());
+        let mut found = shorter();
+        found.merge_batch(&moved).unwrap();
+        let exemplars: Vec<_> = found.exemplars().in_order().into_iter().map(|(slot, candidate)| (slot, candidate.interval)).collect();
+        assert_eq!(exemplars, [((0, 1 << 40, 4), 1), ((1, 1 << 40, 4), 1)], "so do exemplars");
+        let counts: Vec<Cells> = found.into_series().unwrap().into_iter().map(|(_, cells)| cells).collect();
+        assert_eq!(counts, [Cells::Counts(vec![0, 5]), Cells::Counts(vec![0, 5])], "a and b in the last interval; the first is left out");
+        assert!(shorter().merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
     }
 
     #[test]

@@ -44,6 +44,16 @@ impl Picker {
         Self { stretches: Stretches::of(intervals, detail.exemplars), fields, bucket_of: bucket_by(detail, function) }
     }
 
+    /// The same for spans in other intervals.
+    pub fn in_intervals(&self, intervals: &Intervals) -> Self {
+        Self { stretches: self.stretches.in_intervals(intervals), fields: self.fields.clone(), bucket_of: self.bucket_of }
+    }
+
+    /// The stretches of time that spans are picked from.
+    pub fn stretches(&self) -> &Stretches {
+        &self.stretches
+    }
+
     /// Adds the columns that [`Picker::pick`] reads beside those of the function.
     pub fn add_needs(&self, needs: &mut ColumnNeeds, source: &SourceRef) {
         self.fields.iter().for_each(|field| needs.add_field(field, source));
@@ -91,7 +101,7 @@ impl Picker {
             let Some(place) = places[group] else { continue };
             let slot = (place as u32, first + (slot / count) as u64, least + (slot % count) as i32);
             if partial.exemplars().wants(slot, hash) {
-                let candidate = self.candidate(frame, chosen.rows[at as usize] as usize, hash, values)?;
+                let candidate = self.candidate(frame, chosen, at as usize, hash, values)?;
                 partial.offer(slot, candidate)?;
             }
         }
@@ -108,7 +118,9 @@ impl Picker {
         self.pick(partial, frame, chosen, (&groups, &places), None)
     }
 
-    fn candidate(&self, frame: &Frame, row: usize, hash: u64, values: Option<&Numbers>) -> Result<Candidate> {
+    /// The chosen span `at`.
+    fn candidate(&self, frame: &Frame, chosen: &Chosen, at: usize, hash: u64, values: Option<&Numbers>) -> Result<Candidate> {
+        let row = chosen.rows[at] as usize;
         let mut labels = Labels::new();
         for field in &self.fields {
             let value = frame.vector_of_spans(field)?.get(row);
@@ -119,6 +131,7 @@ impl Picker {
         let start = frame.ints(Column::TraceStart)?.value(row) as u64;
         Ok(Candidate {
             hash,
+            interval: chosen.intervals[at],
             trace: trace_of(frame, row),
             start_unix_nano: start.wrapping_add(frame.ints(Column::StartOffset)?.value(row) as u64),
             value: values.and_then(|values| values.get(row)).map_or(f64::NAN, |number| number.as_f64()),

@@ -1,6 +1,9 @@
 //! Finished series: cells to values.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 use prost::Message;
 use skein_proto::{
@@ -10,16 +13,17 @@ use skein_proto::{
 
 use super::{
     cells::{BUCKETS, Cells, NumberCell, Sparse, bucket_of, in_order},
-    compare::{META_TYPE, META_TYPES, VALUES_MAX},
+    compare::{META_TYPE, META_TYPES, VALUES_MAX, ValueKey},
     detail::Detail,
     estimate::{self, Bounds, Estimate, NumberEstimate, Variance, Weight},
-    exemplars::{Candidate, Exemplars, Stretches, spread},
+    exemplars::{Candidate, Stretches, spread},
     intervals::Intervals,
     observe::value_field,
     partial::{Labels, Partial},
     sketch,
 };
 use crate::{
+    error::{Error, Result},
     plan::matches::key_value,
     spans::value::Value,
     traceql::{FieldRef, Intrinsic, MetricsFunction, OverTime},
@@ -53,53 +57,53 @@ pub struct Exemplar {
 const NANOS: f64 = 1e9;
 
 /// The series of a function, without those that have no point. Ungrouped counts and rates have a series even if nothing was found.
-pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail, partial: Partial) -> Vec<Series> {
-    let (mut all, exemplars) = partial.into_series();
+///
+/// Errors: `Internal` for labels that are none.
+pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail, partial: Partial) -> Result<Vec<Series>> {
+    let mut of_places = exemplars_by_place(&partial, intervals, detail.exemplars)?;
+    if let MetricsFunction::Compare { top_n, .. } = function {
+        let top_n = usize::try_from(*top_n).unwrap_or(usize::MAX);
+        return compared(&partial, of_places, top_n, intervals.count(), detail.exemplars as usize);
+    }
     let shape = Shape { function, seconds: intervals.step() as f64 / NANOS, exact: detail.exact, confidence: detail.confidence() };
+    let mut all = partial.into_series()?;
     if all.is_empty() && function.by().is_empty() && matches!(function, MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. }) {
         all.push((vec![key_value("__name__", &Value::from(function.name()))], Cells::new(detail.cell_kind(function), intervals.count())));
     }
-    let mut of_places = exemplars_by_place(&all, &exemplars, intervals, detail.exemplars);
-    let mut series = match function {
-        MetricsFunction::Compare { top_n, .. } => {
-            compared(all, of_places, usize::try_from(*top_n).unwrap_or(usize::MAX), intervals.count(), detail.exemplars as usize)
-        }
-        _ => {
-            let of_cells = |(place, (labels, cells))| {
-                let mut series = shape.of_cells(labels, cells);
-                shape.attach(&mut series, of_places.remove(&place).unwrap_or_default());
-                series
-            };
-            all.into_iter().enumerate().flat_map(of_cells).collect()
-        }
+    let of_cells = |(place, (labels, cells))| {
+        let mut series = shape.of_cells(labels, cells);
+        shape.attach(&mut series, of_places.remove(&place).unwrap_or_default());
+        series
     };
+    let mut series: Vec<Series> = all.into_iter().enumerate().flat_map(of_cells).collect();
     series.retain(|series| series.values.iter().any(|value| !value.is_nan()));
-    series
+    Ok(series)
 }
 
-/// The best spread exemplars of each place.
-fn exemplars_by_place(all: &[(Labels, Cells)], exemplars: &Exemplars, intervals: &Intervals, most: u32) -> HashMap<usize, Vec<Exemplar>> {
-    let slots = exemplars.in_order();
+/// The best spread exemplars of each place. Errors: `Internal` for labels that are none.
+fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32) -> Result<HashMap<usize, Vec<Exemplar>>> {
+    let slots = partial.exemplars().in_order();
     let each = Stretches::of(intervals, most).exemplars_each();
     let of_place = |slots: &[((u32, u64, i32), &Candidate)]| {
         let place = slots[0].0.0 as usize;
+        let labels = partial.labels(place)?;
         let candidates: Vec<(u64, i32, &Candidate)> = slots.iter().map(|&((_, stretch, class), candidate)| (stretch, class, candidate)).collect();
-        let chosen = spread(&candidates, most as usize, each).into_iter().filter_map(|candidate| exemplar(candidate, &all.get(place)?.0, intervals));
-        (place, chosen.collect())
+        let chosen = spread(&candidates, most as usize, each).into_iter().map(|candidate| exemplar(candidate, &labels));
+        Ok((place, chosen.collect()))
     };
     slots.chunk_by(|a, b| a.0.0 == b.0.0).map(of_place).collect()
 }
 
-fn exemplar(candidate: &Candidate, series: &[KeyValue], intervals: &Intervals) -> Option<Exemplar> {
+fn exemplar(candidate: &Candidate, series: &[KeyValue]) -> Exemplar {
     let mut labels = vec![key_value("trace:id", &Value::from(&*candidate.trace.to_short_hex()))];
     labels.extend(series.iter().filter(|label| !label.key.starts_with("__") && label.value.is_some()).cloned());
     labels.extend(candidate.labels.iter().cloned());
-    Some(Exemplar {
-        interval: intervals.finder().find(candidate.start_unix_nano)? as usize,
+    Exemplar {
+        interval: candidate.interval as usize,
         value: (!candidate.value.is_nan()).then_some(candidate.value),
         labels,
         timestamp_ms: (candidate.start_unix_nano / 1_000_000) as i64,
-    })
+    }
 }
 
 /// What the values of a function's series look like.
@@ -332,48 +336,109 @@ pub fn quantile_of(q: f64, buckets: impl Iterator<Item = (i32, f64)>, total: f64
     0.0
 }
 
+/// How many spans one value has in each interval.
+#[derive(Debug, Clone, Copy)]
+enum CountsOf<'a> {
+    Spans(&'a [u64]),
+    Weighted(&'a [Estimate]),
+}
+
+impl<'a> CountsOf<'a> {
+    fn of(cells: &'a Cells) -> Option<Self> {
+        match cells {
+            Cells::Counts(counts) => Some(Self::Spans(counts)),
+            Cells::WeightedCounts(estimates) => Some(Self::Weighted(estimates)),
+            _ => None,
+        }
+    }
+
+    fn by_interval(self) -> impl Iterator<Item = Weight> {
+        let (spans, weighted) = match self {
+            Self::Spans(counts) => (counts, [].as_slice()),
+            Self::Weighted(estimates) => ([].as_slice(), estimates),
+        };
+        spans.iter().map(|&count| Weight::ONE.times(count)).chain(weighted.iter().map(|estimate| estimate.weight))
+    }
+
+    fn all(self) -> Weight {
+        let mut all = Weight::default();
+        self.by_interval().for_each(|spans| all += spans);
+        all
+    }
+}
+
+/// A value of an attribute in one of the groups.
+#[derive(Debug, Clone, Copy)]
+struct Compared<'a> {
+    /// How many spans have it.
+    spans: Weight,
+    /// An `AnyValue` message; empty where values are not told apart.
+    value: &'a [u8],
+    counts: CountsOf<'a>,
+}
+
+impl<'a> Compared<'a> {
+    /// The most frequent values come first, of these in the order of their texts.
+    fn rank(&self) -> (Reverse<Weight>, String, &'a [u8]) {
+        (Reverse(self.spans), label_text(AnyValue::decode(self.value).ok().as_ref()), self.value)
+    }
+}
+
+/// An attribute in one of the groups.
+struct Attribute<'a> {
+    totals: Vec<Weight>,
+    values: Vec<Compared<'a>>,
+    exemplars: Vec<(Compared<'a>, Vec<Exemplar>)>,
+}
+
+impl Attribute<'_> {
+    fn new(intervals: usize) -> Self {
+        Self { totals: vec![Weight::default(); intervals], values: Vec::new(), exemplars: Vec::new() }
+    }
+}
+
 /// The most frequent values of each attribute in both groups, and the totals of each attribute; only these of an attribute of too many values.
 /// Exemplars, which are those of names, go to the totals.
 fn compared(
-    all: Vec<(Labels, Cells)>,
+    partial: &Partial,
     mut exemplars: HashMap<usize, Vec<Exemplar>>,
     top_n: usize,
     intervals: usize,
     exemplars_max: usize,
-) -> Vec<Series> {
-    let mut attributes: BTreeMap<(String, String), Vec<Series>> = BTreeMap::new();
-    let mut values: HashMap<String, usize> = HashMap::new();
-    for (place, (labels, cells)) in all.into_iter().enumerate() {
-        let counts: Vec<f64> = match cells {
-            Cells::Counts(counts) => counts.into_iter().map(|count| count as f64).collect(),
-            Cells::WeightedCounts(cells) => cells.into_iter().map(|cell| cell.weight.as_f64()).collect(),
-            _ => continue,
-        };
-        let meta = labels.first().map(|label| label_text(label.value.as_ref())).unwrap_or_default();
-        let Some(label) = labels.last() else { continue };
+) -> Result<Vec<Series>> {
+    let mut attributes: BTreeMap<(bool, &str), Attribute<'_>> = BTreeMap::new();
+    let mut series: HashMap<&str, usize> = HashMap::new();
+    for (place, (key, cells)) in partial.encoded_series().iter().enumerate() {
+        let Some(counts) = CountsOf::of(cells) else { continue };
+        let ValueKey { selected, name, value } = ValueKey::parse(key).ok_or_else(|| Error::internal("a partial series is not one of compare()"))?;
         // Values that were not told apart are too many.
-        *values.entry(label.key.clone()).or_default() += if label.value.is_some() { 1 } else { VALUES_MAX + 1 };
-        let exemplars = exemplars.remove(&place).unwrap_or_default();
-        let series = Series { values: counts, exemplars, ..Series::default() };
-        attributes.entry((meta, label.key.clone())).or_default().push(Series { labels, ..series });
+        *series.entry(name).or_default() += if value.is_some() { 1 } else { VALUES_MAX + 1 };
+        let attribute = attributes.entry((selected, name)).or_insert_with(|| Attribute::new(intervals));
+        attribute.totals.iter_mut().zip(counts.by_interval()).for_each(|(total, spans)| *total += spans);
+        let compared = Compared { spans: counts.all(), value: value.unwrap_or_default(), counts };
+        attribute.exemplars.extend(exemplars.remove(&place).map(|exemplars| (compared, exemplars)));
+        attribute.values.extend(value.map(|_| compared));
     }
     let mut out = Vec::new();
-    for ((meta, attribute), mut series) in attributes {
-        let mut totals = vec![0.0; intervals];
-        series.iter().for_each(|series| totals.iter_mut().zip(&series.values).for_each(|(total, value)| *total += value));
-        let sum = |series: &Series| series.values.iter().sum::<f64>();
-        series.sort_by(|a, b| sum(b).total_cmp(&sum(a)).then_with(|| order_key(&a.labels).cmp(&order_key(&b.labels))));
-        let exemplars = in_turn(series.iter_mut().map(|series| std::mem::take(&mut series.exemplars)).collect(), exemplars_max);
-        if values.get(&attribute).is_some_and(|&count| count > VALUES_MAX) {
-            series.clear();
+    for ((selected, name), Attribute { totals, mut values, mut exemplars }) in attributes {
+        if series.get(name).is_some_and(|&count| count > VALUES_MAX) {
+            values.clear();
         }
-        series.truncate(top_n);
-        out.extend(series);
-        debug_assert!(META_TYPES.contains(&meta.as_str()));
-        let labels = vec![key_value(META_TYPE, &Value::from(&*format!("{meta}_total"))), key_value(&attribute, &Value::Nil)];
-        out.push(Series { labels, values: totals, bounds: None, exemplars: exemplars.into_iter().map(|(_, exemplar)| exemplar).collect() });
+        keep_most_frequent(&mut values, top_n);
+        let meta = META_TYPES[usize::from(selected)];
+        for Compared { value, counts, .. } in values {
+            let value = AnyValue::decode(value).map_err(|e| Error::internal("reading a label").with_source(e))?;
+            let label = KeyValue { key: name.to_owned(), value: Some(value), ..KeyValue::default() };
+            let values = counts.by_interval().map(Weight::as_f64).collect();
+            out.push(Series { labels: vec![key_value(META_TYPE, &Value::from(meta)), label], values, ..Series::default() });
+        }
+        exemplars.sort_by_cached_key(|(compared, _)| compared.rank());
+        let exemplars = in_turn(exemplars.into_iter().map(|(_, exemplars)| exemplars).collect(), exemplars_max);
+        let exemplars = exemplars.into_iter().map(|(_, exemplar)| exemplar).collect();
+        let labels = vec![key_value(META_TYPE, &Value::from(&*format!("{meta}_total"))), key_value(name, &Value::Nil)];
+        out.push(Series { labels, values: totals.into_iter().map(Weight::as_f64).collect(), bounds: None, exemplars });
     }
-    out
+    Ok(out)
 }
 
 /// The first of each list, then the second of each, and so on up to `most`, with the number of their list.
@@ -390,6 +455,16 @@ pub fn in_turn<T>(lists: Vec<Vec<T>>, most: usize) -> Vec<(usize, T)> {
         });
     }
     out
+}
+
+/// Keeps the `top_n` values that most spans have, the most frequent first, ties by text. Texts are only looked at where they may matter.
+fn keep_most_frequent(values: &mut Vec<Compared<'_>>, top_n: usize) {
+    if values.len() > top_n && top_n > 0 {
+        let (_, &mut Compared { spans: least, .. }, _) = values.select_nth_unstable_by(top_n - 1, |a, b| b.spans.cmp(&a.spans));
+        values.retain(|compared| compared.spans >= least);
+    }
+    values.sort_by_cached_key(Compared::rank);
+    values.truncate(top_n);
 }
 
 /// The text of a label's value, as labels are ordered by.
@@ -417,7 +492,7 @@ fn order_key(labels: &[KeyValue]) -> (usize, Vec<(String, String, Vec<u8>)>) {
     (labels.len(), pairs)
 }
 
-/// Orders series by the number of labels, then their names and values.
+/// Orders series by the number of labels, then their names and values, then the types of these.
 pub fn sort(series: &mut [Series]) {
     series.sort_by_cached_key(|series| order_key(&series.labels));
 }

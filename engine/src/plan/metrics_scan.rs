@@ -1,6 +1,6 @@
 //! `MetricsScanExec`: the leaf of a metrics query. Spans of all sources into partial series.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use datafusion::{
@@ -19,14 +19,22 @@ use super::{
 };
 use crate::{
     clock::Stopwatch,
+    error::ErrorKind,
     exec::{
         eval::Frame,
         memory::{Pool, Reservation},
-        sources::{ScanUnit, SourceSet, active_rows, scan_units},
+        source::SourceRef,
+        sources::{ScanUnit, SourceName, SourceSet, active_rows, of_row_group, scan_units},
         spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
-    metrics::{detail::Detail, intervals::Intervals, observe::Observer, partial},
+    metrics::{
+        cache::{Found, Part, PartialCache, Slot},
+        detail::Detail,
+        intervals::Intervals,
+        observe::{Observer, Reuse},
+        partial,
+    },
     parts::{Beat, Pace, mark, marked},
     stop,
     traceql::MetricsFunction,
@@ -36,7 +44,8 @@ use crate::{
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
 /// of the partition's row groups that are in it and those before ([`row_groups_in`]). Row groups, newest first, are dealt out to the partitions
-/// in turn. **Memory**: the columns of a row group and all series, for each partition.
+/// in turn. **Memory**: the columns of a row group and all series, for each partition. What is known of a row group of a
+/// block from an earlier query ([`PartialCache`]) is not read again.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
@@ -102,12 +111,16 @@ impl MetricsScanExec {
     }
 }
 
+/// What the memory of a partition is for.
+const HELD: &str = "series of a partition";
+
 /// What the stream of one partition needs.
 struct Scan {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
-    observer: Observer,
     intervals: Intervals,
+    /// How the partial series of a row group may be shared.
+    reuse: Option<Reuse>,
     metrics: Arc<ScanMetrics>,
     pool: Pool,
 }
@@ -127,6 +140,7 @@ struct Running {
     units: Option<std::vec::IntoIter<ScanUnit>>,
     partition: usize,
     partitions: usize,
+    observer: Observer,
     beat: Option<Beat>,
     observed: usize,
     ended: bool,
@@ -144,7 +158,7 @@ impl Running {
         }
         while let Some(unit) = self.units.as_mut().and_then(Iterator::next) {
             stop::check()?;
-            self.scan.observe(unit).await?;
+            self.scan.observe(unit, &mut self.observer).await?;
             self.observed += 1;
             if self.beat.as_mut().is_some_and(Beat::is_due) {
                 return self.output(watch).map(Some);
@@ -155,7 +169,7 @@ impl Running {
     }
 
     fn output(&mut self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
-        let batch = self.scan.observer.take_partial().to_batch()?;
+        let batch = self.observer.take_partial().to_batch()?;
         self.scan.metrics.busy(watch.elapsed());
         self.scan.metrics.output(batch.num_rows());
         if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
@@ -171,25 +185,74 @@ impl Scan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    async fn observe(&mut self, unit: ScanUnit) -> crate::error::Result<()> {
+    /// Adds the spans of a row group, as they were found before if they were.
+    async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+        let source = &self.sources.sources().await?[unit.source];
+        let excluded = self.sources.excluded_rows(unit.source, source);
+        let Some((cache, slot)) = self.cache_slot(unit, source, excluded) else {
+            return self.scan(unit, source, excluded, observer).await.map(drop);
+        };
+        match cache.get(&slot)? {
+            Found::Series(series) => {
+                self.metrics.row_group_cached();
+                observer.merge(&series)
+            }
+            Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(drop),
+            Found::Nothing => {
+                let mut own = observer.in_intervals(*slot.own(), Reservation::new(HELD, &self.pool));
+                match self.scan(unit, source, excluded, &mut own).await {
+                    // Known without reading: not worth its place.
+                    Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
+                    Ok(Some(Pruned::Bloom) | None) => observer.merge(&cache.put(slot, &own.take_partial().to_batch()?)?),
+                    Err(error) if error.kind() == ErrorKind::Exhausted => {
+                        cache.put_too_large(slot);
+                        self.scan(unit, source, excluded, observer).await.map(drop)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Where the series of a row group are kept; None where they may change, or where nothing of it is left.
+    fn cache_slot(&self, unit: ScanUnit, source: &SourceRef, excluded: &[Range<usize>]) -> Option<(&PartialCache, Slot)> {
+        let cache = self.sources.resolver().partial_cache()?;
+        let SourceName::Block { id: block } = self.sources.names()[unit.source] else { return None };
+        let rows = &source.row_groups()[unit.group];
+        let own = |row: usize| (row - rows.first_row as usize) as u32;
+        let excluded: Vec<_> = of_row_group(excluded, rows).iter().map(|range| (own(range.start), own(range.end))).collect();
+        if excluded.iter().map(|(start, end)| end - start).sum::<u32>() == rows.rows {
+            return None;
+        }
+        let Reuse { shape, inside_only } = self.reuse.as_ref()?;
+        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, shape, &self.intervals, *inside_only)?;
+        Some((cache, slot))
+    }
+
+    /// Reads a row group and adds its spans. Tells why nothing was read.
+    async fn scan(
+        &self,
+        unit: ScanUnit,
+        source: &SourceRef,
+        excluded: &[Range<usize>],
+        observer: &mut Observer,
+    ) -> crate::error::Result<Option<Pruned>> {
         let metrics = &*self.metrics;
-        let source = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None, &self.pool);
-        let excluded = self.sources.excluded_rows(unit.source, frame.source());
+        let mut frame = Frame::new(source.clone(), unit.group, None, &self.pool);
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
             frame.rule_out(Pruned::Joined);
         }
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
-            frame.load(&self.observer.needs(frame.source()), metrics).await?;
-            self.observer.observe(&frame, &rows)?;
+            frame.load(&observer.needs(frame.source()), metrics).await?;
+            observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {
             Some(why) => metrics.pruned(why, 1),
             None => metrics.row_group(frame.len() as u64),
         }
-        Ok(())
+        Ok(frame.pruned())
     }
 }
 
@@ -213,16 +276,21 @@ impl ExecutionPlan for MetricsScanExec {
     counted_node!();
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let held = Reservation::new("series of a partition", context.memory_pool());
+        let held = Reservation::new(HELD, context.memory_pool());
+        let observer = Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held);
+        let reuse = observer.reuse().map(|Reuse { shape, inside_only }| Reuse { shape: format!("{} | {shape}", self.pipeline).into(), inside_only });
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
-            observer: Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held),
             intervals: self.intervals,
+            reuse,
             metrics: self.metrics.clone(),
             pool: context.memory_pool().clone(),
         };
-        let running = Running { scan, units: None, partition, partitions: self.partitions, beat: Pace::of(&context), observed: 0, ended: false };
+        // Values of an attribute are told apart while they are few in all that a partition has read: taken in parts, they would count again.
+        let whole_only = matches!(self.function, MetricsFunction::Compare { .. });
+        let beat = Pace::of(&context).filter(|_| !whole_only);
+        let running = Running { scan, units: None, partition, partitions: self.partitions, observer, beat, observed: 0, ended: false };
         let batches = stream::try_unfold(running, |mut running| async move { Ok(running.next().await?.map(|batch| (batch, running))) });
         Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
     }

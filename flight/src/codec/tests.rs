@@ -271,7 +271,7 @@ async fn a_share_of_metrics_leaves_traces_out_and_says_what_it_read() {
     engine.execute(&plan).await.unwrap().iter().for_each(|batch| partial.merge_batch(batch).unwrap());
     let mut counts: Vec<u64> = partial
         .into_series()
-        .0
+        .unwrap()
         .into_iter()
         .map(|(_, cells)| match cells {
             Cells::Counts(counts) => counts[0],

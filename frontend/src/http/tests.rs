@@ -155,7 +155,17 @@ impl QueryService for FakeQueries {
             service_stats: [("shop".to_owned(), tempo::ServiceStats { span_count: 2, error_count: 0 })].into(),
             ..Default::default()
         };
-        let stats = ScanStats { traces: 3, spans: 9, bytes: 10, reads: 2, blocks: 1, block_bytes: 1000, row_groups: 1, row_groups_skipped: 4 };
+        let stats = ScanStats {
+            traces: 3,
+            spans: 9,
+            bytes: 10,
+            reads: 2,
+            blocks: 1,
+            block_bytes: 1000,
+            row_groups: 1,
+            row_groups_skipped: 4,
+            ..Default::default()
+        };
         Ok(if known { SearchResult { traces: vec![trace], stats, ..SearchResult::default() } } else { SearchResult::default() })
     }
 

@@ -8,11 +8,9 @@ use skein_proto::tempo;
 use crate::listening::Progress;
 
 fn additional(stats: &ScanStats) -> BTreeMap<String, i64> {
-    [("rowGroupsInspected", stats.row_groups), ("rowGroupsSkipped", stats.row_groups_skipped)]
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(name, count)| (name.to_owned(), i64::try_from(count).unwrap_or(i64::MAX)))
-        .collect()
+    let counts =
+        [("rowGroupsInspected", stats.row_groups), ("rowGroupsCached", stats.row_groups_cached), ("rowGroupsSkipped", stats.row_groups_skipped)];
+    counts.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), i64::try_from(count).unwrap_or(i64::MAX))).collect()
 }
 
 fn narrow(count: u64) -> u32 {

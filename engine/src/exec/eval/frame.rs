@@ -301,17 +301,32 @@ impl Frame {
 
     /// Values of `field`, one a row. Of the events or links of a span the last that has a value counts.
     pub fn vector_of_spans(&self, field: &FieldRef) -> Result<Vector> {
+        if level_of(field) == FieldLevel::Span {
+            return self.vector(field);
+        }
+        let found = self.nested_values(field, &BooleanBuffer::new_set(self.rows))?;
+        if found.is_empty() {
+            return Ok(Vector::Const(Value::Nil, self.rows));
+        }
+        let mut values = vec![Value::Nil; self.rows];
+        found.into_iter().for_each(|(row, value)| values[row as usize] = value);
+        Ok(Vector::Values(values.into()))
+    }
+
+    /// The rows of `rows` that have a value of `field`, which is one of events or links, with it: of several the last. Rows ascend. Errors:
+    /// as [`Frame::vector`].
+    pub fn nested_values(&self, field: &FieldRef, rows: &BooleanBuffer) -> Result<Vec<(u32, Value)>> {
         let vector = self.vector(field)?;
         let list = match level_of(field) {
-            FieldLevel::Span => return Ok(vector),
+            FieldLevel::Span => return Err(Error::internal(format!("{field} is not a field of events or links"))),
             FieldLevel::Event => self.event_list.clone(),
             FieldLevel::Link => self.links()?.map(|(list, _)| list),
         };
-        if matches!(vector, Vector::Const(Value::Nil, _)) || list.as_ref().is_none_or(|list| list.values().is_empty()) {
-            return Ok(Vector::Const(Value::Nil, self.rows));
-        }
-        let last = |row| entries_of(list.as_ref(), row).rev().map(|at| vector.get(at)).find(|value| *value != Value::Nil).unwrap_or(Value::Nil);
-        Ok(Vector::Values((0..self.rows).map(last).collect()))
+        let Some(list) = list.filter(|list| !list.values().is_empty() && !matches!(vector, Vector::Const(Value::Nil, _))) else {
+            return Ok(Vec::new());
+        };
+        let last = |row: usize| entries(&list, row).rev().map(|at| vector.get(at)).find(|value| *value != Value::Nil);
+        Ok(rows.set_indices().filter_map(|row| Some((row as u32, last(row)?))).collect())
     }
 
     fn attribute(&self, scope: AttributeScope, key: &str) -> Result<Vector> {
