@@ -448,7 +448,7 @@ async fn memory_that_a_worker_lacks_is_refused_in_its_name() {
     refused(cluster.trace_by_id(&tenant, TraceRequest::whole(TraceId(1u128.to_be_bytes()))).await.unwrap_err(), "the live spans of a trace");
     let intervals = Intervals::of_instant(999 * SECOND, 2000 * SECOND).unwrap();
     let metrics = MetricsRequest::new("{ } | rate()", intervals);
-    refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "a block for another process");
+    refused(cluster.metrics(&tenant, metrics).await.unwrap_err(), "columns of a row group");
 }
 
 #[tokio::test]
@@ -966,11 +966,13 @@ async fn explain_shows_what_each_node_of_each_worker_read() {
     };
     let scans: Vec<&str> = text.lines().filter(|line| line.contains("SpansetScanExec")).collect();
     let scanned: Vec<u64> = scans.iter().flat_map(|line| counts(line, "spans_scanned=")).collect();
-    assert_eq!((scans.len(), scanned.len()), (4, 4), "three workers and the coordinator:\n{text}");
+    assert_eq!(scans.len(), 4, "three workers and the coordinator:\n{text}");
     assert_eq!(counts(&text, " spans: "), [scanned.iter().sum::<u64>()], "the sum of all\n{text}");
     for worker in 0..3 {
         let at_least = (1..=TRACES).filter(|&trace| !is_split(trace) && places(trace, 1) == [Place::Live(worker)]).count() as u64 * SPANS;
-        let share = text.split(&format!("ShareExec: worker={}", cluster.nodes[worker].url)).nth(1).unwrap();
-        assert!(counts(share, "spans_scanned=")[0] >= at_least, "its live spans\n{text}");
+        let share = text.split("\n\n").find(|share| share.starts_with(&format!("ShareExec: worker={}", cluster.nodes[worker].url))).unwrap();
+        // Nothing is said of a scan that read nothing.
+        let read = counts(share, "spans_scanned=").first().copied().unwrap_or_default();
+        assert!(read >= at_least, "its live spans\n{text}");
     }
 }
