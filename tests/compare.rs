@@ -41,6 +41,8 @@ const INTERVALS: u64 = 6;
 
 /// Counts by group, attribute, and value as text with its type; for each the spans by interval.
 type Counts = BTreeMap<(String, String, String), Vec<f64>>;
+/// A value, and how often it occurs in each interval.
+type Counted = (String, Vec<f64>);
 
 /// One span with all that its message does not say.
 struct Known {
@@ -189,7 +191,7 @@ fn expected(spans: &[Known], top_n: usize) -> Counts {
             add(&mut totals, (format!("{group}_total"), name, "text nil".to_owned()));
         }
     }
-    let mut by_attribute: BTreeMap<(String, String), Vec<(String, Vec<f64>)>> = BTreeMap::new();
+    let mut by_attribute: BTreeMap<(String, String), Vec<Counted>> = BTreeMap::new();
     for ((group, name, value), counts) in all {
         by_attribute.entry((group, name)).or_default().push((value, counts));
     }

@@ -107,12 +107,15 @@ async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T>>) -> R
     }
 }
 
+/// Parts, and the task that ends with the whole. Dropping it ends it.
+type Running<T> = (mpsc::Receiver<T>, JoinSet<Result<T, Status>>);
+
 /// An answer being told.
 struct Speaking<T> {
     /// Packets that are next.
     ready: vec::IntoIter<T>,
-    /// Parts, and the task that ends with the whole. Dropping it ends it.
-    running: Option<(mpsc::Receiver<T>, JoinSet<Result<T, Status>>)>,
+    /// None after the whole.
+    running: Option<Running<T>>,
     packet_bytes: usize,
 }
 

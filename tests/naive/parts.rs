@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
+use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use skein_engine::metrics::intervals::Intervals;
 use skein_engine::parts::{Pace, Part, Parts};
 use skein_engine::query::{MetricsRequest, MetricsResult, QueryService, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest};
 use skein_engine::tenant::TenantId;
-use skein_proto::tempo::TimeSeries;
+use skein_proto::tempo::{TimeSeries, TraceSearchMetadata};
 
 use super::traces::{BASE_SECONDS, World};
 use super::{Case, engines::engines};
@@ -20,8 +21,11 @@ use crate::harness::{self, wait};
 const WORLDS: u64 = 40;
 const SEARCHES_PER_WORLD: usize = 10;
 
+/// What a listener has heard.
+type Heard<T> = Arc<Mutex<Vec<Part<T>>>>;
+
 /// A listener that keeps everything. Parts come whenever something was read.
-fn listener<T: Send + 'static>() -> (Parts<T>, Arc<Mutex<Vec<Part<T>>>>) {
+fn listener<T: Send + 'static>() -> (Parts<T>, Heard<T>) {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let kept = heard.clone();
     let parts = Parts::new(Pace::start(Duration::ZERO, Duration::ZERO), move |part| {
@@ -80,13 +84,19 @@ fn search(context: &str, engine: &dyn QueryService, case: &Case) -> usize {
         assert_eq!(whole.is_ok(), without.is_ok(), "{context}");
         return 0;
     };
-    assert_eq!(whole.traces, without.traces, "{context}");
+    // By bytes, so that NaN equals itself.
+    let encoded = |traces: &[TraceSearchMetadata]| traces.iter().map(Message::encode_to_vec).collect::<Vec<_>>();
+    assert_eq!(encoded(&whole.traces), encoded(&without.traces), "{context}: {whole:?}\n{without:?}");
     let parts = taken(&heard);
     let filled = parts.iter().filter(|part| !part.found.traces.is_empty()).count();
     let looked = |stats: &skein_engine::query::ScanStats| stats.row_groups + stats.row_groups_skipped;
     assert!(parts.iter().all(|part| looked(&part.found.stats) <= looked(&whole.stats)), "{context}");
     let said: Vec<_> = parts.into_iter().flat_map(|part| part.found.traces).collect();
-    assert!(said.len() <= whole.traces.len() && said == whole.traces[..said.len()], "{context}: {said:?} is not the beginning of {:?}", whole.traces);
+    assert!(
+        said.len() <= whole.traces.len() && encoded(&said) == encoded(&whole.traces[..said.len()]),
+        "{context}: {said:?} is not the beginning of {:?}",
+        whole.traces
+    );
     filled
 }
 

@@ -369,7 +369,7 @@ impl Observer {
         let by_bucket = bucket_by(&self.detail, &self.function);
         let (mut trace, mut from) = (TraceCells::default(), 0);
         for (_, until) in chosen.traces(frame)? {
-            for at in from..until {
+            for (at, &weight) in (from..until).zip(&weights[from..until]) {
                 let number = match numbers.map(|numbers| numbers.get(chosen.rows[at] as usize)) {
                     None => Number::Int(0),
                     Some(Some(number)) => number,
@@ -377,7 +377,7 @@ impl Observer {
                 };
                 if let Some(bucket) = by_bucket.map_or(Some(0), |bucket_of| bucket_of(number)) {
                     let place = self.place(&mut places, groups, groups.rows[at])?;
-                    trace.add((place, chosen.intervals[at], bucket), weights[at], number.as_f64());
+                    trace.add((place, chosen.intervals[at], bucket), weight, number.as_f64());
                 }
             }
             trace.flush(&mut self.partial)?;

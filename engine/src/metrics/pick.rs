@@ -80,7 +80,7 @@ impl Picker {
         let mut from = 0;
         for (id, until) in chosen.traces(frame)? {
             let hash = hash_of_trace(id);
-            for at in from..until {
+            for (at, &group) in (from..until).zip(&groups[from..until]) {
                 let class = match &classes {
                     None => (hash & 1) as usize,
                     Some(classes) => match classes.rows[at] {
@@ -91,7 +91,7 @@ impl Picker {
                 let slot = (self.stretches.of_interval(chosen.intervals[at]) - first) as usize * count + class;
                 let hash = hash ^ salts[slot];
                 if hash <= ceiling {
-                    winners.offer(groups[at] as usize * salts.len() + slot, hash, at as u32);
+                    winners.offer(group as usize * salts.len() + slot, hash, at as u32);
                 }
             }
             from = until;

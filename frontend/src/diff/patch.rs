@@ -270,9 +270,12 @@ fn attribute_changes(before: &Node<'_>, after: &Node<'_>) -> Vec<Change<'static>
         .collect()
 }
 
+/// Attributes of events of one name, before and after.
+type Sides = (Vec<Map<String, Json>>, Vec<Map<String, Json>>);
+
 /// Events by name, in their order: the first of a name is compared with the first, and so on.
 fn event_changes<'a>(before: &Node<'a>, after: &Node<'a>) -> Vec<Change<'a>> {
-    let mut by_name: BTreeMap<&'a str, (Vec<Map<String, Json>>, Vec<Map<String, Json>>)> = BTreeMap::new();
+    let mut by_name: BTreeMap<&'a str, Sides> = BTreeMap::new();
     let attributes = |event: &Event| flat(&event.attributes);
     before.span.events.iter().for_each(|event| by_name.entry(&event.name).or_default().0.push(attributes(event)));
     after.span.events.iter().for_each(|event| by_name.entry(&event.name).or_default().1.push(attributes(event)));

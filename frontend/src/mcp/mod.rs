@@ -104,7 +104,7 @@ impl ServerHandler for McpServer {
             Err(problem) => Err(problem),
             Ok(Call::Document(text)) => Ok(text.to_owned()),
             Ok(Call::Request(request)) => tokio::select! {
-                answered = self.ask(request, context.extensions.get::<Parts>()) => answered,
+                answered = self.ask(*request, context.extensions.get::<Parts>()) => answered,
                 () = context.ct.cancelled() => Err("the client has left".to_owned()),
             },
         };

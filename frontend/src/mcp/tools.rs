@@ -57,7 +57,7 @@ pub(super) struct ToolSpec {
 /// What a call becomes.
 pub(super) enum Call {
     /// A request to the query API.
-    Request(Request<Body>),
+    Request(Box<Request<Body>>),
     /// A text at hand.
     Document(&'static str),
 }
@@ -302,7 +302,10 @@ fn diff(given: &Given<'_>) -> Result<Call, String> {
     };
     let format = given.get("format").unwrap_or(DiffFormat::Composed.name());
     let body = json!({ "base": side("base")?, "compare": side("compare")?, "format": format });
-    Request::post("/api/v2/traces/diff").body(Body::from(body.to_string())).map(Call::Request).map_err(|error| error.to_string())
+    Request::post("/api/v2/traces/diff")
+        .body(Body::from(body.to_string()))
+        .map(|request| Call::Request(Box::new(request)))
+        .map_err(|error| error.to_string())
 }
 
 fn values(given: &Given<'_>) -> Result<Call, String> {
@@ -323,7 +326,10 @@ fn get(path: &str, params: &[(&str, &str)]) -> Result<Call, String> {
     let query: Vec<String> = params.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
     let uri = if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) };
     // A URI has at most 64 KiB, so that a longer query ends here.
-    Request::get(uri).body(Body::empty()).map(Call::Request).map_err(|error| format!("the arguments are too long: {error}"))
+    Request::get(uri)
+        .body(Body::empty())
+        .map(|request| Call::Request(Box::new(request)))
+        .map_err(|error| format!("the arguments are too long: {error}"))
 }
 
 /// Percent-encoded: all but letters, digits and `-_.~`.

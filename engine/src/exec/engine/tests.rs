@@ -153,7 +153,9 @@ impl World {
     fn refusing(&self, refuse: usize) -> (Engine, Arc<RefusesOnce>) {
         let inner = UnboundedMemoryPool::default();
         let pool = Arc::new(RefusesOnce { inner, grown: AtomicUsize::new(0), refuse, refused: Mutex::default() });
-        let (settings, memory) = (EngineSettings { partitions: 2, ..EngineSettings::default() }, Arc::new(QueryMemory::new(0)));
+        // What the cache of partial series is refused is computed without it.
+        let settings = EngineSettings { partitions: 2, partial_cache_bytes: 0, ..EngineSettings::default() };
+        let memory = Arc::new(QueryMemory::new(0));
         (Engine::with_memory(self.store.clone(), self.catalog.clone(), self.live.clone(), settings, (memory, pool.clone())), pool)
     }
 
