@@ -257,13 +257,17 @@ impl Partial {
     /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         let held = self.memory.another();
+        let mut label_bytes = 0;
         for (key, cells) in &self.series {
+            label_bytes += cells.filled() * key.len();
             held.grow(cells.filled() * (ROW_BYTES + key.len())).map_err(|error| error.context("handing on the series of the query"))?;
         }
         for ((place, ..), candidate) in self.exemplars.in_order() {
             let labels = self.series[place as usize].0.len();
+            label_bytes += labels;
             held.grow(2 * ROW_BYTES + labels + candidate_bytes(candidate)).map_err(|error| error.context("handing on exemplars"))?;
         }
+        check_label_bytes(label_bytes)?;
         held.attach(self.rows()?)
     }
 
@@ -277,6 +281,15 @@ impl Partial {
         }
         rows.finish()
     }
+}
+
+/// Labels stand on every row, and offsets into them have 32 bits. Errors: `Exhausted` for more.
+fn check_label_bytes(bytes: usize) -> Result<()> {
+    if i32::try_from(bytes).is_ok() {
+        return Ok(());
+    }
+    let text = format!("the series of the query have {bytes} bytes of labels in all their intervals: group by fewer values, or take a longer step");
+    Err(Error::exhausted(text))
 }
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -500,6 +513,12 @@ mod tests {
             partial.offer((place, 1 << 40, class), candidate).unwrap();
         }
         partial
+    }
+
+    #[test]
+    fn labels_beyond_what_offsets_reach_are_refused() {
+        assert!(check_label_bytes(i32::MAX as usize).is_ok());
+        assert_eq!(check_label_bytes(i32::MAX as usize + 1).unwrap_err().kind(), crate::error::ErrorKind::Exhausted);
     }
 
     #[test]
