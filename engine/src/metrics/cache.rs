@@ -180,7 +180,8 @@ impl PartialCache {
     }
 
     /// Waits until what is under way in the cache is done: its bound holds, its counters are right.
-    pub fn settle(&self) {
+    #[cfg(test)]
+    fn settle(&self) {
         self.entries.run_pending_tasks();
     }
 }
