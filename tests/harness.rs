@@ -45,6 +45,11 @@ pub fn wait<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 
+/// Runs a future beside the test.
+pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> tokio::task::JoinHandle<F::Output> {
+    runtime().spawn(future)
+}
+
 /// Asks `condition` until it holds. The pause between two questions keeps the machine free, it does not decide the outcome.
 pub fn until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;

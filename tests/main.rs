@@ -9,10 +9,12 @@
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
 //! | `api` | the edges of the HTTP API |
 //! | `bounds` | limits of tenants, clients that leave, a large trace |
+//! | `streaming` | parts of answers over gRPC, also to a Python client made from the project's own `.proto` |
 //! | `cli` | the command line |
 //! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `formats` | that other tools open the blocks |
-//! | `naive` | random searches over random traces, in process: the engine answers what a plain evaluator of the language does |
+//! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
+//! | `naive` | random searches and metrics queries over random traces, in process: the engine answers what a plain evaluator of the language does |
 //!
 //! What the tests stand on: `harness` (the process and its clients), `otlp` (requests, datasets, comparison), `otlp_json` (an encoder),
 //! `sha256`, `stalling_store` (an object store that does not answer), `tools` (Python and Node programs).
@@ -23,6 +25,7 @@
 //! | `SKEIN_TEST_SEED` | seed of the kill test and of the property tests; each prints the one it took |
 //! | `SKEIN_TEST_TRACE_SPANS` | spans of the large trace, 100,000 if unset |
 //! | `SKEIN_RANDOM_QUERIES` | queries that `naive` asks, 2000 if not set |
+//! | `SKEIN_RANDOM_METRICS` | metrics queries that `naive` asks, 1000 if not set |
 //! | `SKEIN_RANDOM_TOLD` | wrong answers after which `naive` stops, 1 if not set |
 //! | `SKEIN_TEST_KEEP=1` | the temporary folders stay |
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, unreachable_pub)]
@@ -31,16 +34,20 @@ mod api;
 mod bounds;
 mod cli;
 mod cluster;
+mod compare;
 mod conformance;
 mod durability;
 mod formats;
 mod harness;
+mod mcp;
 mod naive;
 mod otlp;
 mod otlp_json;
+mod partial_cache;
 mod receive;
 mod sha256;
 mod stalling_store;
 mod stores;
+mod streaming;
 mod tools;
 mod truth;

@@ -1,16 +1,17 @@
 //! A read-only server of the S3 protocol over a folder of blocks, which leaves reads of spans unanswered when it is told to. So a test can hold a
-//! query in the middle, for as long as it likes, and see whether anybody still waits for it.
+//! query in the middle, for as long as it likes, see whether anybody still waits for it, and let it go on.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::harness::wait;
 
@@ -22,9 +23,28 @@ pub struct StallingStore {
     shared: Arc<Shared>,
 }
 
+/// Which reads of spans are left unanswered.
+#[derive(Clone, PartialEq, Eq)]
+enum Stalls {
+    None,
+    All,
+    /// Those whose key contains this.
+    Of(String),
+}
+
+impl Stalls {
+    fn covers(&self, key: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Of(part) => key.contains(part),
+        }
+    }
+}
+
 struct Shared {
     folder: PathBuf,
-    stalls: AtomicBool,
+    stalls: watch::Sender<Stalls>,
     waiting: AtomicUsize,
     reads: AtomicUsize,
 }
@@ -32,8 +52,12 @@ struct Shared {
 impl StallingStore {
     /// Serves `folder`; everything is answered at first.
     pub fn start(folder: &Path) -> Self {
-        let shared =
-            Arc::new(Shared { folder: folder.to_owned(), stalls: AtomicBool::new(false), waiting: AtomicUsize::new(0), reads: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            folder: folder.to_owned(),
+            stalls: watch::Sender::new(Stalls::None),
+            waiting: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
+        });
         let router = axum::Router::new().fallback(answer).with_state(shared.clone());
         let address = wait(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -53,9 +77,14 @@ impl StallingStore {
         json!({ "storage": { "trace": { "backend": "s3", "s3": s3, "local": null } } })
     }
 
-    /// From now on reads of spans are left unanswered, or answered again.
+    /// From now on reads of spans are left unanswered, or answered again, those that wait too.
     pub fn stall(&self, stalls: bool) {
-        self.shared.stalls.store(stalls, SeqCst);
+        self.shared.stalls.send_replace(if stalls { Stalls::All } else { Stalls::None });
+    }
+
+    /// From now on reads of spans of one block are left unanswered.
+    pub fn stall_block(&self, block: &str) {
+        self.shared.stalls.send_replace(Stalls::Of(block.to_owned()));
     }
 
     /// Reads that wait for an answer. Who closes the connection waits no more.
@@ -89,10 +118,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     if key.ends_with("data.parquet") {
         shared.reads.fetch_add(1, SeqCst);
-        if shared.stalls.load(SeqCst) {
+        let mut stalls = shared.stalls.subscribe();
+        if stalls.borrow_and_update().covers(&key) {
             shared.waiting.fetch_add(1, SeqCst);
-            let _waiting = Waiting(shared);
-            return std::future::pending().await;
+            let _waiting = Waiting(shared.clone());
+            let _ = stalls.wait_for(|stalls| !stalls.covers(&key)).await;
         }
     }
     let Ok(bytes) = std::fs::read(shared.folder.join(&key)) else { return respond(StatusCode::NOT_FOUND, Vec::new()) };

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use crate::harness::{PATIENCE, until};
 
 /// What the Python tests need, with the versions they were written for.
-const PYTHON_PACKAGES: [&str; 3] = ["moto[server]==5.2.5", "pyarrow==26.0.1", "duckdb==2.0.0"];
+const PYTHON_PACKAGES: [&str; 5] = ["moto[server]==5.2.5", "pyarrow==26.0.1", "duckdb==2.0.0", "mcp==2.3.0", "grpcio-tools==1.85.1"];
 const AZURITE: &str = "azurite@3.35.0";
 
 /// Azurite's account and its published key.

@@ -10,6 +10,7 @@ pub mod exec;
 pub mod lower;
 pub mod metrics;
 pub mod optimize;
+pub mod parts;
 pub mod plan;
 pub mod query;
 pub mod spans;

@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skein_proto::{otlp::trace::v1::ResourceSpans, tempo};
 
-use crate::{error::Result, exec::memory::Reservation, metrics::intervals::Intervals, spans::TraceId, tenant::TenantId};
+use crate::{
+    error::Result, exec::memory::Reservation, metrics::intervals::Intervals, parts::Parts, spans::TraceId, tenant::TenantId, traceql::FieldExpr,
+};
 
 /// A search or tag window in Unix seconds. A trace is in when it overlaps the window, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,9 @@ pub struct ScanStats {
     pub block_bytes: u64,
     /// Row groups read.
     pub row_groups: u64,
+    /// Row groups of which the result was known from an earlier query.
+    #[serde(default)]
+    pub row_groups_cached: u64,
     /// Row groups skipped by statistics, filters or the limit.
     pub row_groups_skipped: u64,
 }
@@ -47,6 +52,7 @@ impl ScanStats {
             blocks: self.blocks + other.blocks,
             block_bytes: self.block_bytes + other.block_bytes,
             row_groups: self.row_groups + other.row_groups,
+            row_groups_cached: self.row_groups_cached + other.row_groups_cached,
             row_groups_skipped: self.row_groups_skipped + other.row_groups_skipped,
         }
     }
@@ -90,6 +96,17 @@ pub struct MetricsRequest {
     pub intervals: Intervals,
     /// Most series to return; 0 is no limit.
     pub max_series: usize,
+    /// Most exemplars to return, whatever the query's hints say of them.
+    pub exemplars: u32,
+    /// The attribute of spans or resources that tells sampling probabilities, for `with(extrapolate=true)`.
+    pub sampling_attribute: Option<String>,
+}
+
+impl MetricsRequest {
+    /// A request for all series, without exemplars.
+    pub fn new(query: impl Into<String>, intervals: Intervals) -> Self {
+        Self { query: query.into(), intervals, max_series: 0, exemplars: 0, sampling_attribute: None }
+    }
 }
 
 /// The answer to a metrics query: series ordered by the number of labels, their names and values.
@@ -103,11 +120,42 @@ pub struct MetricsResult {
     pub stats: ScanStats,
 }
 
-/// Everything known of one trace.
+/// A request for one trace.
+#[derive(Debug, Clone)]
+pub struct TraceRequest {
+    /// Which trace.
+    pub id: TraceId,
+    /// Only limits which blocks are looked at; None looks at all.
+    pub window: Option<Window>,
+    /// None gives all spans.
+    pub filter: Option<TraceFilter>,
+}
+
+impl TraceRequest {
+    /// A whole trace, wherever its spans lie.
+    pub fn whole(id: TraceId) -> Self {
+        Self { id, window: None, filter: None }
+    }
+}
+
+/// Which spans of a trace are wanted: those that match, and some above and below them.
+#[derive(Debug, Clone)]
+pub struct TraceFilter {
+    /// What matches; of [`parse_span_filter`](crate::traceql::parse_span_filter).
+    pub matches: FieldExpr,
+    /// Levels of descendants that come with each match; None is all.
+    pub levels_below: Option<u32>,
+    /// Levels of ancestors that come with each match; None is all.
+    pub levels_above: Option<u32>,
+}
+
+/// What is known of one trace.
 #[derive(Debug, Default)]
 pub struct TraceResult {
-    /// Spans by resource and scope, ordered by start; empty when the trace is unknown.
+    /// Spans by resource and scope, ordered by start; empty when the trace is unknown or the filter kept nothing.
     pub resource_spans: Vec<ResourceSpans>,
+    /// Whether the filter left spans out.
+    pub filtered: bool,
     /// What it cost.
     pub stats: ScanStats,
     /// The memory that the spans take, to be kept as long as they are.
@@ -169,8 +217,8 @@ pub struct TagValues {
 /// `Exhausted`, which says what to do.
 #[async_trait]
 pub trait QueryService: Send + Sync + 'static {
-    /// Finds one trace. An unknown id is an empty result, not an error. `window` only limits which blocks are looked at.
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult>;
+    /// Finds one trace. An unknown id is an empty result, not an error. Errors: `Invalid` when the filter fails on values of this trace.
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult>;
 
     /// Runs a TraceQL search. Errors: `Invalid` for a query that does not parse or validate; its message begins as Tempo's does.
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult>;
@@ -189,4 +237,26 @@ pub trait QueryService: Send + Sync + 'static {
 
     /// Lists the values of one attribute. Errors: `Invalid` when `tag` is not a TraceQL identifier.
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues>;
+
+    /// [`QueryService::search`], which also tells `parts`: the traces that became certain, newest first. Here and below, who has no parts to tell
+    /// answers at the end.
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, _parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.search(tenant, request).await
+    }
+
+    /// [`QueryService::metrics`], which also tells `parts`: series with the samples of the intervals that became complete, later ones first,
+    /// without exemplars.
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, _parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.metrics(tenant, request).await
+    }
+
+    /// [`QueryService::tag_names`], which also tells `parts`: names found since the last one.
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, _parts: Parts<TagNames>) -> Result<TagNames> {
+        self.tag_names(tenant, request).await
+    }
+
+    /// [`QueryService::tag_values`], which also tells `parts`: values found since the last one.
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, _parts: Parts<TagValues>) -> Result<TagValues> {
+        self.tag_values(tenant, request).await
+    }
 }

@@ -1,6 +1,6 @@
 //! Our plan nodes as bytes, so that a plan runs in another process. Queries travel as TraceQL text, sources by name.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use datafusion::{
     common::{DataFusionError, Result, internal_datafusion_err},
@@ -15,7 +15,7 @@ use skein_engine::{
         sources::{SourceName, SourceResolver, SourceSet},
         spansets::{FilterTerm, FilterTerms, SpansetPipeline},
     },
-    metrics::{cells::CellKind, intervals::Intervals},
+    metrics::{cells::CellKind, detail::Detail, intervals::Intervals},
     plan::{
         metrics_merge::MetricsMergeExec,
         metrics_scan::MetricsScanExec,
@@ -59,6 +59,9 @@ enum Node {
     },
     Share {
         worker: Arc<str>,
+        /// When parts are told, as [`ShareExec::parts`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parts: Option<(Duration, Duration)>,
     },
     ShareResults {},
     NewestResults {
@@ -68,6 +71,7 @@ enum Node {
         sources: Sources,
         query: String,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         planned: Option<Planned>,
@@ -207,12 +211,12 @@ impl PhysicalExtensionCodec for PlanCodec {
                 };
                 Arc::new(TraceDetailsExec::new(input, sources, pipeline(&query)?))
             }
-            Node::Share { worker } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?),
+            Node::Share { worker, parts } => Arc::new(ShareExec::new(only_input(inputs)?, worker)?.telling(parts)),
             Node::ShareResults {} => Arc::new(ShareResultsExec::new(only_input(inputs)?)?),
             Node::NewestResults { limit } => Arc::new(NewestResultsExec::new(only_input(inputs)?, limit)),
-            Node::MetricsScan { sources, query, intervals, partitions, planned: how } => {
+            Node::MetricsScan { sources, query, intervals, detail, partitions, planned: how } => {
                 let (pipeline, function) = operand(&query)?;
-                Arc::new(MetricsScanExec::new(self.sources(sources)?, planned(pipeline, how)?, function, intervals, partitions))
+                Arc::new(MetricsScanExec::new(self.sources(sources)?, planned(pipeline, how)?, function, intervals, detail, partitions))
             }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
@@ -236,7 +240,7 @@ impl PhysicalExtensionCodec for PlanCodec {
             let sources = (!below).then(|| Sources::from(&**details.sources()));
             Node::TraceDetails { sources, query: details.pipeline().to_string() }
         } else if let Some(share) = node.downcast_ref::<ShareExec>() {
-            Node::Share { worker: share.worker().clone() }
+            Node::Share { worker: share.worker().clone(), parts: share.parts() }
         } else if node.is::<ShareResultsExec>() {
             Node::ShareResults {}
         } else if let Some(newest) = node.downcast_ref::<NewestResultsExec>() {
@@ -246,6 +250,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 sources: Sources::from(&**scan.sources()),
                 query: format!("{} | {}", scan.pipeline(), scan.function()),
                 intervals: *scan.intervals(),
+                detail: scan.detail().clone(),
                 partitions: scan.partitions(),
                 planned: Some(scan.pipeline().into()),
             }

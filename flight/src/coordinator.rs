@@ -13,7 +13,11 @@
 //!         ShareExec               here: the traces that lie in several places
 //! ```
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -25,10 +29,10 @@ use datafusion::{
         context::{QueryPlanner, SessionState},
     },
     logical_expr::{EmptyRelation, LogicalPlan},
-    physical_plan::{ExecutionPlan, execute_stream, union::UnionExec},
+    physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream, union::UnionExec},
 };
 use datafusion_distributed::{DistributedExt, DistributedLeafExec, NetworkCoalesceExec, SessionStateBuilderExt, WorkerResolver};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::{
@@ -39,9 +43,11 @@ use skein_engine::{
     },
     lower::{lower_metrics, lower_search},
     metrics::{
-        evaluate::{self, Operands, operand_key, operands_of},
-        observe::cell_kind,
+        detail::Detail,
+        evaluate::{self, Operands, distinct_operands},
+        told::{Operand, ToldMetrics},
     },
+    parts::{Pace, Part, Parts, is_last},
     plan::{
         metrics_merge::MetricsMergeExec,
         newest_results::NewestResultsExec,
@@ -51,12 +57,12 @@ use skein_engine::{
     },
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
-    traceql::{self, MetricsExpr, MetricsFunction, QueryBody},
+    traceql::{self, MetricsExpr, MetricsFunction},
 };
+use skein_proto::tempo::TraceSearchMetadata;
 use url::Url;
 
 use crate::{
@@ -118,37 +124,45 @@ impl Coordinator {
     /// The plan of a search, ready to [`run`](Self::run) once; None when there is nothing to search.
     /// Errors: `Invalid` for a query that does not parse or validate, else as [`survey`](Self::survey).
     pub async fn plan_search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        Ok(self.plan_search_at(tenant, request, None).await?.map(|(plan, _)| plan))
+    }
+
+    /// The same with shares that tell parts at `pace`, and the number of row groups.
+    async fn plan_search_at(&self, tenant: &TenantId, request: &SearchRequest, pace: Option<Pace>) -> Result<Option<(Arc<dyn ExecutionPlan>, u64)>> {
         let query = traceql::parse(&request.query)?;
         let (survey, shares) = self.survey(tenant, request.window).await?;
         let partitions = self.engine.partitions();
         let lower = |sources| Ok(lower_search(query.clone(), sources, request, partitions)?.plan);
-        let Some(results) = self.share_results(tenant, &survey, &shares, lower)? else { return Ok(None) };
-        self.distribute(Arc::new(NewestResultsExec::new(results, request.limit))).await.map(Some)
+        let Some(results) = self.share_results(tenant, &survey, &shares, pace, lower)? else { return Ok(None) };
+        let plan = self.distribute(Arc::new(NewestResultsExec::new(results, request.limit))).await?;
+        Ok(Some((plan, survey.row_groups())))
     }
 
     /// The plans of a metrics query, one for each operand, all over the same versions of the same sources, to [`run`](Self::run) once.
     /// Errors: `Invalid` for a query that does not parse or validate, or is no metrics query; else as [`survey`](Self::survey).
     pub async fn plan_metrics(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsPlan> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+        self.plan_metrics_at(tenant, request, None).await
+    }
+
+    /// The same with shares that tell parts at `pace`.
+    async fn plan_metrics_at(&self, tenant: &TenantId, request: &MetricsRequest, pace: Option<Pace>) -> Result<MetricsPlan> {
+        let (query, detail) = evaluate::checked(request)?;
         let (survey, shares) = self.survey(tenant, Some(request.intervals.window())).await?;
         let (intervals, partitions) = (request.intervals, self.engine.partitions());
         let mut operands: Vec<OperandPlan> = Vec::new();
-        for (pipeline, function) in operands_of(&query) {
-            let key = operand_key(pipeline, function);
-            if operands.iter().any(|operand| operand.key == key) {
-                continue;
-            }
-            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, partitions);
-            let plan = match self.share_results(tenant, &survey, &shares, lower)? {
+        for (key, (pipeline, function)) in distinct_operands(&query) {
+            let lower = |sources| lower_metrics(pipeline, function, sources, intervals, &detail, partitions);
+            let plan = match self.share_results(tenant, &survey, &shares, pace, lower)? {
                 Some(partials) => {
-                    let sum = MetricsMergeExec::new(partials, cell_kind(function), intervals.count());
+                    let sum = MetricsMergeExec::new(partials, detail.cell_kind(function), intervals.count());
                     Some(self.distribute(Arc::new(sum)).await?)
                 }
                 None => None,
             };
             operands.push(OperandPlan { key, function: function.clone(), plan });
         }
-        Ok(MetricsPlan { query, operands, read: survey.read })
+        let row_groups = survey.row_groups() * operands.len() as u64;
+        Ok(MetricsPlan { query, detail, operands, row_groups, read: survey.read })
     }
 
     /// The results of all shares: of each worker's, and of the split traces. `lower` makes the plan of a share of its sources. None when
@@ -158,12 +172,17 @@ impl Coordinator {
         tenant: &TenantId,
         survey: &Survey,
         shares: &[Share],
+        pace: Option<Pace>,
         lower: impl Fn(Arc<SourceSet>) -> Result<Arc<dyn ExecutionPlan>>,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         // A plan that reads no source finds nothing, whatever is stored.
         let share = |worker: &Arc<str>, sources: SourceSet| -> Result<Option<Arc<dyn ExecutionPlan>>> {
             let plan = lower(Arc::new(sources))?;
-            Ok(if sources_of(&plan).is_some() { Some(Arc::new(ShareExec::new(plan, worker.clone())?)) } else { None })
+            if sources_of(&plan).is_none() {
+                return Ok(None);
+            }
+            let share = ShareExec::new(plan, worker.clone())?.telling(pace.map(|pace| pace.durations()));
+            Ok(Some(Arc::new(share)))
         };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
         if let Some(Share { worker, .. }) = shares.first() {
@@ -209,21 +228,52 @@ impl Coordinator {
         Ok((self.sources(tenant, names).leaving_out(survey.split.clone()), survey))
     }
 
-    /// Runs a plan to its end. Dropping the future stops the work of all workers. Errors: as the nodes', naming the worker.
-    pub async fn run(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<RecordBatch>> {
-        let stream = execute_stream(plan.clone(), self.session.task_ctx())?;
-        Ok(stream.try_collect().await?)
+    /// Starts a plan; its nodes here tell parts at `pace`.
+    fn start(&self, plan: &Arc<dyn ExecutionPlan>, pace: Option<Pace>) -> Result<SendableRecordBatchStream> {
+        let mut session = self.session.clone();
+        if let Some(pace) = pace {
+            session.config_mut().set_extension(Arc::new(pace));
+        }
+        Ok(execute_stream(plan.clone(), session.task_ctx())?)
     }
 
-    async fn search_once(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchResult> {
-        let Some(plan) = self.plan_search(tenant, request).await? else { return Ok(SearchResult::default()) };
-        let mut result = SearchResult { memory: Reservation::new("results of a search", self.engine.pool()), ..SearchResult::default() };
-        for batch in self.run(&plan).await? {
-            result.memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
-            result.traces.extend(search_results(&batch)?);
+    /// Runs a plan to its end. Dropping the future stops the work of all workers. Errors: as the nodes', naming the worker.
+    pub async fn run(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<RecordBatch>> {
+        Ok(self.start(plan, None)?.try_collect().await?)
+    }
+
+    /// One attempt at a search; tells `parts`, if there are some, of traces that are not among those `told` before.
+    async fn search_once(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+        parts: Option<&Parts<SearchResult>>,
+        told: &Mutex<HashSet<String>>,
+    ) -> Result<SearchResult> {
+        let pace = parts.map(Parts::pace);
+        let Some((plan, row_groups)) = self.plan_search_at(tenant, request, pace).await? else { return Ok(SearchResult::default()) };
+        let (mut whole, memory) = (Vec::new(), Reservation::new("results of a search", self.engine.pool()));
+        let mut batches = pin!(self.start(&plan, pace)?.peekable());
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
+            let traces = search_results(&batch)?;
+            if let Some(parts) = parts
+                && !is_last(batches.as_mut())
+            {
+                let new = |trace: &&TraceSearchMetadata| told.lock().unwrap_or_else(PoisonError::into_inner).insert(trace.trace_id.clone());
+                let traces = traces.iter().filter(new).cloned().collect();
+                let found = SearchResult { traces, stats: read_by_shares(&plan), ..SearchResult::default() };
+                parts.tell(Part { found, row_groups }).await;
+            }
+            whole.extend(traces);
         }
-        result.stats = read_by_shares(&plan);
-        Ok(result)
+        Ok(SearchResult { traces: whole, stats: read_by_shares(&plan), memory })
+    }
+
+    async fn search_telling(&self, tenant: &TenantId, request: &SearchRequest, parts: Option<&Parts<SearchResult>>) -> Result<SearchResult> {
+        let told = Mutex::default();
+        self.planning_again(tenant, || self.search_once(tenant, request, parts, &told)).await
     }
 
     async fn explain_once(&self, tenant: &TenantId, request: &SearchRequest, analyze: bool) -> Result<String> {
@@ -234,18 +284,36 @@ impl Coordinator {
         explained(&plan, analyze)
     }
 
-    async fn metrics_once(&self, tenant: &TenantId, request: &MetricsRequest) -> Result<MetricsResult> {
-        let plan = self.plan_metrics(tenant, request).await?;
-        let (mut operands, mut stats) = (Operands::new(), plan.read);
-        for OperandPlan { key, function, plan } in plan.operands {
-            let mut batches = Vec::new();
+    /// One attempt at a metrics query; tells parts, if somebody hears them.
+    async fn metrics_once(&self, tenant: &TenantId, request: &MetricsRequest, telling: Option<&ToldMetrics<'_>>) -> Result<MetricsResult> {
+        let pace = telling.map(|telling| telling.parts().pace());
+        let MetricsPlan { query, detail, operands: planned, row_groups, read } = self.plan_metrics_at(tenant, request, pace).await?;
+        let (mut operands, mut stats) = (Operands::new(), read);
+        for OperandPlan { key, function, plan } in planned {
+            let mut given = Vec::new();
             if let Some(plan) = plan {
-                batches = self.run(&plan).await?;
+                let mut batches = pin!(self.start(&plan, pace)?.peekable());
+                while let Some(batch) = batches.next().await {
+                    let batch = batch?;
+                    if let Some(telling) = telling
+                        && !is_last(batches.as_mut())
+                    {
+                        let operand = Operand { query: &query, key: &key, function: &function, detail: &detail, finished: &operands, row_groups };
+                        telling.tell(operand, &batch, stats.plus_of_same_blocks(&read_by_shares(&plan))).await?;
+                    }
+                    given.push(batch);
+                }
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &batches, self.engine.hold("series of the answer"))?);
+            let held = self.engine.hold("series of the answer");
+            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &detail, &given, held)?);
         }
-        Ok(evaluate::finish(&plan.query, &operands, request, stats))
+        Ok(evaluate::finish(&query, &operands, request, stats))
+    }
+
+    async fn metrics_telling(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
+        let telling = parts.map(|parts| ToldMetrics::new(parts, request, self.engine.hold("series of a part")));
+        self.planning_again(tenant, || self.metrics_once(tenant, request, telling.as_ref())).await
     }
 
     /// The first answer of `attempt` that does not fail for what a new plan may heal: live spans of which the listed version is gone, a
@@ -270,8 +338,12 @@ impl Coordinator {
 /// A metrics query, planned.
 pub struct MetricsPlan {
     query: MetricsExpr,
+    /// What is kept beside the functions' own cells.
+    detail: Detail,
     /// The parts of the query that spans are read for, each once.
     pub operands: Vec<OperandPlan>,
+    /// Row groups of all operands, as far as they are known.
+    row_groups: u64,
     /// What planning has read.
     read: ScanStats,
 }
@@ -286,12 +358,16 @@ pub struct OperandPlan {
 
 #[async_trait]
 impl QueryService for Coordinator {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.engine.trace_with(tenant, id, window, &*self.remote).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.engine.trace_with(tenant, &request, &*self.remote).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
-        self.planning_again(tenant, || self.search_once(tenant, &request)).await
+        self.search_telling(tenant, &request, None).await
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.search_telling(tenant, &request, Some(&parts)).await
     }
 
     /// What runs here, then what each worker runs; after `analyze` with what each node has read and given.
@@ -300,16 +376,29 @@ impl QueryService for Coordinator {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        self.planning_again(tenant, || self.metrics_once(tenant, &request)).await
+        self.metrics_telling(tenant, &request, None).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.metrics_telling(tenant, &request, Some(&parts)).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
-        self.engine.tag_names_with(tenant, &request, &*self.remote).await
+        self.engine.tag_names_with(tenant, &request, &*self.remote, None).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        self.engine.tag_names_with(tenant, &request, &*self.remote, Some(&parts)).await
     }
 
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
         traceql::parse_identifier(&request.tag)?;
-        self.engine.tag_values_with(tenant, &request, &*self.remote).await
+        self.engine.tag_values_with(tenant, &request, &*self.remote, None).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        traceql::parse_identifier(&request.tag)?;
+        self.engine.tag_values_with(tenant, &request, &*self.remote, Some(&parts)).await
     }
 }
 

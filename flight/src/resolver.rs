@@ -18,6 +18,7 @@ use skein_engine::{
         split::join_traces,
         stats::ScanMetrics,
     },
+    metrics::cache::PartialCache,
     tenant::TenantId,
 };
 
@@ -69,5 +70,9 @@ impl SourceResolver for PeerResolver {
             }
         }
         Ok(sources)
+    }
+
+    fn partial_cache(&self) -> Option<&PartialCache> {
+        self.engine.partial_cache()
     }
 }

@@ -5,14 +5,23 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt, stream};
 use skein_engine::{
     error::{Error, ErrorKind, Result},
-    query::{SearchRequest, TagNamesRequest, TagScope, TagValuesRequest, TraceResult, Window},
-    spans::TraceId,
+    parts::Pace,
+    query::{ScanStats, SearchRequest, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceRequest, TraceResult, Window},
     tenant::TenantId,
     traceql,
 };
 use skein_proto::tempo;
+use tokio::sync::mpsc;
 
-use crate::{Frontend, logfmt, merge, queue::Turn, settings::QueryLimits, tenancy::Tenants, window::search_window};
+use crate::{
+    Frontend,
+    listening::{Found, Listening, Progress},
+    logfmt, merge,
+    queue::Turn,
+    settings::QueryLimits,
+    tenancy::Tenants,
+    window::search_window,
+};
 
 /// Tenants of one request that are asked at the same time.
 const TENANTS_AT_ONCE: usize = 8;
@@ -148,31 +157,54 @@ impl Frontend {
         Ok((answers, turn))
     }
 
+    /// What hears the parts of an answer from now on: `message` makes messages of them for `client`.
+    pub(crate) fn listening<T: Found, M: Send + 'static>(
+        &self,
+        tenants: &Tenants,
+        client: mpsc::Sender<M>,
+        message: impl Fn(T, Progress) -> M + Send + Sync + 'static,
+    ) -> Listening<T> {
+        let pace = Pace::start(self.settings.stream_first_after, self.settings.stream_interval);
+        Listening::new(pace, tenants, client, message)
+    }
+
     /// Runs a search by TraceQL or by tags.
     pub(crate) async fn search(&self, tenants: &Tenants, ask: SearchAsk) -> Result<tempo::SearchResponse> {
-        let by_tags = ask.query.is_empty();
+        self.search_telling(tenants, ask, None).await
+    }
+
+    /// The same, with parts of the answer for `client`.
+    pub(crate) async fn search_telling(
+        &self,
+        tenants: &Tenants,
+        ask: SearchAsk,
+        client: Option<mpsc::Sender<tempo::SearchResponse>>,
+    ) -> Result<tempo::SearchResponse> {
+        let shown = ShownTraces {
+            by_tags: ask.query.is_empty(),
+            left_pad: tenants.ids().iter().any(|tenant| self.operations.limits(tenant).left_pad_trace_ids),
+        };
         let request = self.search_request(tenants, ask)?;
+        let limit = request.limit;
+        let part = move |found, progress: Progress| tempo::SearchResponse {
+            traces: shown.of(merge::search::merge(vec![found], limit).traces),
+            metrics: Some(merge::stats::partial_metrics(&progress)),
+        };
+        let listening = client.map(|client| self.listening(tenants, client, part));
         let results = self
             .for_each_tenant(tenants, |tenant| {
-                let request = request.clone();
-                async move { self.queries.search(&tenant, request).await }
+                let (request, parts) = (request.clone(), listening.as_ref().map(|listening| listening.parts_of(&tenant)));
+                async move {
+                    match parts {
+                        Some(parts) => self.queries.search_in_parts(&tenant, request, parts).await,
+                        None => self.queries.search(&tenant, request).await,
+                    }
+                }
             })
             .await
             .map_err(as_search_error)?;
-
-        let mut result = merge::search::merge(results, request.limit);
-        let left_pad = tenants.ids().iter().any(|tenant| self.operations.limits(tenant).left_pad_trace_ids);
-        for trace in &mut result.traces {
-            if by_tags {
-                trace.span_set = None;
-                trace.span_sets.clear();
-                trace.service_stats.clear();
-            }
-            if left_pad {
-                trace.trace_id = format!("{:0>32}", trace.trace_id);
-            }
-        }
-        Ok(tempo::SearchResponse { traces: result.traces, metrics: Some(merge::stats::search_metrics(&result.stats, tenants.ids().len())) })
+        let result = merge::search::merge(results, limit);
+        Ok(tempo::SearchResponse { traces: shown.of(result.traces), metrics: Some(merge::stats::search_metrics(&result.stats)) })
     }
 
     /// Shows the plan of a search, for each tenant; with `analyze` after running it.
@@ -219,14 +251,38 @@ impl Frontend {
 
     /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, or begins to be sent;
     /// the memory in it until it is sent.
-    pub(crate) async fn trace(&self, tenants: &Tenants, id: TraceId, window: Option<Window>) -> Result<(TraceResult, Turn<'_>)> {
-        let ask = |tenant: TenantId| async move { self.queries.trace_by_id(&tenant, id, window).await };
+    pub(crate) async fn trace(&self, tenants: &Tenants, request: TraceRequest) -> Result<(TraceResult, Turn<'_>)> {
+        let ask = |tenant: TenantId| {
+            let request = request.clone();
+            async move { self.queries.trace_by_id(&tenant, request).await }
+        };
         let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
         Ok((merge::trace::merge(results), turn))
     }
 
+    /// Finds two traces in one turn: who holds one turn and waits for another could wait for ever.
+    pub(crate) async fn two_traces(&self, tenants: &Tenants, requests: [TraceRequest; 2]) -> Result<([TraceResult; 2], Turn<'_>)> {
+        let ask = |tenant: TenantId| {
+            let [first, second] = requests.clone();
+            async move { futures::try_join!(self.queries.trace_by_id(&tenant, first), self.queries.trace_by_id(&tenant, second)) }
+        };
+        let (results, turn) = self.for_each_tenant_keeping_turn(tenants, ask).await?;
+        let (first, second) = results.into_iter().unzip();
+        Ok(([merge::trace::merge(first), merge::trace::merge(second)], turn))
+    }
+
     /// Lists attribute names by scope; the intrinsics, when asked for, come last and are not limited.
     pub(crate) async fn tag_names(&self, tenants: &Tenants, ask: NamesAsk) -> Result<tempo::SearchTagsV2Response> {
+        self.tag_names_telling(tenants, ask, None).await
+    }
+
+    /// The same, with parts of the answer for `client`.
+    pub(crate) async fn tag_names_telling(
+        &self,
+        tenants: &Tenants,
+        ask: NamesAsk,
+        client: Option<mpsc::Sender<tempo::SearchTagsV2Response>>,
+    ) -> Result<tempo::SearchTagsV2Response> {
         self.check_filter(tenants, ask.filter.as_deref())?;
         let (attributes, intrinsics, scope) = match ask.scope.as_str() {
             "" | "none" => (true, true, None),
@@ -241,21 +297,23 @@ impl Frontend {
         let mut answer = tempo::SearchTagsV2Response { scopes: Vec::new(), metrics: Some(tempo::MetadataMetrics::default()) };
         if attributes {
             let request = TagNamesRequest { scope, filter: ask.filter, window: Some(window) };
+            let (limit, bytes_max) = (ask.limit as usize, self.tag_bytes_max(tenants));
+            let part = move |names, progress: Progress| names_message(names, &progress.stats, limit, bytes_max);
+            let listening = client.map(|client| self.listening(tenants, client, part));
             let results = self
                 .for_each_tenant(tenants, |tenant| {
-                    let request = request.clone();
-                    async move { self.queries.tag_names(&tenant, request).await }
+                    let (request, parts) = (request.clone(), listening.as_ref().map(|listening| listening.parts_of(&tenant)));
+                    async move {
+                        match parts {
+                            Some(parts) => self.queries.tag_names_in_parts(&tenant, request, parts).await,
+                            None => self.queries.tag_names(&tenant, request).await,
+                        }
+                    }
                 })
                 .await?;
             let names = merge::tags::names(results);
-            answer.metrics = Some(merge::stats::metadata_metrics(&names.stats));
-            let mut bytes_left = self.tag_bytes_max(tenants);
-            for (scope, mut tags) in names.scopes {
-                merge::tags::cut(&mut tags, ask.limit as usize, &mut bytes_left, String::len);
-                if !tags.is_empty() {
-                    answer.scopes.push(tempo::SearchTagsV2Scope { name: scope_name(scope).into(), tags });
-                }
-            }
+            let stats = names.stats;
+            answer = names_message(names, &stats, limit, bytes_max);
         }
         if intrinsics {
             answer.scopes.push(tempo::SearchTagsV2Scope { name: "intrinsic".into(), tags: INTRINSICS.iter().map(|name| name.to_string()).collect() });
@@ -279,7 +337,12 @@ impl Frontend {
     }
 
     /// Lists the typed values of an attribute or intrinsic, with what it cost.
-    pub(crate) async fn tag_values(&self, tenants: &Tenants, ask: ValuesAsk) -> Result<skein_engine::query::TagValues> {
+    pub(crate) async fn tag_values(&self, tenants: &Tenants, ask: ValuesAsk) -> Result<TagValues> {
+        self.tag_values_telling(tenants, ask, None).await
+    }
+
+    /// The same, with parts of the answer for who is listening.
+    pub(crate) async fn tag_values_telling(&self, tenants: &Tenants, ask: ValuesAsk, listening: Option<Listening<TagValues>>) -> Result<TagValues> {
         if ask.tag.is_empty() {
             return Err(Error::invalid("please provide a non-empty tagName"));
         }
@@ -289,8 +352,13 @@ impl Frontend {
         let request = TagValuesRequest { tag: ask.tag, filter: ask.filter, window: Some(window) };
         let results = self
             .for_each_tenant(tenants, |tenant| {
-                let request = request.clone();
-                async move { self.queries.tag_values(&tenant, request).await }
+                let (request, parts) = (request.clone(), listening.as_ref().map(|listening| listening.parts_of(&tenant)));
+                async move {
+                    match parts {
+                        Some(parts) => self.queries.tag_values_in_parts(&tenant, request, parts).await,
+                        None => self.queries.tag_values(&tenant, request).await,
+                    }
+                }
             })
             .await?;
         let mut values = merge::tags::values(results);
@@ -301,6 +369,16 @@ impl Frontend {
 
     /// Lists the values of an attribute that is named without its scope, as text, sorted.
     pub(crate) async fn flat_tag_values(&self, tenants: &Tenants, ask: ValuesAsk) -> Result<tempo::SearchTagValuesResponse> {
+        self.flat_tag_values_telling(tenants, ask, None).await
+    }
+
+    /// The same, with parts of the answer for who is listening.
+    pub(crate) async fn flat_tag_values_telling(
+        &self,
+        tenants: &Tenants,
+        ask: ValuesAsk,
+        listening: Option<Listening<TagValues>>,
+    ) -> Result<tempo::SearchTagValuesResponse> {
         let limit = ask.limit as usize;
         let fixed: &[&str] = match ask.tag.as_str() {
             "status.code" => &["error", "ok", "unset"],
@@ -315,7 +393,7 @@ impl Frontend {
                 name if INTRINSICS.contains(&name) => name.into(),
                 name => format!(".{}", logfmt::quoted(name)),
             };
-            let values = self.tag_values(tenants, ValuesAsk { tag, filter: None, limit: 0, ..ask }).await?;
+            let values = self.tag_values_telling(tenants, ValuesAsk { tag, filter: None, limit: 0, ..ask }, listening).await?;
             let metrics = merge::stats::metadata_metrics(&values.stats);
             (values.values.into_iter().map(|value| value.value).collect(), metrics)
         } else {
@@ -336,6 +414,41 @@ impl Frontend {
             bytes => bytes,
         }
     }
+}
+
+/// How traces are shown in the answer to a search.
+#[derive(Debug, Clone, Copy)]
+struct ShownTraces {
+    by_tags: bool,
+    left_pad: bool,
+}
+
+impl ShownTraces {
+    fn of(self, mut traces: Vec<tempo::TraceSearchMetadata>) -> Vec<tempo::TraceSearchMetadata> {
+        for trace in &mut traces {
+            if self.by_tags {
+                trace.span_set = None;
+                trace.span_sets.clear();
+                trace.service_stats.clear();
+            }
+            if self.left_pad {
+                trace.trace_id = format!("{:0>32}", trace.trace_id);
+            }
+        }
+        traces
+    }
+}
+
+/// Names by scope: at most `limit` of each scope, and `bytes_max` in all.
+fn names_message(names: TagNames, stats: &ScanStats, limit: usize, mut bytes_max: usize) -> tempo::SearchTagsV2Response {
+    let mut answer = tempo::SearchTagsV2Response { scopes: Vec::new(), metrics: Some(merge::stats::metadata_metrics(stats)) };
+    for (scope, mut tags) in names.scopes {
+        merge::tags::cut(&mut tags, limit, &mut bytes_max, String::len);
+        if !tags.is_empty() {
+            answer.scopes.push(tempo::SearchTagsV2Scope { name: scope_name(scope).into(), tags });
+        }
+    }
+    answer
 }
 
 /// A tenant's own limit; zero is that of the settings.

@@ -721,6 +721,23 @@ mod tests {
     }
 
     #[test]
+    fn exemplars_are_written_beside_samples() {
+        let label = attribute("trace:id", Some(any(Value::StringValue("abc1".into()))));
+        let exemplar = |value| tempo::Exemplar { labels: vec![label.clone()], value, timestamp_ms: 1_700_000_012_345 };
+        let series = tempo::TimeSeries {
+            labels: vec![],
+            samples: vec![tempo::Sample { value: 1.5, timestamp_ms: 1_700_000_000_000 }],
+            exemplars: vec![exemplar(0.2), exemplar(0.0)],
+        };
+        let labels = r#""labels":[{"key":"trace:id","value":{"stringValue":"abc1"}}]"#;
+        let samples = r#""samples":[{"timestampMs":"1700000000000","value":1.5}]"#;
+        let expected = format!(
+            r#"{{{samples},"exemplars":[{{{labels},"value":0.2,"timestampMs":"1700000012345"}},{{{labels},"timestampMs":"1700000012345"}}]}}"#
+        );
+        assert_eq!(to_json(&series), expected);
+    }
+
+    #[test]
     fn empty_answers_keep_their_lists() {
         let search = tempo::SearchResponse { traces: vec![], metrics: Some(tempo::SearchMetrics::default()) };
         assert_eq!(to_json(&search), r#"{"traces":[],"metrics":{}}"#);

@@ -8,9 +8,12 @@
 //! | [`settings`], [`operations`] | what the binary passes in: settings, and the process around the API |
 //! | `asks` | requests as HTTP and gRPC share them: checks, defaults, fan-out over tenants |
 //! | `metrics_asks` | TraceQL metrics: checks, the grid of samples, answers |
+//! | `listening`, `packets` | parts of answers to gRPC clients; messages of a bounded size |
 //! | `parity` | answers no richer than Tempo's, when asked for |
 //! | `queue` | how many queries run and wait |
 //! | `merge` | answers of several tenants made one |
+//! | `diff` | two traces compared |
+//! | `mcp` | tools and documentation for language models |
 //! | `jsonpb`, `llm` | answers as JSON |
 //! | `trace_pieces` | large traces written piece by piece |
 //! | `window`, `logfmt`, `tenancy` | parts of a request |
@@ -21,15 +24,19 @@
 //! Knows nothing of blocks, the log and plans.
 
 mod asks;
+mod diff;
 pub mod grpc;
 pub mod http;
 mod jsonpb;
+mod listening;
 mod llm;
 mod logfmt;
+mod mcp;
 mod merge;
 mod metrics;
 mod metrics_asks;
 pub mod operations;
+mod packets;
 mod parity;
 mod queue;
 pub mod server;

@@ -72,7 +72,10 @@ fn metrics(stats: &ScanStats) -> Map<String, Json> {
 
 fn service(resource_spans: &ResourceSpans) -> Json {
     let mut resource = resource_spans.resource.as_ref().map_or_else(Map::new, |resource| flat(&resource.attributes));
-    let name = resource.remove("service.name").unwrap_or_else(|| "".into());
+    let name = match resource.remove("service.name") {
+        Some(Json::String(name)) => name,
+        other => other.map_or_else(String::new, |name| name.to_string()),
+    };
     let scopes: Vec<Json> = resource_spans
         .scope_spans
         .iter()
@@ -111,7 +114,8 @@ fn span(span: &Span) -> LlmSpan<'_> {
     }
 }
 
-fn flat(attributes: &[KeyValue]) -> Map<String, Json> {
+/// Attributes as one object, with JSON's own types.
+pub(crate) fn flat(attributes: &[KeyValue]) -> Map<String, Json> {
     attributes.iter().map(|attribute| (attribute.key.clone(), attribute.value.as_ref().map_or(Json::Null, native))).collect()
 }
 

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub(crate) queue_seconds: prometheus::Histogram,
     /// Queries that have a turn: `queue`.
     pub(crate) queries_running: IntGauge,
+    /// Calls of tools: `mcp`.
+    pub(crate) mcp_calls: IntCounterVec,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -64,6 +66,7 @@ impl Metrics {
                 registry,
                 IntGauge::with_opts(Opts::new("skein_frontend_queries_running", "Queries that run, at most max_concurrent_queries")),
             )?,
+            mcp_calls: add(registry, IntCounterVec::new(Opts::new("tempo_query_frontend_mcp_calls_total", "Calls of MCP tools"), &["tool"]))?,
             tenants: Mutex::default(),
         })
     }

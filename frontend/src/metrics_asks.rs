@@ -3,13 +3,20 @@
 use skein_engine::{
     clock::{format_duration, nanos},
     error::{Error, Result},
-    metrics::intervals::Intervals,
+    metrics::{detail::exemplars_of, intervals::Intervals},
     query::{MetricsRequest, MetricsResult},
-    traceql::{self, ast::QueryBody},
+    traceql::{self, Hint, ast::QueryBody},
 };
-use skein_proto::tempo::{InstantSeries, PartialStatus, QueryInstantResponse, QueryRangeResponse};
+use skein_proto::tempo::{InstantSeries, PartialStatus, QueryInstantResponse, QueryRangeResponse, TimeSeries};
+use tokio::sync::mpsc;
 
-use crate::{Frontend, asks::own_or, merge, tenancy::Tenants};
+use crate::{
+    Frontend,
+    asks::own_or,
+    listening::{Listening, Progress},
+    merge,
+    tenancy::Tenants,
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -23,38 +30,69 @@ pub(crate) struct MetricsAsk {
     pub(crate) step: Option<u64>,
     /// Most series; 0 is no limit of the request's own.
     pub(crate) max_series: u32,
+    /// Most exemplars, unless the query has a hint; 0 is the most that the settings allow. Instant queries have none.
+    pub(crate) exemplars: u32,
 }
 
 impl Frontend {
     /// A value for each step.
     pub(crate) async fn query_range(&self, tenants: &Tenants, ask: MetricsAsk) -> Result<QueryRangeResponse> {
-        self.check_metrics(tenants, &ask, true)?;
+        self.query_range_telling(tenants, ask, None).await
+    }
+
+    /// The same, with parts of the answer for `client`.
+    pub(crate) async fn query_range_telling(
+        &self,
+        tenants: &Tenants,
+        ask: MetricsAsk,
+        client: Option<mpsc::Sender<QueryRangeResponse>>,
+    ) -> Result<QueryRangeResponse> {
+        let hints = self.check_metrics(tenants, &ask, true)?;
+        let exemplars = exemplars_of(&hints, ask.exemplars, self.settings.metrics.max_exemplars);
         let step = ask.step.unwrap_or_else(|| default_step(ask.end - ask.start));
         let end = match self.metrics_cutoff() {
             Some(cutoff) if ask.end > cutoff => cutoff - cutoff % step,
             _ => ask.end,
         };
         let intervals = Intervals::of_range(ask.start, end, step)?;
-        let (result, message) = self.run_metrics(tenants, ask, intervals).await?;
-        let metrics = Some(merge::stats::search_metrics(&result.stats, 1));
+        let part = |found: MetricsResult, progress: Progress| QueryRangeResponse {
+            series: found.series,
+            metrics: Some(merge::stats::partial_metrics(&progress)),
+            ..Default::default()
+        };
+        let listening = client.map(|client| self.listening(tenants, client, part));
+        let (result, message) = self.run_metrics(tenants, ask, intervals, exemplars, listening).await?;
+        let metrics = Some(merge::stats::search_metrics(&result.stats));
         Ok(QueryRangeResponse { series: result.series, metrics, status: partial_status(&message), message })
     }
 
     /// One value for the whole window.
     pub(crate) async fn query_instant(&self, tenants: &Tenants, ask: MetricsAsk) -> Result<QueryInstantResponse> {
+        self.query_instant_telling(tenants, ask, None).await
+    }
+
+    /// The same, with parts of the answer for `client`.
+    pub(crate) async fn query_instant_telling(
+        &self,
+        tenants: &Tenants,
+        ask: MetricsAsk,
+        client: Option<mpsc::Sender<QueryInstantResponse>>,
+    ) -> Result<QueryInstantResponse> {
         self.check_metrics(tenants, &ask, false)?;
         let end = match self.metrics_cutoff() {
             Some(cutoff) if ask.end > cutoff => ask.end - (ask.end - cutoff).div_ceil(SECOND) * SECOND,
             _ => ask.end,
         };
-        let (result, message) = self.run_metrics(tenants, MetricsAsk { end, ..ask.clone() }, Intervals::of_instant(ask.start, end)?).await?;
-        let value = |series: skein_proto::tempo::TimeSeries| {
-            let value = series.samples.first()?.value;
-            Some(InstantSeries { labels: series.labels, value })
+        let intervals = Intervals::of_instant(ask.start, end)?;
+        let part = |found: MetricsResult, progress: Progress| QueryInstantResponse {
+            series: instant_series(found.series),
+            metrics: Some(merge::stats::partial_metrics(&progress)),
+            ..Default::default()
         };
-        let metrics = Some(merge::stats::search_metrics(&result.stats, 1));
-        let series = result.series.into_iter().filter_map(value).collect();
-        Ok(QueryInstantResponse { series, metrics, status: partial_status(&message), message })
+        let listening = client.map(|client| self.listening(tenants, client, part));
+        let (result, message) = self.run_metrics(tenants, MetricsAsk { end, ..ask }, intervals, 0, listening).await?;
+        let metrics = Some(merge::stats::search_metrics(&result.stats));
+        Ok(QueryInstantResponse { series: instant_series(result.series), metrics, status: partial_status(&message), message })
     }
 
     /// Where a window that reaches into the present is cut, if it is.
@@ -63,7 +101,8 @@ impl Frontend {
         (!cutoff.is_zero()).then(|| self.clock.now_unix_nano().saturating_sub(nanos(cutoff)))
     }
 
-    fn check_metrics(&self, tenants: &Tenants, ask: &MetricsAsk, is_range: bool) -> Result<()> {
+    /// Checks what is asked and returns the query's hints.
+    fn check_metrics(&self, tenants: &Tenants, ask: &MetricsAsk, is_range: bool) -> Result<Vec<Hint>> {
         let settings = &self.settings;
         if ask.start >= ask.end {
             return Err(Error::invalid("end must be greater than start"));
@@ -87,23 +126,36 @@ impl Frontend {
         }
         let parsed = traceql::parse(&ask.query).map_err(|e| if is_range { e } else { e.context("compiling query") })?;
         match parsed.body {
-            QueryBody::Metrics(_) => Ok(()),
+            QueryBody::Metrics(_) => Ok(parsed.hints),
             QueryBody::Search(_) => Err(Error::invalid("not a metrics query")),
         }
     }
 
     /// The series, and the message that says that there are more.
-    async fn run_metrics(&self, tenants: &Tenants, ask: MetricsAsk, intervals: Intervals) -> Result<(MetricsResult, String)> {
+    async fn run_metrics(
+        &self,
+        tenants: &Tenants,
+        ask: MetricsAsk,
+        intervals: Intervals,
+        exemplars: u32,
+        listening: Option<Listening<MetricsResult>>,
+    ) -> Result<(MetricsResult, String)> {
         if tenants.ids().len() > 1 {
             return Err(Error::invalid("a metrics query takes one tenant: values of several cannot be told apart"));
         }
         let own = self.settings.metrics.max_response_series;
         let max_series = if own > 0 && (ask.max_series == 0 || ask.max_series > own) { own } else { ask.max_series };
-        let request = MetricsRequest { query: ask.query, intervals, max_series: max_series as usize };
+        let sampling_attribute = Some(self.settings.metrics.sampling_attribute.clone()).filter(|name| !name.is_empty());
+        let request = MetricsRequest { query: ask.query, intervals, max_series: max_series as usize, exemplars, sampling_attribute };
         let results = self
             .for_each_tenant(tenants, |tenant| {
-                let request = request.clone();
-                async move { self.queries.metrics(&tenant, request).await }
+                let (request, parts) = (request.clone(), listening.as_ref().map(|listening| listening.parts_of(&tenant)));
+                async move {
+                    match parts {
+                        Some(parts) => self.queries.metrics_in_parts(&tenant, request, parts).await,
+                        None => self.queries.metrics(&tenant, request).await,
+                    }
+                }
             })
             .await?;
         let result = results.into_iter().next().unwrap_or_default();
@@ -117,6 +169,12 @@ impl Frontend {
         };
         Ok((result, message))
     }
+}
+
+/// The first sample of each series.
+fn instant_series(series: Vec<TimeSeries>) -> Vec<InstantSeries> {
+    let value = |series: TimeSeries| Some(InstantSeries { value: series.samples.first()?.value, labels: series.labels });
+    series.into_iter().filter_map(value).collect()
 }
 
 fn partial_status(message: &str) -> i32 {

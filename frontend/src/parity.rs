@@ -7,11 +7,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use skein_engine::{
     error::Result,
+    parts::Parts,
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
 };
 use skein_proto::tempo::TagValue;
@@ -34,7 +34,8 @@ const STATUSES: [&str; 3] = ["error", "ok", "unset"];
 const KINDS: [&str; 6] = ["unspecified", "internal", "client", "server", "producer", "consumer"];
 
 /// A service whose answers are cut down to Tempo's: no flags of spans and links, no names of attributes that Tempo keeps in columns of their
-/// own, and numbers for statuses and kinds when their values are asked for without a filter.
+/// own, and numbers for statuses and kinds when their values are asked for without a filter. Names and values are told at the end: which of
+/// them stay is not known before.
 pub(crate) struct TempoParity(pub(crate) Arc<dyn QueryService>);
 
 impl TempoParity {
@@ -61,8 +62,8 @@ impl TempoParity {
 
 #[async_trait]
 impl QueryService for TempoParity {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        let mut result = self.0.trace_by_id(tenant, id, window).await?;
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        let mut result = self.0.trace_by_id(tenant, request).await?;
         let spans = result.resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans).flat_map(|scope| &mut scope.spans);
         for span in spans {
             span.flags = 0;
@@ -103,5 +104,13 @@ impl QueryService for TempoParity {
             field @ ("kind" | "span:kind") if request.filter.is_none() => self.numbers(tenant, field, &KINDS, request.window).await,
             _ => self.0.tag_values(tenant, request).await,
         }
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.0.search_in_parts(tenant, request, parts).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.0.metrics_in_parts(tenant, request, parts).await
     }
 }

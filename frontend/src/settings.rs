@@ -34,6 +34,14 @@ pub struct FrontendSettings {
     pub multi_tenant_queries_enabled: bool,
     /// Serves gRPC on the HTTP port too, as Grafana needs for streaming. Tempo's default is false.
     pub stream_over_http_enabled: bool,
+    /// Largest message of a gRPC stream; longer answers are cut into several. 0 is no limit.
+    pub max_grpc_streaming_packet_size: usize,
+    /// How long a query over gRPC runs before parts of its answer are told. What is answered sooner is one message.
+    #[serde(with = "go_duration")]
+    pub stream_first_after: Duration,
+    /// Shortest time between two such parts.
+    #[serde(with = "go_duration")]
+    pub stream_interval: Duration,
     /// Leaves out of answers what Tempo would have lost or hidden, so that the two can be compared answer by answer.
     pub tempo_parity: bool,
     /// Regular expressions; a request whose URL one of them matches is refused.
@@ -42,6 +50,8 @@ pub struct FrontendSettings {
     pub search: SearchSettings,
     /// TraceQL metrics.
     pub metrics: MetricsSettings,
+    /// Tools for language models.
+    pub mcp_server: McpSettings,
 }
 
 impl Default for FrontendSettings {
@@ -55,10 +65,14 @@ impl Default for FrontendSettings {
             query_end_cutoff: Duration::ZERO,
             multi_tenant_queries_enabled: true,
             stream_over_http_enabled: true,
+            max_grpc_streaming_packet_size: 1 << 20,
+            stream_first_after: Duration::from_millis(50),
+            stream_interval: Duration::from_millis(250),
             tempo_parity: false,
             url_deny_list: Vec::new(),
             search: SearchSettings::default(),
             metrics: MetricsSettings::default(),
+            mcp_server: McpSettings::default(),
         }
     }
 }
@@ -83,6 +97,9 @@ impl FrontendSettings {
         }
         if search.default_spans_per_span_set == 0 {
             return Err(Error::invalid("query_frontend.search.default_spans_per_span_set must be at least 1"));
+        }
+        if self.metrics.max_exemplars > EXEMPLARS_MAX {
+            return Err(Error::invalid(format!("query_frontend.metrics.max_exemplars must be at most {EXEMPLARS_MAX}")));
         }
         Ok(())
     }
@@ -132,12 +149,37 @@ pub struct MetricsSettings {
     pub max_intervals: u64,
     /// Most series of an answer; 0 is no limit.
     pub max_response_series: u32,
+    /// Memory for the partial series of row groups, which later queries of the same shape take over; 0 keeps none. Not a key of Tempo.
+    pub partial_cache_bytes: u64,
+    /// Most exemplars of an answer, and how many there are when the request names no number; 0 switches them off.
+    pub max_exemplars: u32,
+    /// The attribute of spans or resources that tells how they were sampled, for `with(extrapolate=true)`: a probability up to 1, or a
+    /// weight from 1 on. A tracestate with `ot=th` goes first. Empty is none.
+    pub sampling_attribute: String,
 }
+
+/// Most exemplars that can be asked for.
+const EXEMPLARS_MAX: u32 = 10_000;
 
 impl Default for MetricsSettings {
     fn default() -> Self {
-        Self { max_duration: Duration::from_secs(24 * 3600), max_intervals: 10_000, max_response_series: 0 }
+        Self {
+            max_duration: Duration::from_secs(24 * 3600),
+            max_intervals: 10_000,
+            max_response_series: 0,
+            partial_cache_bytes: 128 << 20,
+            max_exemplars: 100,
+            sampling_attribute: String::new(),
+        }
     }
+}
+
+/// The `query_frontend.mcp_server` section.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct McpSettings {
+    /// Serves `/api/mcp`.
+    pub enabled: bool,
 }
 
 /// What one tenant's queries may cost; 0 is no limit. Keys of Tempo's overrides.

@@ -5,6 +5,8 @@
 //! | [`tempo`] | package `tempopb`: messages, client and server of `StreamingQuerier` | `proto/tempo.proto`, generated into `src/gen` and committed |
 //! | [`otlp`] | OpenTelemetry's messages | the opentelemetry-proto crate |
 //!
+//! `proto/opentelemetry` has OpenTelemetry's own files (Apache-2.0), so that a client in any language can be generated from the folder `proto`.
+//!
 //! Maps are ordered (`BTreeMap`), so that a message has one encoding.
 
 /// Tempo's public messages and the `StreamingQuerier` service (package `tempopb`).

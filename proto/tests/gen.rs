@@ -12,6 +12,7 @@ fn generated_code_is_current() {
         .emit_rerun_if_changed(false)
         .btree_map(".")
         .extern_path(".opentelemetry.proto.common.v1", "crate::otlp::common::v1")
+        .extern_path(".opentelemetry.proto.resource.v1", "crate::otlp::resource::v1")
         .extern_path(".opentelemetry.proto.trace.v1", "crate::otlp::trace::v1")
         .out_dir(out.path())
         .compile_fds(files)

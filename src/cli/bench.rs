@@ -93,6 +93,9 @@ struct Query {
     /// Only queries that contain this text.
     #[arg(long)]
     only: Option<String>,
+    /// With --data: without the cache of partial series, so that every metrics query reads its blocks.
+    #[arg(long, requires = "data")]
+    cold: bool,
     /// Times that each is asked after a first, which does not count.
     #[arg(long, default_value_t = 10)]
     runs: usize,
@@ -261,8 +264,9 @@ async fn run_query(arguments: Query) -> Result<ExitCode> {
     };
     let questions: Vec<Question> =
         parse_questions(&list)?.into_iter().filter(|question| arguments.only.as_deref().is_none_or(|only| question.text.contains(only))).collect();
+    let cold = if arguments.cold { ", partial_cache_bytes: 0" } else { "" };
     let server = match &arguments.data {
-        Some(dir) => Some(Server::start(dir, "query_frontend: {metrics: {max_duration: 0s}}\n")?),
+        Some(dir) => Some(Server::start(dir, &format!("query_frontend: {{metrics: {{max_duration: 0s{cold}}}}}\n"))?),
         None => None,
     };
     let url = server.as_ref().map(|server| server.http.clone()).or(arguments.url);

@@ -35,6 +35,7 @@ const RENAMED: &[(&str, &[&str])] = &[
     ("auth.enabled", &["auth_enabled"]),
     ("log.level", &["server", "log_level"]),
     ("log.format", &["server", "log_format"]),
+    ("mcp-server.enabled", &["query_frontend", "mcp_server", "enabled"]),
 ];
 
 /// Tempo's flags that are accepted without effect, and whether they are switches.

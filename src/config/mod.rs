@@ -542,6 +542,9 @@ fn validate(settings: &mut Settings, findings: &mut walk::Findings) {
     if settings.auth_enabled {
         findings.warnings.push("auth_enabled: the older name of multitenancy_enabled".to_owned());
     }
+    if settings.query_frontend.mcp_server.enabled {
+        findings.warnings.push("query_frontend.mcp_server.enabled: whoever reaches the port can have a language model read the traces".to_owned());
+    }
     if settings.server.log_format != "logfmt" {
         findings.warnings.push("server.log_format: only text is logged".to_owned());
     }
@@ -626,6 +629,16 @@ overrides:
         assert_eq!(keys, ["storage.trace.s3.tags", "metrics_generator.storage", "memberlist", "overrides.defaults.metrics_generator"]);
         let shown = serde_yaml_ng::to_string(&settings).unwrap();
         assert!(!shown.contains("supersecret") && shown.contains("bucket: tempo"), "{shown}");
+    }
+
+    #[test]
+    fn the_mcp_server_is_off_until_asked_for() {
+        assert!(!loaded("", "").unwrap().settings.query_frontend.mcp_server.enabled);
+        for (text, flags) in [("", "-mcp-server.enabled"), ("query_frontend: {mcp_server: {enabled: true}}", "")] {
+            let loaded = loaded(text, flags).unwrap();
+            assert!(loaded.settings.query_frontend.mcp_server.enabled);
+            assert!(loaded.warnings[0].starts_with("query_frontend.mcp_server.enabled: "), "{:?}", loaded.warnings);
+        }
     }
 
     #[test]

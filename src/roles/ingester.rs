@@ -7,11 +7,11 @@ use skein_engine::{
     compact::{BlockMerger, Merger},
     error::{Error, Result},
     exec::engine::{Engine, EngineSettings},
+    parts::Parts,
     query::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
-        TraceResult, Window,
+        TraceRequest, TraceResult,
     },
-    spans::TraceId,
     stop::Stop,
     tenant::TenantId,
 };
@@ -68,9 +68,8 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     let replayed = ingester.replay(segments).await?;
     tracing::info!(?replayed, "log replayed");
     let handle = IngesterHandle(ingester.clone());
-    let query_memory_bytes = memory::query_bytes(shared.settings.query_frontend.max_memory_bytes);
-    let settings = EngineSettings { query_memory_bytes, ..EngineSettings::default() };
-    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), settings);
+    let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), engine_settings(shared));
+    engine.register(&shared.registry)?;
     engine.memory().register(&shared.registry)?;
     let cutting = Task::spawn_watching("cutting", &Handle::current(), {
         let ingester = ingester.clone();
@@ -110,6 +109,15 @@ fn ingester_settings(shared: &Shared, id: String) -> IngesterSettings {
     }
 }
 
+fn engine_settings(shared: &Shared) -> EngineSettings {
+    let settings = &shared.settings.query_frontend;
+    EngineSettings {
+        query_memory_bytes: memory::query_bytes(settings.max_memory_bytes),
+        partial_cache_bytes: settings.metrics.partial_cache_bytes,
+        ..EngineSettings::default()
+    }
+}
+
 /// Runs queries on the query threads, so that they never hold up the network's. Dropping an answer's future stops the work.
 struct OnQueryThreads {
     engine: Arc<Engine>,
@@ -132,9 +140,9 @@ impl OnQueryThreads {
 
 #[async_trait]
 impl QueryService for OnQueryThreads {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
-        self.run(async move { engine.trace_by_id(&tenant, id, window).await }).await
+        self.run(async move { engine.trace_by_id(&tenant, request).await }).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -160,6 +168,26 @@ impl QueryService for OnQueryThreads {
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
         self.run(async move { engine.tag_values(&tenant, request).await }).await
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.search_in_parts(&tenant, request, parts).await }).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.metrics_in_parts(&tenant, request, parts).await }).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.tag_names_in_parts(&tenant, request, parts).await }).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        self.run(async move { engine.tag_values_in_parts(&tenant, request, parts).await }).await
     }
 }
 

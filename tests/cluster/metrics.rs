@@ -10,7 +10,7 @@ fn whole() -> Intervals {
 }
 
 fn counting(query: &str) -> MetricsRequest {
-    MetricsRequest { query: query.into(), intervals: whole(), max_series: 0 }
+    MetricsRequest { query: query.into(), intervals: whole(), max_series: 0, exemplars: 100, sampling_attribute: None }
 }
 
 async fn ask(queries: &dyn QueryService, query: &str) -> Result<MetricsResult> {

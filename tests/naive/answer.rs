@@ -98,7 +98,8 @@ fn overlaps(trace: &Trace<'_>, window: Option<Window>) -> bool {
     window.is_none_or(|window| trace.start() <= u64::from(window.end_seconds) * SECOND && trace.end() >= u64::from(window.start_seconds) * SECOND)
 }
 
-fn may_fail(pipeline: &Pipeline, traces: &[Trace<'_>]) -> bool {
+/// Whether some part of `pipeline` fails on some span, needed or not.
+pub fn may_fail(pipeline: &Pipeline, traces: &[Trace<'_>]) -> bool {
     let mut exprs = Vec::new();
     super::queries::expressions(pipeline, &mut exprs);
     let on_some_span = exprs.iter().any(|expr| traces.iter().any(|trace| (0..trace.nodes.len()).any(|at| some_part_fails(expr, trace, at))));
@@ -226,7 +227,8 @@ fn of_span(span: tempo::Span) -> SpanAnswer {
     SpanAnswer { id: span.span_id, name: span.name, start: span.start_time_unix_nano, duration: span.duration_nanos, attributes }
 }
 
-fn of_key_value(attribute: KeyValue) -> (String, String) {
+/// Key and value, with its type.
+pub fn of_key_value(attribute: KeyValue) -> (String, String) {
     (attribute.key, attribute.value.as_ref().map_or_else(|| "no value".to_owned(), of_value))
 }
 

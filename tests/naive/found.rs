@@ -9,13 +9,13 @@ use super::model::{Attributes, Event, Link, Span, Value};
 use super::traces::{BASE_SECONDS, World};
 use super::{Case, ask};
 
-const START: u64 = BASE_SECONDS * 1_000_000_000;
+pub const START: u64 = BASE_SECONDS * 1_000_000_000;
 /// Places of a span: live, the block with few columns, the other block.
-const LIVE: u8 = 1;
-const BLOCK: u8 = 2;
-const OTHER_BLOCK: u8 = 4;
+pub const LIVE: u8 = 1;
+pub const BLOCK: u8 = 2;
+pub const OTHER_BLOCK: u8 = 4;
 
-fn span(id: u64, attributes: Attributes) -> Span {
+pub fn span(id: u64, attributes: Attributes) -> Span {
     Span {
         trace: 0xabc,
         id,
@@ -33,11 +33,11 @@ fn span(id: u64, attributes: Attributes) -> Span {
     }
 }
 
-fn with_event(id: u64, attributes: Attributes) -> Span {
+pub fn with_event(id: u64, attributes: Attributes) -> Span {
     Span { events: vec![Event { time: START, name: "e".to_owned(), attributes }], ..span(id, Vec::new()) }
 }
 
-fn attribute(key: &str, value: Value) -> (String, Value) {
+pub fn attribute(key: &str, value: Value) -> (String, Value) {
     (key.to_owned(), value)
 }
 

@@ -7,7 +7,9 @@
 //! | `structure`, `fields`, `pipeline`, `shown`, `answer` | the evaluator: a trace as a tree; expressions over one span; pipelines; which attributes an answer shows; the answer |
 //! | `engines` | the engines, with the spans in various places |
 //! | `shrink` | making a disagreement smaller |
+//! | `metrics` | the same for metrics queries |
 //! | `found` | cases that were answered wrong once |
+//! | `parts` | answers in parts against whole ones |
 //!
 //! The evaluator follows the rules of TraceQL and `docs/differences.md`. It evaluates the tree that was generated, not the one that was parsed, so that parsing
 //! and folding are tested too.
@@ -16,7 +18,9 @@ mod answer;
 mod engines;
 mod fields;
 mod found;
+mod metrics;
 mod model;
+mod parts;
 mod pipeline;
 mod queries;
 mod shown;
@@ -33,10 +37,9 @@ use futures::FutureExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skein_engine::error::Result;
 use skein_engine::query::{
-    MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceResult,
-    Window,
+    MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest, TraceRequest,
+    TraceResult, Window,
 };
-use skein_engine::spans::TraceId;
 use skein_engine::tenant::TenantId;
 use skein_engine::traceql::{Pipeline, parse};
 
@@ -85,16 +88,6 @@ impl Case {
         text::text(&self.query, self.spelling)
     }
 
-    /// Whether the language has the query: it parses, and to what the canonical text of the tree parses to. Long chains of `&&` and `||` may
-    /// become another tree of the same meaning.
-    pub fn is_valid(&self) -> bool {
-        let canonical = |text: &str| parse(text).map(|query| query.body_text());
-        match (canonical(&self.text()), canonical(&self.query.to_string())) {
-            (Ok(spelt), Ok(plain)) => spelt == plain || plain.matches("&&").count() + plain.matches("||").count() >= 16,
-            _ => false,
-        }
-    }
-
     fn request(&self) -> SearchRequest {
         SearchRequest { query: self.text(), limit: self.limit, spans_per_spanset: self.spans_per_spanset, window: self.window }
     }
@@ -102,14 +95,68 @@ impl Case {
     fn expected(&self) -> Expected {
         Expected::new(&self.query, &self.request(), &structure::traces(self.world.all()))
     }
+}
 
-    /// The first of `engines` that is wrong, with its answer.
-    fn disagreement(&self, engines: &Engines) -> Option<(&'static str, Outcome)> {
+/// Something to ask about a world, which engines answer right or wrong.
+pub trait Question: Clone {
+    fn random(random: &mut StdRng, world: &World) -> Self;
+    fn world(&self) -> &World;
+    /// What is wrong with how the language reads the text, if anything is.
+    fn misread(&self) -> Option<String>;
+    /// Whether some engine is wrong.
+    fn disagrees(&self, engines: &Engines) -> bool;
+    /// Questions with one thing less that are not misread, those with much less first.
+    fn smaller(&self) -> Vec<Self>;
+    /// The question, what is expected and what the engines say, for reading.
+    fn told(&self, engines: &Engines) -> String;
+    /// Adds what the question shows when it is answered right.
+    fn count(&self, seen: &mut Seen);
+}
+
+impl Question for Case {
+    fn random(random: &mut StdRng, world: &World) -> Self {
+        Self::random(random, world)
+    }
+
+    fn world(&self) -> &World {
+        &self.world
+    }
+
+    fn misread(&self) -> Option<String> {
+        misread(&self.text(), &self.query.to_string())
+    }
+
+    fn disagrees(&self, engines: &Engines) -> bool {
         let expected = self.expected();
-        engines.iter().find_map(|(name, engine)| {
-            let outcome = ask(engine, self.request());
-            (!expected.allows(&outcome)).then_some((*name, outcome))
-        })
+        engines.iter().any(|(_, engine)| !expected.allows(&ask(engine, self.request())))
+    }
+
+    fn smaller(&self) -> Vec<Self> {
+        let mut cases = shrink::smaller_cases(self);
+        cases.retain(|case| case.misread().is_none());
+        cases
+    }
+
+    fn told(&self, engines: &Engines) -> String {
+        let asked = format!("query: {}\nlimit {}, {} spans a spanset, window {:?}", self.text(), self.limit, self.spans_per_spanset, self.window);
+        let answers: String = engines.iter().map(|(name, engine)| format!("{name}:\n{}", ask(engine, self.request()))).collect();
+        format!("{asked}\n{}expected:\n{}{answers}", self.world, self.expected())
+    }
+
+    fn count(&self, seen: &mut Seen) {
+        let expected = self.expected();
+        seen.selective += usize::from(expected.is_selective(self.world.spans.len()));
+        seen.failing += usize::from(expected.may_fail());
+    }
+}
+
+/// What is wrong with how the language reads `text`, if anything is: it has to parse, and to what the canonical text of the tree parses to.
+/// Long chains of `&&` and `||` may become another tree of the same meaning.
+fn misread(text: &str, tree: &str) -> Option<String> {
+    let canonical = |text: &str| parse(text).map(|query| query.body_text());
+    match (canonical(text), canonical(tree)) {
+        (Ok(spelt), Ok(plain)) if spelt == plain || plain.matches("&&").count() + plain.matches("||").count() >= 16 => None,
+        (spelt, _) => Some(format!("refused, or read as another query: {text}\n{tree}\n{spelt:?}")),
     }
 }
 
@@ -133,16 +180,18 @@ fn ask(engine: &Arc<dyn QueryService>, request: SearchRequest) -> Outcome {
 
 /// What was seen while engine and evaluator agreed.
 #[derive(Debug, Default)]
-struct Seen {
+pub struct Seen {
     queries: usize,
-    /// Queries that some traces match, but not all spans of all.
+    /// Queries that some spans match, but not all.
     selective: usize,
     /// Queries that must or may fail.
     failing: usize,
+    /// Metrics queries of which the rules do not say the answer.
+    open: usize,
 }
 
-/// Asks random queries until `count` are answered right, or `told_max` are not: then the smallest such cases are told.
-fn run(seed: u64, count: usize, told_max: usize, engines_of: impl Fn(&World) -> Engines) -> std::result::Result<Seen, String> {
+/// Asks random questions until `count` are answered right, or `told_max` are not: then the smallest such questions are told.
+fn run<Q: Question>(seed: u64, count: usize, told_max: usize, engines_of: impl Fn(&World) -> Engines) -> std::result::Result<Seen, String> {
     let (mut seen, mut wrong) = (Seen::default(), Vec::new());
     for number in 0.. {
         let own_seed = seed.wrapping_add(number);
@@ -150,18 +199,15 @@ fn run(seed: u64, count: usize, told_max: usize, engines_of: impl Fn(&World) -> 
         let world = World::random(&mut random);
         let engines = engines_of(&world);
         for _ in 0..QUERIES_PER_WORLD {
-            let case = Case::random(&mut random, &world);
-            if !case.is_valid() {
-                wrong.push(format!(
-                    "SKEIN_TEST_SEED={own_seed}\nrefused, or read as another query: {}\n{}\n{:?}",
-                    case.text(),
-                    case.query,
-                    parse(&case.text())
-                ));
-            } else if case.disagreement(&engines).is_some() {
-                wrong.push(told(own_seed, case, &engines_of));
+            let question = Q::random(&mut random, &world);
+            if let Some(misread) = question.misread() {
+                wrong.push(format!("SKEIN_TEST_SEED={own_seed}\n{misread}"));
+            } else if question.disagrees(&engines) {
+                let smallest = shrink::shrink(question, |question| question.disagrees(&engines_of(question.world())));
+                wrong.push(format!("SKEIN_TEST_SEED={own_seed}\n{}", smallest.told(&engines_of(smallest.world()))));
             } else {
-                seen.count(&case);
+                seen.queries += 1;
+                question.count(&mut seen);
                 continue;
             }
             // One for each world: others there are often the same fault.
@@ -177,40 +223,24 @@ fn run(seed: u64, count: usize, told_max: usize, engines_of: impl Fn(&World) -> 
     unreachable!("there is always another seed")
 }
 
-impl Seen {
-    fn count(&mut self, case: &Case) {
-        let expected = case.expected();
-        self.queries += 1;
-        self.selective += usize::from(expected.is_selective(case.world.spans.len()));
-        self.failing += usize::from(expected.may_fail());
-    }
+/// The number that an environment variable gives.
+fn number_of(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
-fn told(seed: u64, case: Case, engines_of: &impl Fn(&World) -> Engines) -> String {
-    let case = shrink::shrink(case, |case| case.disagreement(&engines_of(&case.world)).is_some());
-    let mut answers = String::new();
-    for (name, engine) in engines_of(&case.world) {
-        answers.push_str(&format!("{name}:\n{}", ask(&engine, case.request())));
-    }
-    format!(
-        "SKEIN_TEST_SEED={seed}\nquery: {}\nlimit {}, {} spans a spanset, window {:?}\n{}expected:\n{}{answers}",
-        case.text(),
-        case.limit,
-        case.spans_per_spanset,
-        case.window,
-        case.world,
-        case.expected(),
-    )
+/// Asks as many questions as `variable` says, or `otherwise`, with a new seed or the one that is given.
+fn run_with_environment<Q: Question>(test: &str, variable: &str, otherwise: usize) -> Seen {
+    let seed = harness::seed(test);
+    // More than one, to see at once what a change breaks.
+    let told_max = number_of("SKEIN_RANDOM_TOLD", 1);
+    let seen = run::<Q>(seed, number_of(variable, otherwise), told_max, |world| wait(engines(world))).unwrap_or_else(|told| panic!("{told}"));
+    println!("{test}: {seen:?}");
+    seen
 }
 
 #[test]
 fn the_engine_agrees_with_the_naive_evaluator() {
-    let seed = harness::seed("naive");
-    let count = std::env::var("SKEIN_RANDOM_QUERIES").map_or(QUERIES, |text| text.parse().expect("SKEIN_RANDOM_QUERIES is a number"));
-    // More than one, to see at once what a change breaks.
-    let told_max = std::env::var("SKEIN_RANDOM_TOLD").map_or(1, |text| text.parse().expect("SKEIN_RANDOM_TOLD is a number"));
-    let seen = run(seed, count, told_max, |world| wait(engines(world))).unwrap_or_else(|told| panic!("{told}"));
-    println!("naive: {seen:?}");
+    let seen = run_with_environment::<Case>("naive", "SKEIN_RANDOM_QUERIES", QUERIES);
     assert!(seen.selective * 4 > seen.queries, "too few queries match some spans but not all: {seen:?}");
 }
 
@@ -236,13 +266,13 @@ fn every_construct_is_asked_for() {
     }
 }
 
-/// Forgets the newest trace when it is asked about events.
+/// Forgets the newest trace, or the first series, when it is asked about events.
 struct Forgetful(Arc<dyn QueryService>);
 
 #[async_trait]
 impl QueryService for Forgetful {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
-        self.0.trace_by_id(tenant, id, window).await
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
+        self.0.trace_by_id(tenant, request).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -259,7 +289,12 @@ impl QueryService for Forgetful {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        self.0.metrics(tenant, request).await
+        let forgets = request.query.contains("event");
+        let mut result = self.0.metrics(tenant, request).await?;
+        if forgets && !result.series.is_empty() {
+            result.series.remove(0);
+        }
+        Ok(result)
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
@@ -271,14 +306,19 @@ impl QueryService for Forgetful {
     }
 }
 
-#[test]
-fn a_wrong_engine_is_found_and_the_case_shrinks() {
+/// Checks that random questions find out that an engine forgets, and that the one told is small.
+fn check_forgetful<Q: Question>(count: usize, text_max: usize) {
     let forgetful = |world: &World| -> Engines {
         wait(engines(world)).into_iter().take(1).map(|(name, engine)| (name, Arc::new(Forgetful(engine)) as Arc<dyn QueryService>)).collect()
     };
-    let told = run(1, QUERIES, 1, forgetful).expect_err("an engine that forgets traces is found");
+    let told = run::<Q>(1, count, 1, forgetful).expect_err("an engine that forgets is found");
     let spans = told.matches(" parent ").count();
     let query = told.lines().find(|line| line.starts_with("query: ")).unwrap();
     assert!(query.contains("event"), "{told}");
-    assert!(spans <= 1 && query.len() < 60, "it does not shrink: {told}");
+    assert!(spans <= 1 && query.len() < text_max, "it does not shrink: {told}");
+}
+
+#[test]
+fn a_wrong_engine_is_found_and_the_case_shrinks() {
+    check_forgetful::<Case>(QUERIES, 60);
 }

@@ -19,7 +19,8 @@ pub fn run(pipeline: &Pipeline, trace: &Trace<'_>) -> Result<Vec<Spanset>, Failu
     run_on(pipeline, trace, (0..trace.nodes.len()).collect())
 }
 
-fn run_on(pipeline: &Pipeline, trace: &Trace<'_>, spans: BTreeSet<usize>) -> Result<Vec<Spanset>, Failure> {
+/// The same of some of its spans.
+pub fn run_on(pipeline: &Pipeline, trace: &Trace<'_>, spans: BTreeSet<usize>) -> Result<Vec<Spanset>, Failure> {
     let mut spansets = vec![Spanset { spans, attributes: Vec::new() }];
     for stage in &pipeline.stages {
         spansets.retain(|spanset| !spanset.spans.is_empty());

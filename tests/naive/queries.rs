@@ -10,13 +10,15 @@ use skein_engine::traceql::{
 use super::traces::{DOUBLES, DURATIONS, INTS, KEYS, NAMES, SERVICES, TEXTS, World, once_in, one};
 
 const PATTERNS: [&str; 12] = ["a.*", ".*", "", "a|b", "[ab]+", "(?i)get", "GET /?", "\\d+", ".+b.*", "shop|cart", "nil", "0.*1"];
-const COMPARISONS: [CompareOp; 6] = [CompareOp::Eq, CompareOp::Ne, CompareOp::Lt, CompareOp::Le, CompareOp::Gt, CompareOp::Ge];
+pub const COMPARISONS: [CompareOp; 6] = [CompareOp::Eq, CompareOp::Ne, CompareOp::Lt, CompareOp::Le, CompareOp::Gt, CompareOp::Ge];
 const ARITHMETIC: [ArithOp; 6] = [ArithOp::Add, ArithOp::Sub, ArithOp::Mul, ArithOp::Div, ArithOp::Mod, ArithOp::Pow];
-const SCOPES: [Scope; 6] = [Scope::Any, Scope::Span, Scope::Resource, Scope::Event, Scope::Link, Scope::Instrumentation];
+pub const SCOPES: [Scope; 6] = [Scope::Any, Scope::Span, Scope::Resource, Scope::Event, Scope::Link, Scope::Instrumentation];
 
-const NUMBERS: [I; 7] =
+/// Intrinsics that are numbers.
+pub const NUMBERS: [I; 7] =
     [I::Duration, I::TraceDuration, I::ChildCount, I::NestedSetLeft, I::NestedSetRight, I::NestedSetParent, I::EventTimeSinceStart];
-const STRINGS: [I; 12] = [
+/// Intrinsics that are text.
+pub const STRINGS: [I; 12] = [
     I::Name,
     I::StatusMessage,
     I::SpanId,
@@ -47,7 +49,8 @@ impl Queries<'_> {
         self.pipeline()
     }
 
-    fn pipeline(&mut self) -> Pipeline {
+    /// Stages one after another.
+    pub fn pipeline(&mut self) -> Pipeline {
         let first = if once_in(self.random, 8) { self.later_stage() } else { Stage::Spansets(self.spansets(2)) };
         let mut stages = vec![if matches!(first, Stage::Coalesce) { Stage::Spansets(self.spansets(1)) } else { first }];
         while stages.len() < 5 && self.random.random_bool(0.4) {
@@ -136,7 +139,8 @@ impl Queries<'_> {
 
     // ---- conditions
 
-    fn condition(&mut self, depth: u32) -> E {
+    /// The content of a filter.
+    pub fn condition(&mut self, depth: u32) -> E {
         if depth == 0 || self.random.random_bool(0.4) {
             return self.simple_condition();
         }
@@ -299,7 +303,8 @@ impl Queries<'_> {
 
     // ---- fields
 
-    fn any_field(&mut self) -> FieldRef {
+    /// Anything that a span has.
+    pub fn any_field(&mut self) -> FieldRef {
         match self.random.random_range(0..10) {
             0..=5 => self.any_attribute(),
             6 => FieldRef::Intrinsic(one(self.random, &NUMBERS)),
@@ -333,7 +338,8 @@ impl Queries<'_> {
         }
     }
 
-    fn number(&mut self) -> Static {
+    /// A number that spans have.
+    pub fn number(&mut self) -> Static {
         match self.random.random_range(0..8) {
             0..=3 => Static::Int(one(self.random, &INTS)),
             4..=5 => Static::Float(one(self.random, &DOUBLES[..7])),

@@ -2,19 +2,19 @@
 
 use skein_engine::traceql::{Aggregate, FieldExpr as E, FieldRef, Pipeline, SpansetExpr, Stage, Static};
 
-use super::Case;
 use super::model::Span;
 use super::traces::World;
+use super::{Case, Question};
 
 /// Most cases tried.
 const TRIES_MAX: usize = 3000;
 
-/// The smallest case found, from `case`, on which `disagrees` holds.
-pub fn shrink(case: Case, mut disagrees: impl FnMut(&Case) -> bool) -> Case {
-    let mut best = case;
+/// The smallest question found, from `question`, on which `disagrees` holds.
+pub fn shrink<Q: Question>(question: Q, mut disagrees: impl FnMut(&Q) -> bool) -> Q {
+    let mut best = question;
     let mut tries = 0;
     'again: loop {
-        for smaller in smaller_cases(&best) {
+        for smaller in best.smaller() {
             if tries == TRIES_MAX {
                 return best;
             }
@@ -28,8 +28,8 @@ pub fn shrink(case: Case, mut disagrees: impl FnMut(&Case) -> bool) -> Case {
     }
 }
 
-/// Cases with one thing less, those with much less first.
-fn smaller_cases(case: &Case) -> Vec<Case> {
+/// Searches with one thing less, those with much less first.
+pub fn smaller_cases(case: &Case) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |change: &dyn Fn(&mut Case)| {
         let mut smaller = case.clone();
@@ -51,11 +51,10 @@ fn smaller_cases(case: &Case) -> Vec<Case> {
     if case.spans_per_spanset < 100 {
         add(&|case| case.spans_per_spanset = 100);
     }
-    cases.retain(|case| case.is_valid());
     cases
 }
 
-fn smaller_worlds(world: &World) -> Vec<World> {
+pub fn smaller_worlds(world: &World) -> Vec<World> {
     let mut worlds = Vec::new();
     let mut traces: Vec<u128> = world.all().map(|span| span.trace).collect();
     traces.sort_unstable();
@@ -127,7 +126,7 @@ fn smaller_spans(span: &Span) -> Vec<Span> {
     spans
 }
 
-fn smaller_pipelines(pipeline: &Pipeline) -> Vec<Pipeline> {
+pub fn smaller_pipelines(pipeline: &Pipeline) -> Vec<Pipeline> {
     let mut pipelines = Vec::new();
     // The sides of an operator between pipelines, alone.
     if let [Stage::Spansets(spansets)] = pipeline.stages.as_slice() {
@@ -203,7 +202,7 @@ fn smaller_spansets(spansets: &SpansetExpr) -> Vec<SpansetExpr> {
 }
 
 /// `true`, the parts of `expr`, and `expr` with a smaller part. Some are of the wrong type; those are refused when they are parsed.
-fn smaller_exprs(expr: &E) -> Vec<E> {
+pub fn smaller_exprs(expr: &E) -> Vec<E> {
     let mut smaller = Vec::new();
     if !matches!(expr, E::Literal(_)) {
         smaller.push(E::Literal(Static::Bool(true)));

@@ -19,7 +19,7 @@ const WHOLE: u8 = 7;
 
 /// The text of `query`; `spelling` chooses among those that mean the same.
 pub fn text(query: &Pipeline, spelling: u64) -> String {
-    let mut writer = Writer { random: StdRng::seed_from_u64(spelling), out: String::new() };
+    let mut writer = Writer::new(spelling);
     writer.pipeline(query);
     if once_in(&mut writer.random, 10) {
         writer.out.push_str(" with (most_recent=true, whatever=1.5)");
@@ -27,18 +27,24 @@ pub fn text(query: &Pipeline, spelling: u64) -> String {
     writer.out
 }
 
-struct Writer {
-    random: StdRng,
-    out: String,
+/// Text under way.
+pub struct Writer {
+    /// Chooses among spellings.
+    pub random: StdRng,
+    pub out: String,
 }
 
 impl Writer {
-    fn write(&mut self, text: &str) {
+    pub fn new(spelling: u64) -> Self {
+        Self { random: StdRng::seed_from_u64(spelling), out: String::new() }
+    }
+
+    pub fn write(&mut self, text: &str) {
         self.out.push_str(text);
     }
 
     /// White space, now and then more of it than needed.
-    fn space(&mut self) {
+    pub fn space(&mut self) {
         let space = match self.random.random_range(0..40) {
             0 => "\n\t ",
             1 => " /* a comment */ ",
@@ -48,7 +54,7 @@ impl Writer {
         self.write(space);
     }
 
-    fn pipeline(&mut self, pipeline: &Pipeline) {
+    pub fn pipeline(&mut self, pipeline: &Pipeline) {
         for (at, stage) in pipeline.stages.iter().enumerate() {
             if at > 0 {
                 self.space();
@@ -79,10 +85,7 @@ impl Writer {
             }
             Stage::Select(fields) => {
                 self.write("select(");
-                for (at, field) in fields.iter().enumerate() {
-                    self.write(if at > 0 { ", " } else { "" });
-                    self.field(field);
-                }
+                self.fields(fields);
                 self.write(")");
             }
         }
@@ -120,7 +123,7 @@ impl Writer {
         }
     }
 
-    fn filter(&mut self, filter: &E, wrapped: bool) {
+    pub fn filter(&mut self, filter: &E, wrapped: bool) {
         self.write(if wrapped { "(" } else { "" });
         if matches!(filter, E::Literal(Static::Bool(true))) && self.random.random() {
             self.write("{}");
@@ -195,7 +198,15 @@ impl Writer {
 
     // ---- names
 
-    fn field(&mut self, field: &FieldRef) {
+    /// Several with commas between.
+    pub fn fields(&mut self, fields: &[FieldRef]) {
+        for (at, field) in fields.iter().enumerate() {
+            self.write(if at > 0 { ", " } else { "" });
+            self.field(field);
+        }
+    }
+
+    pub fn field(&mut self, field: &FieldRef) {
         match field {
             FieldRef::Intrinsic(intrinsic) => self.intrinsic(*intrinsic),
             FieldRef::Attribute { scope, name } => {
@@ -246,7 +257,7 @@ impl Writer {
     }
 
     /// A constant where `maxInt` is not known.
-    fn scalar(&mut self, value: &Static) {
+    pub fn scalar(&mut self, value: &Static) {
         match value {
             Static::Int(value) => self.write(&value.to_string()),
             value => self.literal(value),

@@ -1,9 +1,10 @@
 //! The engine of one process: catalog, caches and live spans, and the answers to queries. `remote` is what it tells other processes of its
-//! live spans, and how it plans over theirs.
+//! live spans, and how it plans over theirs; `told` tells parts of names and values.
 
 mod remote;
+mod told;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, pin::pin, sync::Arc};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -11,10 +12,10 @@ use datafusion::{
     physical_plan::{ExecutionPlan, display::DisplayableExecutionPlan},
     prelude::{SessionConfig, SessionContext},
 };
-use futures::{TryStreamExt, future::try_join_all};
+use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use object_store::{ObjectStore, ObjectStoreExt};
-use skein_proto::otlp::trace::v1::ResourceSpans;
+use prometheus::Registry;
 
 pub use self::remote::{LocalListing, Survey};
 use super::{
@@ -25,6 +26,7 @@ use super::{
     split::{common, join_traces, split_ids},
     stats::{ScanMetrics, stats_of_plan},
     tags,
+    trace::trace_in,
 };
 use crate::{
     block::{
@@ -35,23 +37,23 @@ use crate::{
         Catalog,
         meta::{BlockMeta, bloom_name},
     },
-    error::{Error, Result},
+    error::Result,
     lower::{SearchPlan, lower_metrics, lower_search},
-    metrics::evaluate::{self, Operands, operand_key, operands_of},
+    metrics::{
+        cache::PartialCache,
+        evaluate::{self, Operands, distinct_operands},
+        told::{Operand, ToldMetrics},
+    },
+    parts::{Part, Parts, is_last},
     plan::trace_details::search_results,
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
-        TagValuesRequest, TraceResult, Window,
+        TagValuesRequest, TraceRequest, TraceResult, Window,
     },
-    spans::{
-        BlockId, TraceId,
-        otlp::TraceAssembler,
-        set::SpanSet,
-        weight::{assembled_bytes, trace_bytes},
-    },
+    spans::{BlockId, TraceId, set::SpanSet},
     sql::{SqlService, SqlStatement, session::SessionParts},
     tenant::TenantId,
-    traceql::{self, QueryBody},
+    traceql,
 };
 
 /// Blocks opened at the same time.
@@ -69,6 +71,8 @@ pub struct EngineSettings {
     pub bloom_cache_bytes: u64,
     /// Memory for ordered live spans and traces that lie in several places.
     pub memory_source_bytes: u64,
+    /// Memory for partial series of metrics queries; 0 keeps none.
+    pub partial_cache_bytes: u64,
     /// Partitions of a scan.
     pub partitions: usize,
     /// Memory that queries may take together, beside the caches.
@@ -78,7 +82,14 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         let partitions = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { block_cache_bytes: 256 << 20, bloom_cache_bytes: 64 << 20, memory_source_bytes: 256 << 20, partitions, query_memory_bytes: 2 << 30 }
+        Self {
+            block_cache_bytes: 256 << 20,
+            bloom_cache_bytes: 64 << 20,
+            memory_source_bytes: 256 << 20,
+            partial_cache_bytes: 128 << 20,
+            partitions,
+            query_memory_bytes: 2 << 30,
+        }
     }
 }
 
@@ -122,6 +133,7 @@ struct Core {
     ordered: Cache<(TenantId, BlockId, u64), Arc<MemorySource>>,
     block_splits: Cache<(TenantId, Vec<BlockId>), Arc<BTreeSet<u128>>>,
     joined: Cache<SourceKey, Joined>,
+    partials: PartialCache,
     pool: Pool,
 }
 
@@ -161,6 +173,7 @@ impl Engine {
                 .weigher(move |_, joined: &Joined| joined.1.as_ref().map_or(64, weight))
                 .max_capacity(settings.memory_source_bytes)
                 .build(),
+            partials: PartialCache::new(settings.partial_cache_bytes),
             pool: pool.clone(),
         };
         let runtime = RuntimeEnv { memory_pool: pool, ..RuntimeEnv::default() };
@@ -177,27 +190,76 @@ impl Engine {
         lower_search(query, sources, request, self.settings.partitions)
     }
 
-    /// Runs a metrics query over `sources`. Errors: as [`QueryService::metrics`].
-    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest) -> Result<MetricsResult> {
-        let QueryBody::Metrics(query) = traceql::parse(&request.query)?.body else { return Err(Error::invalid("not a metrics query")) };
+    /// Runs a metrics query over `sources`; tells `parts` of it, if there are some. Errors: as [`QueryService::metrics`].
+    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
+        let (query, detail) = evaluate::checked(request)?;
         let sources = Arc::new(sources);
+        let telling = parts.map(|parts| ToldMetrics::new(parts, request, self.hold("series of a part")));
+        let opened = sources.sources().await?;
         let mut stats = ScanStats::default();
         let mut operands = Operands::new();
+        let distinct = distinct_operands(&query);
+        let row_groups = row_groups_of(opened) * distinct.len() as u64;
         let values = self.hold("values of series");
-        for (pipeline, function) in operands_of(&query) {
-            let key = operand_key(pipeline, function);
-            if operands.contains_key(&key) {
-                continue;
+        for (key, (pipeline, function)) in distinct {
+            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, &detail, self.settings.partitions)?;
+            let mut given = Vec::new();
+            let mut batches = pin!(plan.execute(0, self.context_of(parts))?.peekable());
+            while let Some(batch) = batches.next().await {
+                let batch = batch?;
+                if let Some(telling) = &telling
+                    && !is_last(batches.as_mut())
+                {
+                    let operand = Operand { query: &query, key: &key, function, detail: &detail, finished: &operands, row_groups };
+                    let mut so_far = stats.plus(&stats_of_plan(&plan)).plus(&sources.metrics.snapshot());
+                    add_blocks(&mut so_far, opened);
+                    telling.tell(operand, &batch, so_far).await?;
+                }
+                given.push(batch);
             }
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, self.settings.partitions)?;
-            let batches = self.execute(&plan).await?;
             stats = stats.plus(&stats_of_plan(&plan));
-            let series = evaluate::finish_operand(function, &request.intervals, &batches, self.hold("series of the answer"))?;
+            let series = evaluate::finish_operand(function, &request.intervals, &detail, &given, self.hold("series of the answer"))?;
             values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
             operands.insert(key, series);
         }
-        add_blocks(&mut stats, sources.sources().await?);
+        add_blocks(&mut stats, opened);
         Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
+    }
+
+    /// Where plans run; for an answer in parts, at their pace.
+    fn context_of<T>(&self, parts: Option<&Parts<T>>) -> Arc<TaskContext> {
+        parts.map_or_else(|| self.context.clone(), |parts| parts.pace().within(&self.context))
+    }
+
+    /// Runs a search; tells `parts` of it, if there are some.
+    async fn search_telling(&self, tenant: &TenantId, request: &SearchRequest, parts: Option<&Parts<SearchResult>>) -> Result<SearchResult> {
+        let plan = self.plan_search(tenant, request).await?;
+        let sources = plan.sources.sources().await?;
+        let cost = || {
+            let mut stats = plan.sources.metrics.snapshot().plus(&stats_of_plan(&plan.plan));
+            add_blocks(&mut stats, sources);
+            stats
+        };
+        let (mut whole, memory) = (Vec::new(), self.hold("results of a search"));
+        let mut batches = pin!(plan.plan.execute(0, self.context_of(parts))?.peekable());
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
+            let traces = search_results(&batch)?;
+            if let Some(parts) = parts
+                && !is_last(batches.as_mut())
+            {
+                let found = SearchResult { traces: traces.clone(), stats: cost(), ..SearchResult::default() };
+                parts.tell(Part { found, row_groups: row_groups_of(sources) }).await;
+            }
+            whole.extend(traces);
+        }
+        Ok(SearchResult { traces: whole, stats: cost(), memory })
+    }
+
+    /// Shows what the engine counts in `registry`. Errors: `Internal` when it has that already.
+    pub fn register(&self, registry: &Registry) -> Result<()> {
+        self.core.partials.register(registry)
     }
 
     /// The memory of this process's queries.
@@ -384,26 +446,6 @@ fn live_trace(set: &SpanSet, id: TraceId, pool: &Pool) -> Result<Option<Arc<Memo
     Ok(Some(Arc::new(MemorySource::new(set).holding(memory))))
 }
 
-/// The spans of a trace that lies in one source, for which `memory` grows. Errors: as the source's, `Exhausted`.
-async fn read_trace(source: &SourceRef, id: u128, metrics: &ScanMetrics, memory: &Reservation) -> Result<Vec<ResourceSpans>> {
-    let mut assembler = TraceAssembler::default();
-    let Some(rows) = source.traces().rows_of(id) else { return Ok(Vec::new()) };
-    let (columns, events) = (source.schema().columns(), source.schema().event_columns());
-    for (group, all) in source.row_groups().iter().enumerate() {
-        let first = all.first_row as usize;
-        if (first..first + all.rows as usize).contains(&rows.start) {
-            let own = rows.start - first..rows.end - first;
-            let reading = memory.another();
-            let batch = reading.read(source, group, (&columns, &events), Some(std::slice::from_ref(&own)), metrics).await?;
-            memory.grow(assembled_bytes(&batch, source.schema())?)?;
-            assembler.add(&batch, 0..batch.num_rows(), source.schema(), source.resources(), source.scopes())?;
-        }
-    }
-    let trace = assembler.finish();
-    memory.settle(trace_bytes(&trace))?;
-    Ok(trace)
-}
-
 #[async_trait]
 impl SourceResolver for Core {
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>> {
@@ -429,6 +471,10 @@ impl SourceResolver for Core {
         }
         Ok(sources)
     }
+
+    fn partial_cache(&self) -> Option<&PartialCache> {
+        Some(&self.partials)
+    }
 }
 
 #[async_trait]
@@ -444,29 +490,18 @@ impl SqlService for Engine {
 
 #[async_trait]
 impl QueryService for Engine {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let metrics = ScanMetrics::default();
-        let number = u128::from_be_bytes(id.0);
-        let sources = self.core.sources_of_trace(tenant, id, window, &metrics).await?;
-        let whole = match sources.as_slice() {
-            [only] => only.clone(),
-            several => join_traces(&BTreeSet::from([number]), several, &metrics, &self.core.pool).await?,
-        };
-        let memory = self.hold("a trace");
-        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
-        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
+        let sources = self.core.sources_of_trace(tenant, request.id, request.window, &metrics).await?;
+        trace_in(&sources, &request, &metrics, &self.core.pool).await
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
-        let plan = self.plan_search(tenant, &request).await?;
-        let (mut traces, memory) = (Vec::new(), self.hold("results of a search"));
-        for batch in self.execute(&plan.plan).await? {
-            memory.grow(MESSAGE_FORMS * batch_bytes(&batch, true))?;
-            traces.extend(search_results(&batch)?);
-        }
-        let mut stats = plan.sources.metrics.snapshot().plus(&stats_of_plan(&plan.plan));
-        add_blocks(&mut stats, plan.sources.sources().await?);
-        Ok(SearchResult { traces, stats, memory })
+        self.search_telling(tenant, &request, None).await
+    }
+
+    async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
+        self.search_telling(tenant, &request, Some(&parts)).await
     }
 
     /// What is looked for, as the optimiser decided it, then how: the second part has the counts after `analyze`.
@@ -481,33 +516,64 @@ impl QueryService for Engine {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        let opening = ScanMetrics::default();
-        let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
-        let sources = SourceSet::opened(tenant.clone(), sources, self.core.clone());
-        let mut result = self.metrics_over(sources, &request).await?;
-        result.stats = result.stats.plus(&opening.snapshot());
-        Ok(result)
+        self.metrics_telling(tenant, &request, None).await
+    }
+
+    async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
+        self.metrics_telling(tenant, &request, Some(&parts)).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
-        let metrics = ScanMetrics::default();
-        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
-        self.names_in(&sources, &request, &metrics).await
+        self.names_telling(tenant, &request, None).await
+    }
+
+    async fn tag_names_in_parts(&self, tenant: &TenantId, request: TagNamesRequest, parts: Parts<TagNames>) -> Result<TagNames> {
+        self.names_telling(tenant, &request, Some(&parts)).await
     }
 
     async fn tag_values(&self, tenant: &TenantId, request: TagValuesRequest) -> Result<TagValues> {
-        traceql::parse_identifier(&request.tag)?;
-        let metrics = ScanMetrics::default();
-        let sources = self.plain_sources(tenant, request.window, &metrics).await?;
-        self.values_in(&sources, &request, &metrics).await
+        self.values_telling(tenant, &request, None).await
+    }
+
+    async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
+        self.values_telling(tenant, &request, Some(&parts)).await
     }
 }
 
 impl Engine {
-    async fn names_in(&self, sources: &[SourceRef], request: &TagNamesRequest, metrics: &ScanMetrics) -> Result<TagNames> {
+    async fn metrics_telling(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
+        let opening = ScanMetrics::default();
+        let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
+        let sources = SourceSet::opened(tenant.clone(), sources, self.core.clone());
+        let mut result = self.metrics_over(sources, request, parts).await?;
+        result.stats = result.stats.plus(&opening.snapshot());
+        Ok(result)
+    }
+
+    async fn names_telling(&self, tenant: &TenantId, request: &TagNamesRequest, parts: Option<&Parts<TagNames>>) -> Result<TagNames> {
+        let sources = self.plain_sources(tenant, request.window).await?;
+        self.names_in(&sources, request, &ScanMetrics::default(), parts).await
+    }
+
+    async fn values_telling(&self, tenant: &TenantId, request: &TagValuesRequest, parts: Option<&Parts<TagValues>>) -> Result<TagValues> {
+        traceql::parse_identifier(&request.tag)?;
+        let sources = self.plain_sources(tenant, request.window).await?;
+        self.values_in(&sources, request, &ScanMetrics::default(), parts).await
+    }
+
+    async fn names_in(
+        &self,
+        sources: &[SourceRef],
+        request: &TagNamesRequest,
+        metrics: &ScanMetrics,
+        parts: Option<&Parts<TagNames>>,
+    ) -> Result<TagNames> {
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
         let mut names = match filter {
-            Some(filter) => tags::names_where(sources, &filter, request.window, (metrics, &self.core.pool)).await?,
+            Some(filter) => {
+                let mut telling = parts.map(|parts| told::ToldNames::new(parts, request.scope, sources, metrics));
+                tags::names_where(sources, &filter, request.window, (metrics, &self.core.pool), &mut told::telling(&mut telling)).await?
+            }
             None => tags::all_names(sources),
         };
         if !sources.is_empty() {
@@ -517,27 +583,42 @@ impl Engine {
             names.retain(|&other, _| other == scope);
         }
         let scopes = names.into_iter().map(|(scope, names)| (scope, names.into_iter().collect())).collect();
-        let mut stats = metrics.snapshot();
-        add_blocks(&mut stats, sources);
-        Ok(TagNames { scopes, stats })
+        Ok(TagNames { scopes, stats: cost_of_tags(sources, metrics) })
     }
 
-    async fn values_in(&self, sources: &[SourceRef], request: &TagValuesRequest, metrics: &ScanMetrics) -> Result<TagValues> {
+    async fn values_in(
+        &self,
+        sources: &[SourceRef],
+        request: &TagValuesRequest,
+        metrics: &ScanMetrics,
+        parts: Option<&Parts<TagValues>>,
+    ) -> Result<TagValues> {
         let field = traceql::parse_identifier(&request.tag)?;
         let filter = request.filter.as_deref().and_then(traceql::tag_filter).filter(|filter| !tags::is_trivial(filter));
-        let values = tags::values_of(sources, &field, filter.as_ref(), request.window, (metrics, &self.core.pool)).await?;
-        let mut stats = metrics.snapshot();
-        add_blocks(&mut stats, sources);
-        Ok(TagValues { values, stats })
+        let mut telling = parts.map(|parts| told::ToldValues::new(parts, sources, metrics));
+        let values =
+            tags::values_of(sources, &field, filter.as_ref(), request.window, (metrics, &self.core.pool), &mut told::telling(&mut telling)).await?;
+        Ok(TagValues { values, stats: cost_of_tags(sources, metrics) })
     }
 
     /// Sources as they are: what is said of single spans needs no trace to be whole.
-    async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>, _metrics: &ScanMetrics) -> Result<Vec<SourceRef>> {
+    async fn plain_sources(&self, tenant: &TenantId, window: Option<Window>) -> Result<Vec<SourceRef>> {
         let (live, metas) = self.core.snapshot(tenant, window);
         let mut sources: Vec<SourceRef> = live.iter().map(|generation| self.core.order(tenant, generation) as SourceRef).collect();
         sources.extend(self.core.open_all(&metas).await?.into_iter().map(|block| block as SourceRef));
         Ok(sources)
     }
+}
+
+/// The row groups of `sources`.
+fn row_groups_of(sources: &[SourceRef]) -> u64 {
+    sources.iter().map(|source| source.row_groups().len() as u64).sum()
+}
+
+fn cost_of_tags(sources: &[SourceRef], metrics: &ScanMetrics) -> ScanStats {
+    let mut stats = metrics.snapshot();
+    add_blocks(&mut stats, sources);
+    stats
 }
 
 pub(crate) fn add_blocks(stats: &mut ScanStats, sources: &[SourceRef]) {

@@ -55,11 +55,6 @@ impl QueryMemory {
         Self { limit, inner: GreedyMemoryPool::new(limit), peak: AtomicUsize::new(0), refused }
     }
 
-    /// Bytes that may be reserved.
-    pub fn limit(&self) -> usize {
-        self.limit
-    }
-
     /// The most that was reserved at a time.
     pub fn peak(&self) -> usize {
         self.peak.load(Relaxed)

@@ -13,3 +13,4 @@ pub mod spansets;
 pub mod split;
 pub mod stats;
 pub mod tags;
+pub mod trace;

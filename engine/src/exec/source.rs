@@ -159,7 +159,7 @@ pub struct MemorySource {
     spans: Arc<OrderedSpans>,
     groups: Arc<[RowGroup]>,
     traces: Arc<TraceIndex>,
-    memory: Reservation,
+    _memory: Reservation,
 }
 
 impl MemorySource {
@@ -174,23 +174,18 @@ impl MemorySource {
             spans: Arc::new(OrderedSpans::new(set, order, schema)),
             groups: groups.into(),
             traces: Arc::new(traces),
-            memory: Reservation::default(),
+            _memory: Reservation::default(),
         }
     }
 
     /// The same, with the memory that it takes: that is given back with the source.
     pub fn holding(self, memory: Reservation) -> Self {
-        Self { memory, ..self }
+        Self { _memory: memory, ..self }
     }
 
     /// The same spans for a cache, whose memory has a bound of its own.
     pub fn for_cache(&self) -> Self {
-        Self { spans: self.spans.clone(), groups: self.groups.clone(), traces: self.traces.clone(), memory: Reservation::default() }
-    }
-
-    /// Bytes reserved for it.
-    pub fn held_bytes(&self) -> usize {
-        self.memory.bytes()
+        Self { spans: self.spans.clone(), groups: self.groups.clone(), traces: self.traces.clone(), _memory: Reservation::default() }
     }
 
     /// The spans.

@@ -16,7 +16,9 @@ use super::{
     stats::ScanMetrics,
 };
 use crate::{
+    block::index::RowGroup,
     error::Result,
+    metrics::cache::PartialCache,
     query::Window,
     spans::{BlockId, TraceId, schema::Column},
     tenant::TenantId,
@@ -61,6 +63,11 @@ pub trait SourceResolver: std::fmt::Debug + Send + Sync {
     /// Opens `names` in order. A live source without a version that has become a block since is that block. Errors: `NotFound`, `Data`,
     /// `Unavailable`, the last also for live spans of which the listed version is gone: a new plan may succeed.
     async fn resolve(&self, tenant: &TenantId, names: &[SourceName]) -> Result<Vec<SourceRef>>;
+
+    /// Partial series of the blocks that it opens; None where none are kept.
+    fn partial_cache(&self) -> Option<&PartialCache> {
+        None
+    }
 }
 
 /// The sources of one query, opened or still to be opened.
@@ -187,6 +194,12 @@ impl Window {
     }
 }
 
+/// Those of `ranges` of rows of a source, ascending, that lie in the row group `rows`: a trace never lies in two.
+pub fn of_row_group<'a>(ranges: &'a [Range<usize>], rows: &RowGroup) -> &'a [Range<usize>] {
+    let (first, end) = (rows.first_row as usize, (rows.first_row + rows.rows) as usize);
+    &ranges[ranges.partition_point(|range| range.end <= first)..ranges.partition_point(|range| range.start < end)]
+}
+
 /// The rows of `frame` whose trace overlaps `window`, without the rows `excluded` of the source (ascending). Reads trace times only where
 /// the row group reaches beyond the window. Errors: as the source's.
 pub async fn active_rows(
@@ -209,11 +222,11 @@ pub async fn active_rows(
             start <= window.end_nanos() && start.saturating_add(durations[row].max(0) as u64) >= window.start_nanos()
         });
     }
-    let (first, end) = (rows.first_row as usize, (rows.first_row + rows.rows) as usize);
-    let own = excluded.partition_point(|range| range.end <= first)..excluded.partition_point(|range| range.start < end);
+    let own = of_row_group(excluded, &rows);
     if !own.is_empty() {
+        let first = rows.first_row as usize;
         let mut kept = BooleanBufferBuilder::new(frame.len());
-        for range in &excluded[own] {
+        for range in own {
             kept.append_n(range.start - first - kept.len(), true);
             kept.append_n(range.len(), false);
         }

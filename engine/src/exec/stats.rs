@@ -51,6 +51,7 @@ pub struct ScanMetrics {
     bytes: AtomicU64,
     reads: AtomicU64,
     row_groups: AtomicU64,
+    row_groups_cached: AtomicU64,
     pruned: [AtomicU64; PRUNED.len()],
     busy_nanos: AtomicU64,
 }
@@ -66,6 +67,11 @@ impl ScanMetrics {
     pub fn row_group(&self, spans: u64) {
         self.row_groups.fetch_add(1, Relaxed);
         self.spans.fetch_add(spans, Relaxed);
+    }
+
+    /// Counts a row group of which the result was known.
+    pub fn row_group_cached(&self) {
+        self.row_groups_cached.fetch_add(1, Relaxed);
     }
 
     /// Counts row groups that were not.
@@ -92,6 +98,7 @@ impl ScanMetrics {
     pub fn to_set(&self) -> MetricsSet {
         let counters = [
             ("row_groups_read", &self.row_groups),
+            ("row_groups_cached", &self.row_groups_cached),
             ("spans_scanned", &self.spans),
             ("traces_matched", &self.traces),
             ("bytes_read", &self.bytes),
@@ -127,6 +134,7 @@ fn stats_of_set(set: &MetricsSet) -> ScanStats {
         bytes: count("bytes_read"),
         reads: count("requests"),
         row_groups: count("row_groups_read"),
+        row_groups_cached: count("row_groups_cached"),
         row_groups_skipped: PRUNED.into_iter().map(count).sum(),
         ..ScanStats::default()
     }

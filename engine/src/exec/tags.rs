@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::{array::Array, buffer::BooleanBuffer};
+use futures::future::BoxFuture;
 use skein_proto::tempo::TagValue;
 
 use super::{
@@ -56,15 +57,28 @@ fn table_keys(table: &Shared) -> impl Iterator<Item = String> + '_ {
     (0..table.len()).flat_map(|id| table.attributes(id).keys().map(|key| key.to_string()))
 }
 
-/// Calls `visit` with each row group in the window and its rows that pass `filter`, if there are any.
-async fn for_each_group(
-    sources: &[SourceRef],
-    filter: Option<&FieldExpr>,
+/// Called after each row group with what was found so far; the future, if there is one, ends when it was told.
+pub type Telling<'a, F> = dyn FnMut(&F) -> Option<BoxFuture<'static, ()>> + Send + 'a;
+
+/// Which spans are looked at.
+#[derive(Clone, Copy)]
+struct Looked<'a> {
+    sources: &'a [SourceRef],
+    filter: Option<&'a FieldExpr>,
     window: Option<Window>,
-    (metrics, pool): (&ScanMetrics, &Pool),
+    metrics: &'a ScanMetrics,
+    pool: &'a Pool,
+}
+
+/// Calls `visit` with each row group in the window and its rows that pass the filter, if there are any, to add to what was found.
+async fn for_each_group<F>(
+    looked: Looked<'_>,
     needs: &(dyn Fn(&SourceRef) -> ColumnNeeds + Sync),
-    visit: &mut (dyn FnMut(&Frame, &BooleanBuffer) -> Result<()> + Send),
+    visit: &(dyn Fn(&mut F, &Frame, &BooleanBuffer) -> Result<()> + Sync),
+    found: &mut F,
+    telling: &mut Telling<'_, F>,
 ) -> Result<()> {
+    let Looked { sources, filter, window, metrics, pool } = looked;
     let filter = filter.map(filter_terms);
     let (units, outside) = scan_units(sources, window);
     metrics.pruned(Pruned::Window, outside);
@@ -78,7 +92,10 @@ async fn for_each_group(
         }
         if rows.count_set_bits() > 0 {
             frame.load(&needs(frame.source()), metrics).await?;
-            visit(&frame, &rows)?;
+            visit(found, &frame, &rows)?;
+        }
+        if let Some(told) = telling(found) {
+            told.await;
         }
     }
     Ok(())
@@ -91,6 +108,7 @@ pub async fn names_where(
     filter: &FieldExpr,
     window: Option<Window>,
     (metrics, pool): (&ScanMetrics, &Pool),
+    telling: &mut Telling<'_, NamesByScope>,
 ) -> Result<NamesByScope> {
     let mut names = NamesByScope::new();
     let needs = |source: &SourceRef| {
@@ -99,7 +117,7 @@ pub async fn names_where(
         needs.columns.extend([Column::Rest, Column::Links]);
         needs
     };
-    let mut visit = |frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
+    let visit = |names: &mut NamesByScope, frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
         let source = frame.source().clone();
         for (at, field) in source.schema().attributes.iter().enumerate() {
             let present = Vector::Typed(Typed::of(frame.column(Column::Attribute(at as u32))?)?).exists();
@@ -125,7 +143,7 @@ pub async fn names_where(
         }
         Ok(())
     };
-    for_each_group(sources, Some(filter), window, (metrics, pool), &needs, &mut visit).await?;
+    for_each_group(Looked { sources, filter: Some(filter), window, metrics, pool }, &needs, &visit, &mut names, telling).await?;
     names.retain(|_, names| !names.is_empty());
     Ok(names)
 }
@@ -137,13 +155,14 @@ pub async fn values_of(
     filter: Option<&FieldExpr>,
     window: Option<Window>,
     (metrics, pool): (&ScanMetrics, &Pool),
+    telling: &mut Telling<'_, FoundValues>,
 ) -> Result<Vec<TagValue>> {
     if let FieldRef::Intrinsic(intrinsic) = field
         && let Some(values) = fixed_values(*intrinsic)
     {
         return Ok(values);
     }
-    let (mut found, held) = (Found::default(), Reservation::new("distinct values", pool));
+    let (mut found, held) = (FoundValues::default(), Reservation::new("distinct values", pool));
     if let (None, None, Some(values)) = (filter, window, table_values(sources, field)) {
         values.iter().for_each(|value| found.note(value));
         held.settle(found.bytes)?;
@@ -154,11 +173,11 @@ pub async fn values_of(
         needs.add_field(field, source);
         needs
     };
-    let mut visit = |frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
+    let visit = |found: &mut FoundValues, frame: &Frame, rows: &BooleanBuffer| -> Result<()> {
         let vector = frame.vector(field)?;
         match level_of(field) {
             FieldLevel::Span => {
-                note_distinct(&mut found, &vector, rows);
+                note_distinct(found, &vector, rows);
                 if matches!(field, FieldRef::Intrinsic(Intrinsic::RootName | Intrinsic::RootService)) && has_null(&vector, rows) {
                     found.note(&Value::from(""));
                 }
@@ -171,18 +190,22 @@ pub async fn values_of(
         }
         held.settle(found.bytes)
     };
-    for_each_group(sources, filter, window, (metrics, pool), &needs, &mut visit).await?;
+    for_each_group(Looked { sources, filter, window, metrics, pool }, &needs, &visit, &mut found, telling).await?;
     Ok(found.into_values())
+}
+
+fn to_tag_value((kind, value): (&'static str, String)) -> TagValue {
+    TagValue { r#type: kind.to_owned(), value }
 }
 
 /// Distinct values, by type and text, and the bytes that they take until they are answered.
 #[derive(Default)]
-struct Found {
+pub struct FoundValues {
     values: BTreeSet<(&'static str, String)>,
     bytes: usize,
 }
 
-impl Found {
+impl FoundValues {
     fn note(&mut self, value: &Value) {
         match value {
             Value::Nil => {}
@@ -197,8 +220,15 @@ impl Found {
         }
     }
 
+    /// Those that are not among `told`, which are then.
+    pub fn take_new(&self, told: &mut BTreeSet<(&'static str, String)>) -> Vec<TagValue> {
+        let new: Vec<_> = self.values.difference(told).cloned().collect();
+        told.extend(new.iter().cloned());
+        new.into_iter().map(to_tag_value).collect()
+    }
+
     fn into_values(self) -> Vec<TagValue> {
-        self.values.into_iter().map(|(kind, value)| TagValue { r#type: kind.to_owned(), value }).collect()
+        self.values.into_iter().map(to_tag_value).collect()
     }
 }
 
@@ -242,7 +272,7 @@ fn has_null(vector: &Vector, rows: &BooleanBuffer) -> bool {
     }
 }
 
-fn note_distinct(found: &mut Found, vector: &Vector, rows: &BooleanBuffer) {
+fn note_distinct(found: &mut FoundValues, vector: &Vector, rows: &BooleanBuffer) {
     match vector {
         Vector::First(vectors) => {
             let mut open = rows.clone();

@@ -10,10 +10,10 @@ use datafusion::{logical_expr::LogicalPlan, physical_plan::ExecutionPlan};
 use crate::{
     error::{Error, Result},
     exec::sources::SourceSet,
-    metrics::{intervals::Intervals, observe::cell_kind},
+    metrics::{detail::Detail, intervals::Intervals},
     optimize::optimize,
     plan::{
-        logical::{self, MetricsMerge, MetricsObservation, NewestTraces, SpansetStages, TraceDetails, Traces, is_nothing},
+        logical::{self, MetricsMerge, MetricsObservation, NewestTraces, SpansetStages, TraceDetails, Traces},
         planner::physical_plan,
     },
     query::SearchRequest,
@@ -31,13 +31,6 @@ pub struct SearchPlan {
     pub sources: Arc<SourceSet>,
 }
 
-impl SearchPlan {
-    /// Whether it finds nothing, whatever is stored.
-    pub fn is_nothing(&self) -> bool {
-        is_nothing(&self.logical)
-    }
-}
-
 /// The logical plan of a search with `pipeline` over `sources`: details of the newest traces of what its stages leave.
 pub fn logical_search(pipeline: &Pipeline, sources: &Arc<SourceSet>, request: &SearchRequest) -> LogicalPlan {
     let traces = Traces::new(sources.clone(), request.window);
@@ -48,10 +41,16 @@ pub fn logical_search(pipeline: &Pipeline, sources: &Arc<SourceSet>, request: &S
 
 /// The logical plan of one operand of a metrics query over `sources`: the series of the spans that its stages leave. All traces are looked
 /// at: it is the times of spans that decide.
-pub fn logical_metrics(pipeline: &Pipeline, function: &MetricsFunction, sources: &Arc<SourceSet>, intervals: Intervals) -> LogicalPlan {
+pub fn logical_metrics(
+    pipeline: &Pipeline,
+    function: &MetricsFunction,
+    sources: &Arc<SourceSet>,
+    intervals: Intervals,
+    detail: &Detail,
+) -> LogicalPlan {
     let spansets = SpansetStages::new(logical::plan(Traces::new(sources.clone(), None)), pipeline.clone());
-    let series = MetricsObservation::new(logical::plan(spansets), function.clone(), intervals);
-    logical::plan(MetricsMerge::new(logical::plan(series), cell_kind(function), intervals.count()))
+    let series = MetricsObservation::new(logical::plan(spansets), function.clone(), intervals, detail.for_function(function));
+    logical::plan(MetricsMerge::new(logical::plan(series), detail.cell_kind(function), intervals.count()))
 }
 
 /// Lowers a search over `sources` to scan, newest traces, details. Of a metrics query only the spans are searched.
@@ -66,15 +65,16 @@ pub fn lower_search(query: Query, sources: Arc<SourceSet>, request: &SearchReque
     Ok(SearchPlan { logical, plan, sources })
 }
 
-/// Lowers one operand of a metrics query over `sources` to scan and merge. Errors: `Internal`.
+/// Lowers one operand of a metrics query over `sources` to scan and merge; `detail` is that of the query. Errors: `Internal`.
 pub fn lower_metrics(
     pipeline: &Pipeline,
     function: &MetricsFunction,
     sources: Arc<SourceSet>,
     intervals: Intervals,
+    detail: &Detail,
     partitions: usize,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    physical_plan(&optimize(logical_metrics(pipeline, function, &sources, intervals))?, partitions)
+    physical_plan(&optimize(logical_metrics(pipeline, function, &sources, intervals, detail))?, partitions)
 }
 
 fn spans_of_metrics(metrics: MetricsExpr) -> Result<Pipeline> {

@@ -57,7 +57,7 @@ fn an_operand_of_a_metrics_query_is_a_scan_and_a_merge() {
     };
     let intervals = Intervals::of_range(60_000_000_000, 120_000_000_000, 60_000_000_000).unwrap();
     assert_eq!(
-        shown(&lower_metrics(&pipeline, &function, sources(), intervals, 2).unwrap()),
+        shown(&lower_metrics(&pipeline, &function, sources(), intervals, &Detail::default(), 2).unwrap()),
         [
             "MetricsMergeExec: cells=Counts",
             "  MetricsScanExec: query=[{ duration > 1s } | rate()], intervals=2 of 60000000000 ns, \

@@ -1,12 +1,12 @@
 //! What is kept of the spans of one series, interval by interval. Adding is exact or nearly so, and its order does not matter.
 
+use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
+
+use super::estimate::{Estimate, NumberEstimate, Sum, Weight};
 
 /// Powers of two that can bound a value: `2^1` to `2^63`; the bucket of `v` is the least power that is not below it.
 pub const BUCKETS: usize = 64;
-
-/// Bytes of the buckets of an interval.
-pub const BUCKETS_BYTES: usize = BUCKETS * size_of::<u64>();
 
 /// What a function needs of the spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,22 +17,29 @@ pub enum CellKind {
     Numbers,
     /// Numbers by power of two.
     Buckets,
+    /// Numbers by bucket of a [`sketch`](super::sketch).
+    Sketches,
+    /// The number that sampled spans stand for.
+    WeightedCounts,
+    /// The number that sampled spans stand for, and the sum of their values.
+    WeightedNumbers,
+    /// The numbers that sampled spans stand for, by power of two or bucket of a sketch.
+    WeightedBuckets,
 }
 
-/// Number, sum, least and greatest of the values in an interval. The sum carries what rounding lost.
+/// Number, sum, least and greatest of the values in an interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs)]
 pub struct NumberCell {
     pub count: u64,
-    pub sum: f64,
-    pub lost: f64,
+    pub sum: Sum,
     pub min: f64,
     pub max: f64,
 }
 
 impl Default for NumberCell {
     fn default() -> Self {
-        Self { count: 0, sum: 0.0, lost: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY }
+        Self { count: 0, sum: Sum::default(), min: f64::INFINITY, max: f64::NEG_INFINITY }
     }
 }
 
@@ -40,33 +47,33 @@ impl NumberCell {
     /// Adds a value.
     pub fn add(&mut self, value: f64) {
         self.count += 1;
-        self.add_to_sum(value);
+        self.sum.add(value);
         self.min = self.min.min(value);
         self.max = self.max.max(value);
-    }
-
-    /// Neumaier's summation.
-    fn add_to_sum(&mut self, value: f64) {
-        let sum = self.sum + value;
-        if sum.is_finite() {
-            self.lost += if self.sum.abs() >= value.abs() { (self.sum - sum) + value } else { (value - sum) + self.sum };
-        }
-        self.sum = sum;
     }
 
     /// Adds what another cell has.
     pub fn merge(&mut self, other: &Self) {
         self.count += other.count;
-        self.add_to_sum(other.sum);
-        self.lost += other.lost;
+        self.sum.merge(&other.sum);
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
     }
 
     /// The sum of all values.
     pub fn total(&self) -> f64 {
-        self.sum + self.lost
+        self.sum.total()
     }
+}
+
+/// Something for each bucket that has spans.
+pub type Sparse<T> = HashMap<i32, T>;
+
+/// The buckets of a cell in ascending order.
+pub fn in_order<T: Copy>(buckets: &Sparse<T>) -> Vec<(i32, T)> {
+    let mut buckets: Vec<_> = buckets.iter().map(|(&bucket, &content)| (bucket, content)).collect();
+    buckets.sort_unstable_by_key(|(bucket, _)| *bucket);
+    buckets
 }
 
 /// The cells of one series, one an interval.
@@ -78,6 +85,14 @@ pub enum Cells {
     Numbers(Vec<NumberCell>),
     /// See [`CellKind::Buckets`]; empty where there is nothing.
     Buckets(Vec<Option<Box<[u64; BUCKETS]>>>),
+    /// See [`CellKind::Sketches`].
+    Sketches(Vec<Sparse<u64>>),
+    /// See [`CellKind::WeightedCounts`].
+    WeightedCounts(Vec<Estimate>),
+    /// See [`CellKind::WeightedNumbers`].
+    WeightedNumbers(Vec<NumberEstimate>),
+    /// See [`CellKind::WeightedBuckets`].
+    WeightedBuckets(Vec<Sparse<Estimate>>),
 }
 
 impl Cells {
@@ -87,6 +102,10 @@ impl Cells {
             CellKind::Counts => Self::Counts(vec![0; intervals]),
             CellKind::Numbers => Self::Numbers(vec![NumberCell::default(); intervals]),
             CellKind::Buckets => Self::Buckets(vec![None; intervals]),
+            CellKind::Sketches => Self::Sketches(vec![Sparse::new(); intervals]),
+            CellKind::WeightedCounts => Self::WeightedCounts(vec![Estimate::default(); intervals]),
+            CellKind::WeightedNumbers => Self::WeightedNumbers(vec![NumberEstimate::default(); intervals]),
+            CellKind::WeightedBuckets => Self::WeightedBuckets(vec![Sparse::new(); intervals]),
         }
     }
 
@@ -103,6 +122,10 @@ impl Cells {
                     }
                 }
             }
+            (Self::Sketches(own), Self::Sketches(other)) => merge_sparse(own, other, |own, other| *own += other),
+            (Self::WeightedCounts(own), Self::WeightedCounts(other)) => own.iter_mut().zip(other).for_each(|(own, other)| own.merge(other)),
+            (Self::WeightedNumbers(own), Self::WeightedNumbers(other)) => own.iter_mut().zip(other).for_each(|(own, other)| own.merge(other)),
+            (Self::WeightedBuckets(own), Self::WeightedBuckets(other)) => merge_sparse(own, other, Estimate::merge),
             _ => debug_assert!(false, "cells of different kinds"),
         }
     }
@@ -113,6 +136,10 @@ impl Cells {
             Self::Counts(cells) => cells.iter().filter(|count| **count > 0).count(),
             Self::Numbers(cells) => cells.iter().filter(|cell| cell.count > 0).count(),
             Self::Buckets(cells) => cells.iter().flatten().flat_map(|buckets| buckets.iter()).filter(|count| **count > 0).count(),
+            Self::Sketches(cells) => cells.iter().map(Sparse::len).sum(),
+            Self::WeightedCounts(cells) => cells.iter().filter(|cell| cell.weight > Weight::default()).count(),
+            Self::WeightedNumbers(cells) => cells.iter().filter(|cell| cell.spans.weight > Weight::default()).count(),
+            Self::WeightedBuckets(cells) => cells.iter().map(Sparse::len).sum(),
         }
     }
 
@@ -120,9 +147,27 @@ impl Cells {
     pub fn memory_bytes(&self) -> usize {
         match self {
             Self::Counts(cells) => cells.len() * 8,
-            Self::Numbers(cells) => cells.len() * size_of::<NumberCell>(),
+            Self::Numbers(cells) => size_of_val(&**cells),
             Self::Buckets(cells) => cells.len() * 8 + cells.iter().flatten().count() * BUCKETS_BYTES,
+            Self::Sketches(cells) => size_of_val(&**cells) + cells.iter().map(|cell| cell.len() * sparse_bytes::<u64>()).sum::<usize>(),
+            Self::WeightedCounts(cells) => size_of_val(&**cells),
+            Self::WeightedNumbers(cells) => size_of_val(&**cells),
+            Self::WeightedBuckets(cells) => size_of_val(&**cells) + cells.iter().map(|cell| cell.len() * sparse_bytes::<Estimate>()).sum::<usize>(),
         }
+    }
+}
+
+/// Bytes of one cell's table of buckets.
+pub const BUCKETS_BYTES: usize = BUCKETS * size_of::<u64>();
+
+/// Bytes of an entry of [`Sparse`], roughly: tables are filled to two thirds.
+pub const fn sparse_bytes<T>() -> usize {
+    (size_of::<(i32, T)>() + 1) * 3 / 2
+}
+
+fn merge_sparse<T: Default>(own: &mut [Sparse<T>], other: &[Sparse<T>], merge: impl Fn(&mut T, &T)) {
+    for (own, other) in own.iter_mut().zip(other) {
+        other.iter().for_each(|(&bucket, content)| merge(own.entry(bucket).or_default(), content));
     }
 }
 

@@ -39,9 +39,8 @@ enum Key {
 }
 
 impl Table {
-    /// The number of `value`. Arrays count as missing.
+    /// The number of `value`.
     fn code(&mut self, value: Value) -> u32 {
-        let value = if matches!(value, Value::Array(_)) { Value::Nil } else { value };
         let key = match &value {
             Value::Nil => Key::Nil,
             Value::Bool(value) => Key::Bool(*value),
@@ -81,30 +80,35 @@ impl Codes {
     }
 }
 
+/// Stands for keys that were not looked up yet.
+const UNKNOWN: u32 = u32::MAX;
+
 /// Codes by key: each key is looked up once. `null` is what a null means.
 fn by_key(keys: &Int32Array, table: &mut Table, mut look_up: impl FnMut(&mut Table, i32) -> u32, null: Value) -> Vec<u32> {
-    const UNKNOWN: u32 = u32::MAX;
-    let mut known: Vec<u32> = Vec::new();
+    let mut known = vec![UNKNOWN; known_keys(keys)];
+    let mut code_of = |table: &mut Table, key: i32| match known.get_mut(key as usize) {
+        Some(code) if *code != UNKNOWN => *code,
+        Some(code) => {
+            *code = look_up(table, key);
+            *code
+        }
+        None => look_up(table, key),
+    };
+    if keys.null_count() == 0 {
+        return keys.values().iter().map(|&key| code_of(table, key)).collect();
+    }
     let mut null_code = None;
-    let mut code = |row: usize| {
-        if keys.is_null(row) {
-            return *null_code.get_or_insert_with(|| table.code(null.clone()));
-        }
-        let key = keys.value(row);
-        let Ok(at) = usize::try_from(key) else { return table.code(Value::Nil) };
-        if at >= known.len() {
-            // Keys of enumerations that nobody defined can be huge; they share the table's own look-up.
-            if at > keys.len().max(1 << 16) {
-                return look_up(table, key);
-            }
-            known.resize(at + 1, UNKNOWN);
-        }
-        if known[at] == UNKNOWN {
-            known[at] = look_up(table, key);
-        }
-        known[at]
+    let mut code = |row: usize| match keys.is_null(row) {
+        true => *null_code.get_or_insert_with(|| table.code(null.clone())),
+        false => code_of(table, keys.value(row)),
     };
     (0..keys.len()).map(&mut code).collect()
+}
+
+/// How many keys from 0 are worth to be remembered. Keys of enumerations that nobody defined can be huge.
+fn known_keys(keys: &Int32Array) -> usize {
+    let most = keys.values().iter().copied().max().unwrap_or(-1);
+    usize::try_from(i64::from(most) + 1).unwrap_or(0).min(keys.len().max(1 << 16) + 1)
 }
 
 /// In each row the code of the first vector that has a value there.
@@ -128,6 +132,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::traceql::Kind;
 
     #[test]
     fn equal_values_of_different_keys_are_one_group() {
@@ -138,14 +143,24 @@ mod tests {
     }
 
     #[test]
-    fn types_stay_apart_and_arrays_are_missing() {
+    fn types_stay_apart_and_an_array_is_one_value() {
         let array = Value::Array(vec![Value::Int(1), Value::Int(2)].into());
-        let values: Arc<[Value]> = vec![Value::Int(200), Value::from("200"), array, Value::Float(200.0), Value::Int(200)].into();
+        let values: Arc<[Value]> = vec![Value::Int(200), Value::from("200"), array.clone(), Value::Float(200.0), Value::Int(200)].into();
         let codes = Codes::of(&Vector::Values(values.clone()));
         assert_eq!(codes.rows, [0, 1, 2, 3, 0]);
-        assert_eq!(codes.values[2], Value::Nil);
+        assert_eq!(codes.values[2], array);
         let first = Codes::of(&Vector::First(vec![Vector::Const(Value::Nil, 5), Vector::Values(values)]));
         assert_eq!(first.values[first.rows[0] as usize], Value::Int(200));
-        assert_eq!(first.values[first.rows[2] as usize], Value::Nil);
+        // The first that has the key wins, also with an array.
+        let both = Codes::of(&Vector::First(vec![Vector::Const(array.clone(), 1), Vector::Const(Value::Int(1), 1)]));
+        assert_eq!(both.values[both.rows[0] as usize], array);
+    }
+
+    #[test]
+    fn numbers_that_no_enumeration_has_mean_the_unspecified_one() {
+        let codes = Codes::of(&Vector::Kind(Int32Array::from(vec![-1, 3, 77, 0])));
+        let meanings: Vec<Value> = codes.rows.iter().map(|&code| codes.values[code as usize].clone()).collect();
+        let kinds = [Kind::Unspecified, Kind::Client, Kind::Unspecified, Kind::Unspecified];
+        assert_eq!(meanings, kinds.map(Value::Kind));
     }
 }

@@ -1,29 +1,34 @@
 //! `compare()`: how often each value of each attribute occurs among the selected spans, and among the others.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::LazyLock};
 
-use arrow::{array::Array, buffer::BooleanBuffer};
-use hashbrown::HashMap;
-
-use super::{
-    cells::Cells,
-    codes::Codes,
-    intervals::Intervals,
-    observe::{CHOSEN_BYTES, Chosen},
-    partial::{Labels, Partial},
+use arrow::{
+    array::{Array, Int32Array, Int64Array},
+    buffer::BooleanBuffer,
+    record_batch::RecordBatch,
 };
+use hashbrown::HashMap;
+use prost::Message;
+use skein_proto::otlp::common::v1::KeyValueList;
+
+use super::{cells::Cells, estimate::Weight, observe::Chosen, partial::Partial};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     exec::{
-        eval::{ColumnNeeds, Frame, mask::mask, vector::Vector},
+        eval::{
+            ColumnNeeds, Frame,
+            mask::mask,
+            vector::{Vector, kind_of, status_of},
+        },
         source::{RestScope, SourceRef},
     },
     plan::matches::key_value,
     spans::{
+        read::{Texts, Typed},
         schema::Column,
         tables::Shared,
         value::{Value, value_of_any},
-        wire::{Fields, KeyValue},
+        wire::{Fields, KeyValue, write_bytes_field},
     },
     traceql::{AttributeScope, FieldExpr, FieldRef, Intrinsic},
 };
@@ -36,8 +41,9 @@ pub const META_TYPES: [&str; 2] = ["baseline", "selection"];
 /// The label that tells them.
 pub const META_TYPE: &str = "__meta_type";
 
-/// Intrinsics that are compared: those that say what a span is, not when or which one.
-const INTRINSICS: [Intrinsic; 10] = [
+/// Intrinsics that are compared: those that say what a span is, not when or which one. Those of events and links are among
+/// [`nested_fields`].
+const INTRINSICS: [Intrinsic; 9] = [
     Intrinsic::Name,
     Intrinsic::Kind,
     Intrinsic::Status,
@@ -47,36 +53,53 @@ const INTRINSICS: [Intrinsic; 10] = [
     Intrinsic::ChildCount,
     Intrinsic::InstrumentationName,
     Intrinsic::InstrumentationVersion,
-    Intrinsic::EventName,
 ];
 
-/// The fields of a source that are compared, but for span attributes that have no column, which [`observe`] reads as they come.
-fn fields(source: &SourceRef) -> Vec<FieldRef> {
-    let schema = source.schema();
-    let span: BTreeSet<_> = schema.attributes.iter().map(|field| field.column.key.to_string()).collect();
-    let event: BTreeSet<_> = schema.event_attributes.iter().map(|field| field.column.key.to_string()).collect();
-    let rest = |scope| source.rest_keys(scope).iter().map(|key| key.to_string()).collect::<BTreeSet<_>>();
-    let scoped = [
-        (AttributeScope::Span, span),
-        (AttributeScope::Resource, table_keys(source.resources())),
-        (AttributeScope::Instrumentation, table_keys(source.scopes())),
-        (AttributeScope::Event, &event | &rest(RestScope::Event)),
-        (AttributeScope::Link, rest(RestScope::Link)),
-    ];
-    let attributes = scoped.into_iter().flat_map(|(scope, keys)| keys.into_iter().map(move |key| FieldRef::Attribute { scope, name: key }));
-    INTRINSICS.into_iter().map(FieldRef::Intrinsic).chain(attributes).collect()
+/// Counters of spans by code and slot are kept in one table up to this size.
+const TABLE_MAX: usize = 1 << 20;
+/// Bytes of a row's slot, and of whether it is chosen.
+pub const SLOT_BYTES: usize = size_of::<u32>() + 1;
+/// Integers that differ by less than this are their own codes.
+const CODES_OF_INTS_MAX: u64 = 1 << 12;
+
+/// A span attribute with columns, one for each of its types, and whether it may be among the rest too.
+struct SpanAttribute {
+    field: FieldRef,
+    columns: Vec<u32>,
+    in_rest: bool,
 }
 
-fn table_keys(table: &Shared) -> BTreeSet<String> {
-    (0..table.len()).flat_map(|id| table.attributes(id).keys().map(|key| key.to_string())).collect()
+fn span_attributes(source: &SourceRef) -> Vec<SpanAttribute> {
+    let schema = source.schema();
+    let by_key = (0..schema.attributes.len()).collect::<Vec<_>>();
+    let key = |at: usize| &*schema.attributes[at].column.key;
+    let attribute = |columns: &[usize]| SpanAttribute {
+        field: FieldRef::Attribute { scope: AttributeScope::Span, name: key(columns[0]).to_string() },
+        columns: columns.iter().map(|&at| at as u32).collect(),
+        in_rest: schema.has(Column::Rest) && source.rest_may_have(RestScope::Span, key(columns[0])),
+    };
+    by_key.chunk_by(|&a, &b| key(a) == key(b)).map(attribute).collect()
+}
+
+/// Attributes and intrinsics of events and links.
+fn nested_fields(source: &SourceRef) -> Vec<FieldRef> {
+    let schema = source.schema();
+    let mut event: BTreeSet<String> = schema.event_attributes.iter().map(|field| field.column.key.to_string()).collect();
+    event.extend(source.rest_keys(RestScope::Event).iter().map(|key| key.to_string()));
+    let link = source.rest_keys(RestScope::Link).into_iter().map(|key| (AttributeScope::Link, key.to_string()));
+    let attributes = event.into_iter().map(|key| (AttributeScope::Event, key)).chain(link);
+    let attributes = attributes.map(|(scope, name)| FieldRef::Attribute { scope, name });
+    let intrinsics = [Intrinsic::EventName, Intrinsic::LinkTraceId, Intrinsic::LinkSpanId];
+    intrinsics.into_iter().map(FieldRef::Intrinsic).chain(attributes).collect()
 }
 
 /// The columns that comparing reads: nearly all.
 pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
     let mut needs = ColumnNeeds::default();
-    needs.add(Column::TraceStart);
-    needs.add(Column::StartOffset);
-    fields(source).iter().for_each(|field| needs.add_field(field, source));
+    [Column::TraceStart, Column::StartOffset, Column::Resource, Column::Scope].into_iter().for_each(|column| needs.add(column));
+    (0..source.schema().attributes.len()).for_each(|at| needs.add(Column::Attribute(at as u32)));
+    INTRINSICS.into_iter().for_each(|intrinsic| needs.add_field(&FieldRef::Intrinsic(intrinsic), source));
+    nested_fields(source).iter().for_each(|field| needs.add_field(field, source));
     selection.visit_fields(&mut |field| needs.add_field(field, source));
     if source.schema().has(Column::Rest) {
         needs.add(Column::Rest);
@@ -84,159 +107,407 @@ pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
     needs
 }
 
-/// The distinct values of each attribute so far.
-#[derive(Debug, Default)]
-pub struct Distinct(HashMap<String, usize>);
+/// What an encoded `KeyValueList` says that is the labels of one value of an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ValueKey<'a> {
+    pub selected: bool,
+    pub name: &'a str,
+    /// An `AnyValue` message; None where values are not told apart.
+    pub value: Option<&'a [u8]>,
+}
 
-impl Distinct {
-    fn is_over(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|&count| count > VALUES_MAX)
+impl<'a> ValueKey<'a> {
+    /// Reads labels: the group, then the attribute. None for other ones.
+    pub fn parse(labels: &'a [u8]) -> Option<Self> {
+        let mut fields = Fields::new(labels);
+        let mut next = || KeyValue::parse(fields.next_field().ok()??.1.bytes().ok()?).ok();
+        let (meta, label) = (next()?, next()?);
+        let group = META_TYPES.iter().position(|name| meta.value.is_some_and(|value| value.ends_with(name.as_bytes())))?;
+        Some(Self { selected: group == 1, name: std::str::from_utf8(label.key).ok()?, value: label.value })
     }
 }
 
-/// Adds the spans of `frame` in `rows`. Those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
-/// included), are the selection. Errors: `Exhausted` for too many values, `Data`.
-pub fn observe(
-    (partial, distinct): (&mut Partial, &mut Distinct),
-    frame: &Frame,
-    rows: &BooleanBuffer,
-    intervals: &Intervals,
-    selection: &FieldExpr,
-    window: Option<(i64, i64)>,
-) -> Result<()> {
-    let chosen = Chosen::of(frame, rows, intervals)?;
-    if chosen.rows.is_empty() {
-        return Ok(());
+/// The attributes so far.
+#[derive(Debug, Default)]
+pub struct Distinct {
+    attributes: Vec<Attribute>,
+    numbers: HashMap<Box<str>, usize>,
+    /// Labels under way: a `KeyValue` message, and the `KeyValueList` that it ends.
+    label: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// An attribute and how many series it has.
+#[derive(Debug)]
+struct Attribute {
+    /// Its name as a field of a `KeyValue` message.
+    name: Vec<u8>,
+    series: usize,
+}
+
+impl Distinct {
+    /// The number of the attribute `name`.
+    fn number(&mut self, name: &str) -> usize {
+        *self.numbers.entry_ref(name).or_insert_with(|| {
+            let mut field = Vec::new();
+            write_bytes_field(&mut field, 1, name.as_bytes());
+            self.attributes.push(Attribute { name: field, series: 0 });
+            self.attributes.len() - 1
+        })
     }
-    frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
+
+    fn is_over(&self, attribute: usize) -> bool {
+        self.attributes[attribute].series > VALUES_MAX
+    }
+
+    /// The series of a value; of one value too many, that of the attribute. Errors: as [`Partial::place`].
+    fn place(&mut self, partial: &mut Partial, attribute: usize, selected: bool, value: &[u8]) -> Result<usize> {
+        let value = (!self.is_over(attribute)).then_some(value);
+        let known = partial.len();
+        self.write_key(attribute, selected, value);
+        let place = partial.place_of_key(&self.key)?;
+        self.attributes[attribute].series += partial.len() - known;
+        Ok(place)
+    }
+
+    /// Writes the labels of a value in one of the groups, or of all values that are not told apart, to `key`.
+    fn write_key(&mut self, attribute: usize, selected: bool, value: Option<&[u8]>) {
+        self.label.clone_from(&self.attributes[attribute].name);
+        if let Some(value) = value {
+            write_bytes_field(&mut self.label, 2, value);
+        }
+        self.key.clone_from(&GROUPS[usize::from(selected)]);
+        write_bytes_field(&mut self.key, 1, &self.label);
+    }
+}
+
+/// The labels of the two groups as the first field of a `KeyValueList` message.
+static GROUPS: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let label = |name| KeyValueList { values: vec![key_value(META_TYPE, &Value::from(name))] };
+    META_TYPES.map(|name| label(name).encode_to_vec())
+});
+
+/// Adds series that [`observe`] made. Errors: `Exhausted` for too many values, `Internal` for another batch.
+pub fn merge((partial, distinct): (&mut Partial, &mut Distinct), series: &RecordBatch) -> Result<()> {
+    partial.merge_batch_by(series, |partial, key| {
+        let labels = ValueKey::parse(key).ok_or_else(|| Error::internal("a partial series is not one of compare()"))?;
+        let attribute = distinct.number(labels.name);
+        if labels.value.is_none() {
+            distinct.attributes[attribute].series = VALUES_MAX + 1;
+        }
+        if distinct.is_over(attribute) {
+            distinct.write_key(attribute, labels.selected, None);
+            return partial.place_of_key(&distinct.key);
+        }
+        let known = partial.len();
+        let place = partial.place_of_key(key)?;
+        distinct.attributes[attribute].series += partial.len() - known;
+        Ok(place)
+    })
+}
+
+/// Which of the chosen spans are the selection: those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
+/// included). Errors: `Data`.
+pub fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Vec<bool>> {
     let selected = mask(selection, frame, rows)?;
     let starts = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
     let is_selected = |row: u32| {
         let start = starts.0[row as usize].wrapping_add(starts.1[row as usize]);
         selected.value(row as usize) && window.is_none_or(|(after, until)| start > after && start <= until)
     };
-    let selected = chosen.rows.iter().map(|&row| is_selected(row)).collect();
-    let mut counter = Counter { partial, distinct, chosen: &chosen, selected };
-    for field in fields(frame.source()) {
-        counter.count(&field.to_string(), &frame.vector_of_spans(&field)?)?;
-    }
-    counter.count_rest(frame)
+    Ok(chosen.rows.iter().map(|&row| is_selected(row)).collect())
 }
 
+/// Adds the chosen spans of `frame`, of which `selected` tells the group. Each stands for `weight` spans. [`SLOT_BYTES`] are held for each row
+/// of the frame. Errors: `Exhausted` for too many values, `Data`.
+pub fn observe((partial, distinct): (&mut Partial, &mut Distinct), frame: &Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Result<()> {
+    let mut counter = Counter::new((partial, distinct), frame, chosen, selected, weight);
+    counter.count_intrinsics()?;
+    counter.count_span_attributes()?;
+    counter.count_shared(Column::Resource, AttributeScope::Resource, frame.source().resources())?;
+    counter.count_shared(Column::Scope, AttributeScope::Instrumentation, frame.source().scopes())?;
+    counter.count_nested()?;
+    counter.count_rest()
+}
+
+/// Counts the chosen spans of one frame, attribute by attribute.
 struct Counter<'a> {
     partial: &'a mut Partial,
     distinct: &'a mut Distinct,
-    chosen: &'a Chosen,
-    /// By chosen row.
-    selected: Vec<bool>,
+    frame: &'a Frame,
+    rows: BooleanBuffer,
+    /// By row: the group times `width`, and how far its interval lies after `first`. Of no meaning for rows that were not chosen.
+    slots: Vec<u32>,
+    first: u32,
+    /// How many intervals there are from the first to the last.
+    width: u32,
+    /// Of each span.
+    weight: Weight,
+    /// An `AnyValue` message.
+    value: Vec<u8>,
 }
 
-/// Spans of one value, group and interval.
-type Slot = (u32, bool, u32);
+/// Spans of one value, by the value's code and their slot.
+type Tallied = (u32, u32, u64);
 
-impl Counter<'_> {
-    /// Counts the values of one attribute. Spans that lack it do not count.
-    fn count(&mut self, name: &str, vector: &Vector) -> Result<()> {
-        if self.distinct.is_over(name) {
-            return self.count_present(name, &vector.exists());
+impl<'a> Counter<'a> {
+    fn new((partial, distinct): (&'a mut Partial, &'a mut Distinct), frame: &'a Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Self {
+        let (first, width) = chosen.range();
+        let (mut slots, mut bits) = (vec![0; frame.len()], vec![false; frame.len()]);
+        for ((&row, &at), &selected) in chosen.rows.iter().zip(&chosen.intervals).zip(selected) {
+            slots[row as usize] = u32::from(selected) * width as u32 + at - first;
+            bits[row as usize] = true;
         }
-        let codes = self.chosen.codes(vector)?;
-        let mut places: HashMap<(u32, bool), usize> = HashMap::new();
-        for ((code, selected, at), count) in self.slots(&codes) {
-            let value = &codes.values[code as usize];
-            if *value == Value::Nil {
-                continue;
-            }
-            let place = match places.get(&(code, selected)) {
-                Some(place) => *place,
-                None => *places.entry((code, selected)).or_insert(self.place(selected, name, value)?),
-            };
-            self.add(place, at, count);
+        Self { partial, distinct, frame, rows: bits.into(), slots, first, width: width as u32, weight, value: Vec::new() }
+    }
+
+    fn count_intrinsics(&mut self) -> Result<()> {
+        for intrinsic in INTRINSICS {
+            let field = FieldRef::Intrinsic(intrinsic);
+            self.count(&field, &self.frame.vector(&field)?)?;
         }
         Ok(())
     }
 
-    /// How many chosen spans are in each slot. Neighbours mostly agree: they are added up before they are looked up.
-    fn slots(&self, codes: &Codes) -> HashMap<Slot, u64> {
-        let mut slots: HashMap<Slot, u64> = HashMap::new();
-        let (mut run, mut length): (Slot, u64) = ((u32::MAX, false, 0), 0);
-        for ((&code, &selected), &at) in codes.rows.iter().zip(&self.selected).zip(&self.chosen.intervals) {
-            if (code, selected, at) != run {
-                if length > 0 {
-                    *slots.entry(run).or_default() += length;
+    fn count_span_attributes(&mut self) -> Result<()> {
+        for attribute in span_attributes(self.frame.source()) {
+            match *attribute.columns {
+                [column] if !attribute.in_rest => {
+                    let array = self.frame.column(Column::Attribute(column))?;
+                    if array.null_count() < array.len() {
+                        self.count(&attribute.field, &Vector::Typed(Typed::of(array)?))?;
+                    }
                 }
-                (run, length) = ((code, selected, at), 0);
-            }
-            length += 1;
-        }
-        if length > 0 {
-            *slots.entry(run).or_default() += length;
-        }
-        slots
-    }
-
-    /// Counts the spans that have an attribute of too many values.
-    fn count_present(&mut self, name: &str, present: &BooleanBuffer) -> Result<()> {
-        let places = [self.partial.place(uncounted(false, name))?, self.partial.place(uncounted(true, name))?];
-        for at in 0..self.chosen.rows.len() {
-            if present.value(self.chosen.rows[at] as usize) {
-                self.add(places[usize::from(self.selected[at])], self.chosen.intervals[at], 1);
+                _ => self.count(&attribute.field, &self.frame.vector(&attribute.field)?)?,
             }
         }
         Ok(())
     }
 
-    /// Counts the span attributes whose key has no column at all; the others were counted with their columns.
-    fn count_rest(&mut self, frame: &Frame) -> Result<()> {
-        let Some(messages) = frame.rest() else { return Ok(()) };
-        let schema = frame.source().schema();
-        for (at, &row) in self.chosen.rows.iter().enumerate() {
-            if messages.is_null(row as usize) {
-                continue;
+    /// Counts the attributes of resources or scopes: spans by entry of their table, then the entries' attributes.
+    fn count_shared(&mut self, column: Column, scope: AttributeScope, table: &Shared) -> Result<()> {
+        if (0..table.len()).all(|id| table.attributes(id).is_empty()) {
+            return Ok(());
+        }
+        let ids = self.frame.small_ints(column)?;
+        let (rows, keys) = (self.valid(ids), ids.values());
+        let tallied = self.tally(&rows, table.len(), |row| keys[row] as usize);
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        for of_entry in tallied.chunk_by(|a, b| a.0 == b.0) {
+            for (key, value) in table.attributes(of_entry[0].0 as usize) {
+                if write_value(&mut self.value, value) {
+                    let name = || FieldRef::Attribute { scope, name: key.to_string() }.to_string();
+                    let attribute = *numbers.entry(key).or_insert_with(|| self.distinct.number(&name()));
+                    self.add_value(attribute, of_entry)?;
+                }
             }
-            let mut fields = Fields::new(messages.value(row as usize));
+        }
+        Ok(())
+    }
+
+    fn count_nested(&mut self) -> Result<()> {
+        for field in nested_fields(self.frame.source()) {
+            let values = self.frame.nested_values(&field, &self.rows)?;
+            if !values.is_empty() {
+                let attribute = self.distinct.number(&field.to_string());
+                for (row, value) in values {
+                    if write_value(&mut self.value, &value) {
+                        self.add_row(attribute, row as usize)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the span attributes whose key has no column at all; the others were counted with their columns. Of a key that occurs twice
+    /// the first value counts.
+    fn count_rest(&mut self) -> Result<()> {
+        let Some(messages) = self.frame.rest() else { return Ok(()) };
+        let schema = self.frame.source().schema();
+        let mut numbers: HashMap<&[u8], Option<usize>> = HashMap::new();
+        let mut counted: Vec<usize> = Vec::new();
+        for row in self.valid(messages).set_indices() {
+            counted.clear();
+            let mut fields = Fields::new(messages.value(row));
             while let Ok(Some((1, field))) = fields.next_field() {
                 let Ok(pair) = field.bytes().and_then(KeyValue::parse) else { continue };
-                let key = String::from_utf8_lossy(pair.key);
-                let value = pair.value.map_or(Value::Nil, value_of_any);
-                if matches!(value, Value::Nil | Value::Array(_)) || schema.attribute_columns(&key).next().is_some() {
-                    continue;
+                let attribute = *numbers.entry(pair.key).or_insert_with(|| {
+                    let key = String::from_utf8_lossy(pair.key);
+                    let name = || FieldRef::Attribute { scope: AttributeScope::Span, name: key.as_ref().into() }.to_string();
+                    schema.attribute_columns(&key).next().is_none().then(|| self.distinct.number(&name()))
+                });
+                if let (Some(attribute), Some(value)) = (attribute, pair.value)
+                    && !counted.contains(&attribute)
+                    && write_value(&mut self.value, &value_of_any(value))
+                {
+                    counted.push(attribute);
+                    self.add_row(attribute, row)?;
                 }
-                let name = FieldRef::Attribute { scope: AttributeScope::Span, name: key.as_ref().into() }.to_string();
-                let place = self.place(self.selected[at], &name, &value)?;
-                self.add(place, self.chosen.intervals[at], 1);
             }
         }
         Ok(())
     }
 
-    /// The series of a value; of one value too many, that of the attribute.
-    fn place(&mut self, selected: bool, name: &str, value: &Value) -> Result<usize> {
-        if self.distinct.is_over(name) {
-            return self.partial.place(uncounted(selected, name));
+    /// Counts the values of one attribute, a row each. Spans that lack it do not count.
+    fn count(&mut self, field: &FieldRef, vector: &Vector) -> Result<()> {
+        if matches!(vector, Vector::Const(Value::Nil, _)) {
+            return Ok(());
         }
-        let known = self.partial.len();
-        let place = self.partial.place(labels(selected, name, value))?;
-        if place == known {
-            *self.distinct.0.entry(name.to_owned()).or_default() += 1;
+        let attribute = self.distinct.number(&field.to_string());
+        if self.distinct.is_over(attribute) {
+            let tallied = self.tally(&(&self.rows & &vector.exists()), 1, |_| 0);
+            self.value.clear();
+            return self.add_value(attribute, &tallied);
         }
-        Ok(place)
+        match vector {
+            Vector::Const(value, _) => {
+                let tallied = self.tally(&self.rows, 1, |_| 0);
+                self.add(attribute, &tallied, |out, _| write_value(out, value))
+            }
+            Vector::Indexed(keys, values) => self.count_keys(attribute, keys, values.len(), |out, code| write_value(out, &values[code])),
+            Vector::Status(codes) => {
+                let (rows, slice) = (self.valid(codes), codes.values());
+                let tallied = self.tally(&rows, 3, |row| if matches!(slice[row], 0..3) { slice[row] as usize } else { 0 });
+                self.add(attribute, &tallied, |out, code| write_value(out, &Value::Status(status_of(code as i32))))
+            }
+            Vector::Kind(codes) => {
+                let (rows, slice) = (self.valid(codes), codes.values());
+                let tallied = self.tally(&rows, 6, |row| if matches!(slice[row], 0..6) { slice[row] as usize } else { 0 });
+                self.add(attribute, &tallied, |out, code| write_value(out, &Value::Kind(kind_of(code as i32))))
+            }
+            Vector::Typed(Typed::Text(Texts::Dictionary(dictionary, values))) => {
+                self.count_keys(attribute, dictionary.keys(), values.len(), |out, code| write_text(out, values.value(code)))
+            }
+            // Null is the empty text here, the last code.
+            Vector::Text(Texts::Dictionary(dictionary, values), _) => {
+                let keys = dictionary.keys();
+                let code = |row: usize| if keys.is_valid(row) { keys.value(row) as usize } else { values.len() };
+                let tallied = self.tally(&self.rows, values.len() + 1, code);
+                self.add(attribute, &tallied, |out, code| write_text(out, if code < values.len() { values.value(code) } else { "" }))
+            }
+            Vector::Typed(Typed::Text(texts)) => {
+                let rows = &self.rows & &vector.exists();
+                self.add_rows(attribute, &rows, |out, row| texts.get(row).is_some_and(|text| write_text(out, text)))
+            }
+            Vector::Text(texts, _) => self.add_rows(attribute, &self.rows.clone(), |out, row| write_text(out, texts.get(row).unwrap_or_default())),
+            Vector::Typed(Typed::Int(values)) => self.count_ints(attribute, values),
+            Vector::Typed(Typed::Bool(values)) => {
+                let tallied = self.tally(&self.valid(values), 2, |row| usize::from(values.value(row)));
+                self.add(attribute, &tallied, |out, code| write_value(out, &Value::Bool(code == 1)))
+            }
+            other => self.add_rows(attribute, &(&self.rows & &other.exists()), |out, row| write_value(out, &other.get(row))),
+        }
     }
 
-    fn add(&mut self, place: usize, at: u32, count: u64) {
-        if let Cells::Counts(cells) = self.partial.cells(place) {
-            cells[at as usize] += count;
+    /// Counts by key into a table of values; null is missing.
+    fn count_keys(&mut self, attribute: usize, keys: &Int32Array, values: usize, write: impl Fn(&mut Vec<u8>, usize) -> bool) -> Result<()> {
+        let slice = keys.values();
+        let tallied = self.tally(&self.valid(keys), values, |row| slice[row] as usize);
+        self.add(attribute, &tallied, write)
+    }
+
+    /// Counts integers: those of a small range by number, others one by one.
+    fn count_ints(&mut self, attribute: usize, values: &Int64Array) -> Result<()> {
+        let (rows, slice) = (self.valid(values), values.values());
+        let (mut least, mut most) = (i64::MAX, i64::MIN);
+        rows.set_indices().for_each(|row| (least, most) = (least.min(slice[row]), most.max(slice[row])));
+        if least > most {
+            return Ok(());
+        }
+        let range = most.abs_diff(least);
+        if range >= CODES_OF_INTS_MAX {
+            return self.add_rows(attribute, &rows, |out, row| write_value(out, &Value::Int(slice[row])));
+        }
+        let tallied = self.tally(&rows, range as usize + 1, |row| slice[row].abs_diff(least) as usize);
+        self.add(attribute, &tallied, |out, code| write_value(out, &Value::Int(least + code as i64)))
+    }
+
+    /// The chosen rows in which `array` has a value.
+    fn valid(&self, array: &dyn Array) -> BooleanBuffer {
+        match array.nulls() {
+            Some(nulls) => &self.rows & nulls.inner(),
+            None => self.rows.clone(),
+        }
+    }
+
+    /// How many of `rows` there are by code and slot, ordered by both. Rows with a code that is not below `codes` do not count.
+    fn tally(&self, rows: &BooleanBuffer, codes: usize, code: impl Fn(usize) -> usize) -> Vec<Tallied> {
+        let width = 2 * self.width as usize;
+        let cells = codes.saturating_mul(width);
+        let cell = |row: usize| code(row).saturating_mul(width).saturating_add(self.slots[row] as usize);
+        let tallied = |cell: usize, count: u64| ((cell / width) as u32, (cell % width) as u32, count);
+        if cells <= TABLE_MAX {
+            let mut table = vec![0u32; cells];
+            rows.set_indices().for_each(|row| {
+                if let Some(count) = table.get_mut(cell(row)) {
+                    *count += 1;
+                }
+            });
+            return table.iter().enumerate().filter(|(_, count)| **count > 0).map(|(at, &count)| tallied(at, u64::from(count))).collect();
+        }
+        let mut all: Vec<usize> = rows.set_indices().map(cell).filter(|&cell| cell < cells).collect();
+        all.sort_unstable();
+        all.chunk_by(|a, b| a == b).map(|same| tallied(same[0], same.len() as u64)).collect()
+    }
+
+    /// Adds what was tallied; `write` writes the value of a code, and tells whether it is one.
+    fn add(&mut self, attribute: usize, tallied: &[Tallied], write: impl Fn(&mut Vec<u8>, usize) -> bool) -> Result<()> {
+        for of_code in tallied.chunk_by(|a, b| a.0 == b.0) {
+            if write(&mut self.value, of_code[0].0 as usize) {
+                self.add_value(attribute, of_code)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds spans that have the value that was written last.
+    fn add_value(&mut self, attribute: usize, tallied: &[Tallied]) -> Result<()> {
+        for of_group in tallied.chunk_by(|a, b| a.1 / self.width == b.1 / self.width) {
+            let place = self.distinct.place(self.partial, attribute, of_group[0].1 >= self.width, &self.value)?;
+            let (first, width, weight) = (self.first, self.width, self.weight);
+            let at = |slot: u32| (first + slot % width) as usize;
+            match self.partial.cells(place) {
+                Cells::Counts(cells) => of_group.iter().for_each(|&(_, slot, count)| cells[at(slot)] += count),
+                Cells::WeightedCounts(cells) => of_group.iter().for_each(|&(_, slot, count)| cells[at(slot)].weight += weight.times(count)),
+                _ => debug_assert!(false, "cells that are no counts"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds rows one by one.
+    fn add_rows(&mut self, attribute: usize, rows: &BooleanBuffer, write: impl Fn(&mut Vec<u8>, usize) -> bool) -> Result<()> {
+        for row in rows.set_indices() {
+            if write(&mut self.value, row) {
+                self.add_row(attribute, row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a span that has the value that was written last.
+    fn add_row(&mut self, attribute: usize, row: usize) -> Result<()> {
+        self.add_value(attribute, &[(0, self.slots[row], 1)])
+    }
+}
+
+/// Writes `value` as an OTLP `AnyValue` message. False for a missing one, which does not count.
+fn write_value(out: &mut Vec<u8>, value: &Value) -> bool {
+    match value {
+        Value::Nil => false,
+        Value::String(text) => write_text(out, text),
+        other => {
+            *out = other.to_otlp().encode_to_vec();
+            true
         }
     }
 }
 
-fn labels(selected: bool, name: &str, value: &Value) -> Labels {
-    vec![key_value(META_TYPE, &Value::from(META_TYPES[usize::from(selected)])), key_value(name, value)]
-}
-
-/// The labels of spans whose value is not told apart: the attribute has no value.
-fn uncounted(selected: bool, name: &str) -> Labels {
-    let mut labels = labels(selected, name, &Value::Nil);
-    labels.iter_mut().skip(1).for_each(|label| label.value = None);
-    labels
+/// The same for a text.
+fn write_text(out: &mut Vec<u8>, text: &str) -> bool {
+    out.clear();
+    write_bytes_field(out, 1, text.as_bytes());
+    true
 }

@@ -5,25 +5,36 @@ use std::collections::HashMap;
 use arrow::record_batch::RecordBatch;
 
 use super::{
+    detail::Detail,
     intervals::Intervals,
-    observe::cell_kind,
     partial::Partial,
     series::{self, Series},
     stages::{self, Operand},
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     exec::memory::Reservation,
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
-    traceql::{MetricsExpr, MetricsFunction, Pipeline},
+    traceql::{self, MetricsExpr, MetricsFunction, Pipeline, Query, QueryBody, SecondStage},
 };
 
 /// Finished series by operand.
 pub type Operands = HashMap<String, Vec<Series>>;
 
-/// The parts of a query that spans are scanned for.
-pub fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
+/// The parts of a query that spans are scanned for, by what tells them apart: equal operands are computed once.
+pub fn distinct_operands(query: &MetricsExpr) -> Vec<(String, (&Pipeline, &MetricsFunction))> {
+    let mut distinct: Vec<(String, (&Pipeline, &MetricsFunction))> = Vec::new();
+    for (pipeline, function) in operands_of(query) {
+        let key = operand_key(pipeline, function);
+        if distinct.iter().all(|(known, _)| *known != key) {
+            distinct.push((key, (pipeline, function)));
+        }
+    }
+    distinct
+}
+
+fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
     match query {
         MetricsExpr::Pipeline { pipeline, function } => vec![(pipeline, function)],
         MetricsExpr::Scalar(_) => Vec::new(),
@@ -32,29 +43,63 @@ pub fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
     }
 }
 
-/// Equal operands are computed once.
-pub fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
+fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
+}
+
+/// Whether the answer at a time depends on nothing but the spans of its interval. Not so for `compare()`, whose values are chosen by their
+/// totals, for `topk` and `bottomk`: a series that has no span in the interval counts as zero there, wherever it has some; and for 95 %
+/// intervals, which learn from all points of a series how its traces vary.
+pub fn is_by_interval(query: &MetricsExpr, detail: &Detail) -> bool {
+    let by_interval = |query| is_by_interval(query, detail);
+    !detail.extrapolation.as_ref().is_some_and(|extrapolation| extrapolation.confidence)
+        && match query {
+            MetricsExpr::Pipeline { function, .. } => !matches!(function, MetricsFunction::Compare { .. }),
+            MetricsExpr::Scalar(_) => true,
+            MetricsExpr::Binary { lhs, rhs, .. } => by_interval(lhs) && by_interval(rhs),
+            MetricsExpr::SecondStages { input, stages } => {
+                by_interval(input) && !stages.iter().any(|stage| matches!(stage, SecondStage::TopK(_) | SecondStage::BottomK(_)))
+            }
+        }
+}
+
+/// The query of a request, and what it keeps. Errors: `Invalid` for a query that does not parse or validate, is no metrics query, or asks for
+/// intervals that there are not.
+pub fn checked(request: &MetricsRequest) -> Result<(MetricsExpr, Detail)> {
+    let Query { body: QueryBody::Metrics(query), hints } = traceql::parse(&request.query)? else { return Err(Error::invalid("not a metrics query")) };
+    let detail = Detail::of(&query, &hints, request.exemplars, request.sampling_attribute.as_deref())?;
+    Ok((query, detail))
 }
 
 /// The series of one operand from what its plan gave. `held` is for the series while they are added up. Errors: `Internal` for batches that are not partial
 /// series, `Exhausted`.
-pub fn finish_operand(function: &MetricsFunction, intervals: &Intervals, batches: &[RecordBatch], held: Reservation) -> Result<Vec<Series>> {
-    let mut partial = Partial::new(cell_kind(function), intervals.count(), held);
+pub fn finish_operand(
+    function: &MetricsFunction,
+    intervals: &Intervals,
+    detail: &Detail,
+    batches: &[RecordBatch],
+    held: Reservation,
+) -> Result<Vec<Series>> {
+    let mut partial = Partial::new(detail.cell_kind(function), intervals.count(), held);
     batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
-    Ok(series::finish(function, intervals, partial))
+    series::finish(function, intervals, detail, partial)
 }
 
-/// The answer to `query`.
+/// The answer to `query`, with at most `request.exemplars` exemplars, as many of each series.
 pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest, stats: ScanStats) -> MetricsResult {
     let mut all = match evaluate(query, operands) {
         Operand::Series(series) => series,
         Operand::Scalar(_) => Vec::new(),
     };
+    all.extend(all.iter().flat_map(series::of_bounds).collect::<Vec<_>>());
     series::sort(&mut all);
     let truncated = request.max_series > 0 && all.len() > request.max_series;
     if truncated {
         all.truncate(request.max_series);
+    }
+    let exemplars = all.iter_mut().map(|series| std::mem::take(&mut series.exemplars)).collect();
+    for (number, exemplar) in series::in_turn(exemplars, request.exemplars as usize) {
+        all[number].exemplars.push(exemplar);
     }
     let intervals: &Intervals = &request.intervals;
     MetricsResult { series: all.into_iter().map(|series| series::to_proto(series, intervals)).collect(), truncated, stats }

@@ -1,5 +1,7 @@
 //! The grid of a metrics query. Intervals are open at their left end, closed at the right one, and named by it.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -70,10 +72,28 @@ impl Intervals {
         ((self.start + self.step * (at as u64 + 1)) / 1_000_000) as i64
     }
 
+    /// The intervals of the same length and phase that hold all of `times`, and the place of their first one among these, before or after them
+    /// as it may be. None when they are more than `count_max`, or would have to begin before 1970.
+    pub fn covering(&self, times: RangeInclusive<u64>, count_max: u64) -> Option<(Self, i64)> {
+        let phase = self.start % self.step;
+        let start = phase + times.start().checked_sub(phase + 1)? / self.step * self.step;
+        let count = times.end().checked_sub(start)?.div_ceil(self.step);
+        if count > count_max.min(INTERVALS_MAX) {
+            return None;
+        }
+        let offset = (i128::from(start) - i128::from(self.start)) / i128::from(self.step);
+        Some((Self::new(start, self.step, count).ok()?, i64::try_from(offset).ok()?))
+    }
+
     /// A window in seconds that holds them all.
     pub fn window(&self) -> Window {
         let seconds = |nanos: u64| u32::try_from(nanos).unwrap_or(u32::MAX);
         Window { start_seconds: seconds(self.start / 1_000_000_000), end_seconds: seconds(self.end().div_ceil(1_000_000_000)) }
+    }
+
+    /// The first interval that holds no time up to and including `time`; their number when there is none.
+    pub fn first_after(&self, time: u64) -> usize {
+        usize::try_from(time.saturating_sub(self.start).div_ceil(self.step)).unwrap_or(usize::MAX).min(self.count())
     }
 
     /// A finder of intervals for times that mostly ascend.
@@ -130,6 +150,19 @@ mod tests {
     }
 
     #[test]
+    fn other_times_lie_on_the_same_grid() {
+        let intervals = Intervals::of_instant(103, 113).unwrap();
+        for times in [104..=113u64, 113..=114, 94..=133, 104..=104, 4..=5000] {
+            let (own, offset) = intervals.covering(times.clone(), 1000).unwrap();
+            assert_eq!(own.start() as i64, 103 + 10 * offset);
+            assert!(own.start() < *times.start() && own.start() + 10 >= *times.start(), "{own:?} {times:?}");
+            assert!(own.end() >= *times.end() && own.end() - 10 < *times.end(), "{own:?} {times:?}");
+        }
+        assert_eq!(intervals.covering(3..=3, 9).map(|(own, offset)| (own.start(), own.count(), offset)), None, "it would begin before 1970");
+        assert!(intervals.covering(104..=203, 10).is_some() && intervals.covering(104..=204, 10).is_none());
+    }
+
+    #[test]
     fn intervals_are_closed_at_the_right() {
         let intervals = Intervals::of_instant(10, 40).unwrap();
         let mut finder = intervals.finder();
@@ -140,5 +173,6 @@ mod tests {
             assert_eq!(finder.find(time), Some(((time - 90).div_ceil(10) - 1) as u32), "{time}");
         }
         assert_eq!([90, 131].map(|time| finder.find(time)), [None, None]);
+        assert_eq!([0, 90, 91, 100, 101, 130, u64::MAX].map(|time| intervals.first_after(time)), [0, 0, 1, 1, 2, 4, 4]);
     }
 }

@@ -1,47 +1,48 @@
 //! The spans of a frame into series under way, column by column.
 
+use std::sync::Arc;
+
 use arrow::{
     array::{Array, UInt32Array},
     buffer::BooleanBuffer,
+    record_batch::RecordBatch,
 };
 
 use hashbrown::HashMap;
 use skein_proto::otlp::common::v1::KeyValue;
 
 use super::{
-    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, bucket_of},
+    cells::{BUCKETS, BUCKETS_BYTES, Cells, bucket_of, sparse_bytes},
     codes::Codes,
     compare::{self, Distinct},
+    detail::{Detail, Extrapolation},
+    estimate::Weight,
+    exemplars::Stretches,
     intervals::Intervals,
-    partial::{Labels, Partial},
+    partial::{Labels, Partial, too_many_series},
+    pick::Picker,
+    sketch,
+    weighted::{TraceCells, bucket_by},
+    weights,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     exec::eval::{ColumnNeeds, Frame, vector::Vector},
     exec::memory::Reservation,
     exec::source::SourceRef,
     plan::matches::key_value,
     spans::{read::Typed, schema::Column, value::Value},
-    traceql::{FieldRef, Intrinsic, MetricsFunction, OverTime},
+    traceql::{FieldRef, Intrinsic, MetricsFunction, Pipeline},
 };
 
 /// Counters of rows by group and interval are kept in one table up to this size.
 const TABLE_MAX: usize = 1 << 20;
 
 /// Bytes of a chosen row: its place, interval, group, and the code of a value.
-pub(super) const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
+const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
 
 /// Bytes of the labels of a group of a frame, roughly.
 const GROUP_BYTES: usize = 200;
-
-/// What a function keeps of the spans.
-pub fn cell_kind(function: &MetricsFunction) -> CellKind {
-    match function {
-        MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. } | MetricsFunction::Compare { .. } => CellKind::Counts,
-        MetricsFunction::OverTime { function: OverTime::Histogram, .. } | MetricsFunction::QuantileOverTime { .. } => CellKind::Buckets,
-        MetricsFunction::OverTime { .. } => CellKind::Numbers,
-    }
-}
 
 /// The value that a function takes from each span.
 pub fn value_field(function: &MetricsFunction) -> Option<&FieldRef> {
@@ -51,14 +52,8 @@ pub fn value_field(function: &MetricsFunction) -> Option<&FieldRef> {
     }
 }
 
-/// The columns that observing reads: start times, the grouping, and values.
-pub fn needs(function: &MetricsFunction, source: &SourceRef) -> ColumnNeeds {
-    let mut needs = ColumnNeeds::default();
-    needs.add(Column::TraceStart);
-    needs.add(Column::StartOffset);
-    function.by().iter().chain(value_field(function)).for_each(|field| needs.add_field(field, source));
-    needs
-}
+/// Stands for the interval of rows that are in none.
+const OUTSIDE: u32 = u32::MAX;
 
 /// The chosen rows of a frame, with the interval of each; rows outside of all intervals are left out.
 pub struct Chosen {
@@ -73,23 +68,49 @@ impl Chosen {
     /// The rows set in `rows` that begin in one of `intervals`. Errors: `Data`.
     pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
         let (starts, offsets) = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
+        let (length, count) = (rows.len(), rows.count_set_bits());
         let mut finder = intervals.finder();
-        let mut chosen = Self { rows: Vec::new(), intervals: Vec::new(), length: rows.len() };
-        let count = rows.count_set_bits();
-        chosen.rows.reserve(count);
-        chosen.intervals.reserve(count);
-        let mut take = |row: usize| {
-            if let Some(at) = finder.find((starts[row] as u64).wrapping_add(offsets[row] as u64)) {
-                chosen.rows.push(row as u32);
-                chosen.intervals.push(at);
-            }
-        };
-        if count == rows.len() {
-            (0..count).for_each(&mut take)
+        let mut find = |start: i64, offset: i64| finder.find((start as u64).wrapping_add(offset as u64)).unwrap_or(OUTSIDE);
+        let mut chosen = if count == length {
+            let intervals = starts.iter().zip(offsets).map(|(&start, &offset)| find(start, offset)).collect();
+            Self { rows: (0..length as u32).collect(), intervals, length }
         } else {
-            rows.set_indices().for_each(&mut take)
+            let rows: Vec<u32> = rows.set_indices().map(|row| row as u32).collect();
+            Self { intervals: rows.iter().map(|&row| find(starts[row as usize], offsets[row as usize])).collect(), rows, length }
+        };
+        if chosen.intervals.contains(&OUTSIDE) {
+            let mut inside = chosen.intervals.iter().map(|&at| at != OUTSIDE);
+            chosen.rows.retain(|_| inside.next().unwrap_or(false));
+            chosen.intervals.retain(|&at| at != OUTSIDE);
         }
         Ok(chosen)
+    }
+
+    /// The first interval that has a row, and how many there are from it to the last that has one.
+    pub fn range(&self) -> (u32, usize) {
+        let least = self.intervals.iter().copied().min().unwrap_or(0);
+        (least, self.intervals.iter().copied().max().map_or(0, |most| (most - least) as usize + 1))
+    }
+
+    /// Those for which `keep` says so, with what `beside` has of them.
+    fn having<T: Copy>(&self, keep: impl Fn(usize) -> bool, beside: &[T]) -> (Self, Vec<T>) {
+        let kept: Vec<usize> = (0..self.rows.len()).filter(|&at| keep(at)).collect();
+        let rows = kept.iter().map(|&at| self.rows[at]).collect();
+        let intervals = kept.iter().map(|&at| self.intervals[at]).collect();
+        (Self { rows, intervals, length: self.length }, kept.iter().map(|&at| beside[at]).collect())
+    }
+
+    /// The traces of the chosen rows: the id of each, and where it ends among them. `frame` holds a whole row group. Errors: `Data`.
+    pub fn traces(&self, frame: &Frame) -> Result<Vec<(u128, usize)>> {
+        let mut cursor = frame.source().traces().cursor();
+        let (mut traces, mut at) = (Vec::new(), 0);
+        while let Some(&row) = self.rows.get(at) {
+            let first = frame.first_row();
+            let (id, rows) = cursor.trace_at(first + row as usize).ok_or_else(|| Error::data("the index names no trace for a row"))?;
+            at += self.rows[at..].iter().take_while(|&&row| first + (row as usize) < rows.end).count();
+            traces.push((id, at));
+        }
+        Ok(traces)
     }
 
     /// The codes of `vector` in the chosen rows. Cost: where few rows are chosen, of these only.
@@ -106,46 +127,137 @@ impl Chosen {
     }
 }
 
+/// How partial series of a row group serve other queries.
+#[derive(Debug, Clone)]
+pub struct Reuse {
+    /// What they depend on beside the row group, the pipeline and the intervals.
+    pub shape: Arc<str>,
+    /// They serve only where all times of the row group are in the window.
+    pub inside_only: bool,
+}
+
 /// Adds the chosen spans of frames to series.
 #[derive(Debug)]
 pub struct Observer {
     function: MetricsFunction,
     intervals: Intervals,
+    detail: Detail,
+    picker: Option<Picker>,
     partial: Partial,
     distinct: Distinct,
 }
 
 impl Observer {
-    /// Nothing observed yet; `memory` is to hold the series.
-    pub fn new(function: MetricsFunction, intervals: Intervals, memory: Reservation) -> Self {
-        let partial = Partial::new(cell_kind(&function), intervals.count(), memory);
-        Self { function, intervals, partial, distinct: Distinct::default() }
+    /// Nothing observed yet of the spans that `pipeline` leaves; `memory` is to hold the series.
+    pub fn new(pipeline: &Pipeline, function: MetricsFunction, intervals: Intervals, detail: &Detail, memory: Reservation) -> Self {
+        let partial = Partial::new(detail.cell_kind(&function), intervals.count(), memory);
+        let detail = detail.for_function(&function);
+        let picker = (detail.exemplars > 0).then(|| Picker::new(pipeline, &function, &intervals, &detail));
+        Self { function, intervals, detail, picker, partial, distinct: Distinct::default() }
     }
 
-    /// What was observed.
-    pub fn into_partial(self) -> Partial {
-        self.partial
+    /// Nothing observed yet of the same spans in other intervals; `memory` is to hold the series. Exemplars come from the same stretches of time.
+    pub fn in_intervals(&self, intervals: Intervals, memory: Reservation) -> Self {
+        let partial = Partial::new(self.detail.cell_kind(&self.function), intervals.count(), memory);
+        let picker = self.picker.as_ref().map(|picker| picker.in_intervals(&intervals));
+        Self { function: self.function.clone(), intervals, detail: self.detail.clone(), picker, partial, distinct: Distinct::default() }
     }
 
-    /// Adds the spans of `frame` in `rows`; what [`needs`] names is loaded. Errors: `Exhausted` for too many series, `Data`.
-    pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
-        if let MetricsFunction::Compare { selection, window, .. } = &self.function {
-            return compare::observe((&mut self.partial, &mut self.distinct), frame, rows, &self.intervals, selection, *window);
+    /// What of these spans other queries may take over; None for nothing.
+    pub fn reuse(&self) -> Option<Reuse> {
+        let stretches = self.picker.as_ref().map(Picker::stretches);
+        if stretches.is_some_and(|stretches| !stretches.on_grid(&self.intervals)) {
+            return None;
         }
+        // Values of an attribute are told apart while they are few: outside of the window they must not count. Nor must a span outside of it
+        // be the exemplar of a stretch that begins or ends inside.
+        let counts_outside = matches!(self.function, MetricsFunction::Compare { .. });
+        let inside_only = counts_outside || stretches.is_some_and(|stretches| !stretches.are_whole(&self.intervals));
+        let stretch = stretches.map_or(0, Stretches::length);
+        Some(Reuse { shape: format!("{} | {:?} | {stretch}", self.function, self.detail).into(), inside_only })
+    }
+
+    /// What was observed since it was last taken.
+    pub fn take_partial(&mut self) -> Partial {
+        self.partial.take()
+    }
+
+    /// Adds partial series of the same function and intervals. Errors: `Exhausted` for too many series, `Internal` for another batch.
+    pub fn merge(&mut self, series: &RecordBatch) -> Result<()> {
+        match self.function {
+            MetricsFunction::Compare { .. } => compare::merge((&mut self.partial, &mut self.distinct), series),
+            _ => self.partial.merge_batch(series),
+        }
+    }
+
+    /// The columns that observing reads: start times, the grouping, values, and what weights and exemplars are told by.
+    pub fn needs(&self, source: &SourceRef) -> ColumnNeeds {
+        let mut needs = match &self.function {
+            MetricsFunction::Compare { selection, .. } => compare::needs(selection, source),
+            _ => ColumnNeeds::default(),
+        };
+        needs.add(Column::TraceStart);
+        needs.add(Column::StartOffset);
+        self.function.by().iter().chain(value_field(&self.function)).for_each(|field| needs.add_field(field, source));
+        if let Some(extrapolation) = &self.detail.extrapolation {
+            weights::add_needs(&mut needs, extrapolation, source);
+        }
+        if let Some(picker) = &self.picker {
+            picker.add_needs(&mut needs, source);
+        }
+        needs
+    }
+
+    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] names is loaded. Errors: `Exhausted` for too many
+    /// series, `Data`.
+    pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
         let chosen = Chosen::of(frame, rows, &self.intervals)?;
         if chosen.rows.is_empty() {
             return Ok(());
         }
         frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
-        let groups = self.groups(frame, &chosen)?;
-        frame.hold(groups.labels.len() * GROUP_BYTES + (groups.labels.len() * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>())?;
-        match value_field(&self.function) {
-            None => self.count(&chosen, groups),
-            Some(field) => {
-                let numbers = Numbers::of(frame.vector_of_spans(field)?);
-                self.add_values(&chosen, groups, &numbers)
-            }
+        if let MetricsFunction::Compare { selection, window, .. } = &self.function {
+            let selected = compare::selected(frame, rows, &chosen, selection, *window)?;
+            self.compare(frame, &chosen, &selected)?;
+            return match &self.picker {
+                Some(picker) => picker.pick_compared(&mut self.partial, frame, &chosen, &selected),
+                None => Ok(()),
+            };
         }
+        let groups = self.groups(frame, &chosen)?;
+        let count = groups.labels.len();
+        let table = (count * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>();
+        frame.hold(count * GROUP_BYTES + table).map_err(|error| too_many_series(error, count))?;
+        let numbers = match value_field(&self.function) {
+            Some(field) => Some(Numbers::of(frame.vector_of_spans(field)?)),
+            None => None,
+        };
+        let places = match (&self.detail.extrapolation, &numbers) {
+            (Some(extrapolation), numbers) => self.add_weighted(frame, &chosen, &groups, numbers.as_ref(), &extrapolation.clone())?,
+            (None, None) => self.count(&chosen, &groups)?,
+            (None, Some(numbers)) => self.add_values(&chosen, &groups, numbers)?,
+        };
+        match &self.picker {
+            Some(picker) => picker.pick(&mut self.partial, frame, &chosen, (&groups.rows, &places), numbers.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts values; of sampled spans those of each weight in turn, mostly one.
+    fn compare(&mut self, frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
+        frame.hold(frame.len() * compare::SLOT_BYTES)?;
+        let Some(extrapolation) = &self.detail.extrapolation else {
+            return compare::observe((&mut self.partial, &mut self.distinct), frame, chosen, selected, Weight::ONE);
+        };
+        let weights = weights::weights_of(frame, &chosen.rows, extrapolation)?;
+        let mut distinct = weights.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        for weight in distinct {
+            let (chosen, selected) = chosen.having(|at| weights[at] == weight, selected);
+            compare::observe((&mut self.partial, &mut self.distinct), frame, &chosen, &selected, weight)?;
+        }
+        Ok(())
     }
 
     /// The group of each chosen row.
@@ -155,7 +267,11 @@ impl Observer {
             let name = vec![key_value("__name__", &Value::from(self.function.name()))];
             return Ok(Groups { rows: vec![0; chosen.rows.len()], labels: vec![name] });
         };
-        let codes = |field: &FieldRef| chosen.codes(&grouping_vector(frame, field)?);
+        let codes = |field: &FieldRef| -> Result<Codes> {
+            let Codes { rows, values } = chosen.codes(&grouping_vector(frame, field)?)?;
+            // Arrays count as missing; groups of the same labels have one series.
+            Ok(Codes { rows, values: values.into_iter().map(|value| if matches!(value, Value::Array(_)) { Value::Nil } else { value }).collect() })
+        };
         let Codes { mut rows, values } = codes(first)?;
         let mut groups: Vec<Vec<Value>> = values.into_iter().map(|value| vec![value]).collect();
         for field in others {
@@ -180,50 +296,94 @@ impl Observer {
         Ok(Groups { rows, labels: groups.iter().map(|values| labels_of(by, values)).collect() })
     }
 
-    fn count(&mut self, chosen: &Chosen, groups: Groups) -> Result<()> {
-        let intervals = self.intervals.count();
+    /// Counts spans.
+    fn count(&mut self, chosen: &Chosen, groups: &Groups) -> Result<Places> {
         let mut places = vec![None; groups.labels.len()];
-        if groups.labels.len() * intervals > TABLE_MAX {
+        // The rows of a frame are close in time: few of the query's intervals have any.
+        let (first, width) = chosen.range();
+        if groups.labels.len() * width > TABLE_MAX {
             for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
-                let place = self.place(&mut places, &groups, group)?;
+                let place = self.place(&mut places, groups, group)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
                     cells[at as usize] += 1;
                 }
             }
-            return Ok(());
+            return Ok(places);
         }
-        let mut table = vec![0u64; groups.labels.len() * intervals];
+        let mut table = vec![0u64; groups.labels.len() * width];
         for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
-            table[group as usize * intervals + at as usize] += 1;
+            table[group as usize * width + (at - first) as usize] += 1;
         }
-        for (group, counts) in table.chunks_exact(intervals).enumerate() {
+        for (group, counts) in table.chunks_exact(width).enumerate() {
             if counts.iter().any(|&count| count > 0) {
-                let place = self.place(&mut places, &groups, group as u32)?;
+                let place = self.place(&mut places, groups, group as u32)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
-                    cells.iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
+                    cells[first as usize..].iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
                 }
             }
         }
-        Ok(())
+        Ok(places)
     }
 
-    fn add_values(&mut self, chosen: &Chosen, groups: Groups, numbers: &Numbers) -> Result<()> {
-        let (mut places, mut new_buckets) = (vec![None; groups.labels.len()], 0);
+    fn add_values(&mut self, chosen: &Chosen, groups: &Groups, numbers: &Numbers) -> Result<Places> {
+        let mut places = vec![None; groups.labels.len()];
+        let mut grown = 0;
         for ((&group, &at), &row) in groups.rows.iter().zip(&chosen.intervals).zip(&chosen.rows) {
             let Some(number) = numbers.get(row as usize) else { continue };
-            let place = self.place(&mut places, &groups, group)?;
+            let place = self.place(&mut places, groups, group)?;
             match (self.partial.cells(place), number) {
                 (Cells::Numbers(cells), number) => cells[at as usize].add(number.as_f64()),
                 (Cells::Buckets(cells), Number::Int(value)) => {
                     if let Some(bucket) = bucket_of(value) {
-                        new_buckets += usize::from(cells[at as usize].is_none());
-                        cells[at as usize].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += 1;
+                        let cell = cells[at as usize].get_or_insert_with(|| {
+                            grown += BUCKETS_BYTES;
+                            Box::new([0; BUCKETS])
+                        });
+                        cell[bucket] += 1;
+                    }
+                }
+                (Cells::Sketches(cells), number) => {
+                    if let Some(bucket) = sketch::key_of(number.as_f64()) {
+                        let count = cells[at as usize].entry(bucket).or_default();
+                        grown += if *count == 0 { sparse_bytes::<u64>() } else { 0 };
+                        *count += 1;
                     }
                 }
                 _ => {}
             }
         }
-        self.partial.hold(new_buckets * BUCKETS_BYTES)
+        self.partial.hold(grown)?;
+        Ok(places)
+    }
+
+    fn add_weighted(
+        &mut self,
+        frame: &Frame,
+        chosen: &Chosen,
+        groups: &Groups,
+        numbers: Option<&Numbers>,
+        extrapolation: &Extrapolation,
+    ) -> Result<Places> {
+        let mut places = vec![None; groups.labels.len()];
+        let weights = weights::weights_of(frame, &chosen.rows, extrapolation)?;
+        let by_bucket = bucket_by(&self.detail, &self.function);
+        let (mut trace, mut from) = (TraceCells::default(), 0);
+        for (_, until) in chosen.traces(frame)? {
+            for (at, &weight) in (from..until).zip(&weights[from..until]) {
+                let number = match numbers.map(|numbers| numbers.get(chosen.rows[at] as usize)) {
+                    None => Number::Int(0),
+                    Some(Some(number)) => number,
+                    Some(None) => continue,
+                };
+                if let Some(bucket) = by_bucket.map_or(Some(0), |bucket_of| bucket_of(number)) {
+                    let place = self.place(&mut places, groups, groups.rows[at])?;
+                    trace.add((place, chosen.intervals[at], bucket), weight, number.as_f64());
+                }
+            }
+            trace.flush(&mut self.partial)?;
+            from = until;
+        }
+        Ok(places)
     }
 
     /// The series of a group of this frame.
@@ -236,6 +396,9 @@ impl Observer {
         Ok(place)
     }
 }
+
+/// The place of each group's series, for groups that have any spans.
+type Places = Vec<Option<usize>>;
 
 /// A group for each chosen row, and the labels of each group.
 struct Groups {
@@ -263,13 +426,16 @@ fn labels_of(by: &[FieldRef], values: &[Value]) -> Labels {
 
 /// A number taken from a span.
 #[derive(Debug, Clone, Copy)]
-enum Number {
+#[allow(missing_docs)]
+pub enum Number {
     Int(i64),
     Float(f64),
 }
 
 impl Number {
-    fn as_f64(self) -> f64 {
+    /// The nearest double.
+    #[inline]
+    pub fn as_f64(self) -> f64 {
         match self {
             Self::Int(value) => value as f64,
             Self::Float(value) => value,
@@ -278,15 +444,18 @@ impl Number {
 }
 
 /// The numbers of a field; everything else is missing.
-struct Numbers(Vector);
+#[derive(Debug)]
+pub struct Numbers(Vector);
 
 impl Numbers {
-    fn of(vector: Vector) -> Self {
+    /// Those of `vector`.
+    pub fn of(vector: Vector) -> Self {
         Self(vector)
     }
 
+    /// The number of `row`, None where there is none.
     #[inline]
-    fn get(&self, row: usize) -> Option<Number> {
+    pub fn get(&self, row: usize) -> Option<Number> {
         match &self.0 {
             Vector::Duration(values) | Vector::Typed(Typed::Int(values)) => values.is_valid(row).then(|| Number::Int(values.value(row))),
             Vector::Typed(Typed::Double(values)) => values.is_valid(row).then(|| Number::Float(values.value(row))),

@@ -1,66 +1,125 @@
 //! Series under way: of one partition, of one process, or of all.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    hash::BuildHasher,
+    sync::{Arc, LazyLock},
+};
 
 use arrow::{
-    array::{ArrayRef, AsArray, BinaryBuilder, Float64Builder, UInt8Builder, UInt32Builder, UInt64Builder},
-    datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, UInt8Type, UInt32Type, UInt64Type},
+    array::{
+        Array, ArrayRef, AsArray, BinaryBuilder, BooleanArray, Decimal128Builder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, ListBuilder,
+        UInt32Builder, UInt64Builder,
+    },
+    compute::filter_record_batch,
+    datatypes::{DataType, Decimal128Type, Field, Float64Type, Int32Type, Schema, SchemaRef, UInt32Type, UInt64Type},
     record_batch::RecordBatch,
 };
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
-use super::cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell};
+use super::{
+    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, in_order, sparse_bytes},
+    estimate::{Estimate, NumberEstimate, Sum, Weight},
+    exemplars::{Candidate, Exemplars, Slot},
+};
 use crate::{
     error::{Error, Result},
     exec::memory::Reservation,
+    spans::TraceId,
 };
 
 /// Names and typed values that tell series apart, in the order of the grouping.
 pub type Labels = Vec<KeyValue>;
 
-/// Bytes of a row of [`schema`] without its labels.
-const ROW_BYTES: usize = 4 + 4 + 1 + 8 + 4 * 8;
+/// Bytes of a row of [`schema`] without its labels and its exemplar.
+const ROW_BYTES: usize = 4 + 4 + 4 + 8 + 4 * 8 + 16 + 4 + 14 * 8;
+
+/// Bytes of the labels of an exemplar, roughly.
+fn candidate_bytes(candidate: &Candidate) -> usize {
+    candidate.labels.iter().map(|label| size_of::<KeyValue>() + label.encoded_len()).sum()
+}
+
+fn labels_of(key: &[u8]) -> Result<Labels> {
+    Ok(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)
+}
+
+/// `error`, which refuses memory for more than `count` series, with what to do about it.
+pub fn too_many_series(error: Error, count: usize) -> Error {
+    error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
+}
 
 /// Series and their cells, and the memory that they take.
 #[derive(Debug)]
 pub struct Partial {
     kind: CellKind,
     intervals: usize,
-    series: Vec<(Labels, Cells)>,
-    places: HashMap<Vec<u8>, usize>,
+    /// Labels as an encoded `KeyValueList`, and cells.
+    series: Vec<(Box<[u8]>, Cells)>,
+    /// Places of series by their labels.
+    places: HashTable<usize>,
+    hasher: DefaultHashBuilder,
     memory: Reservation,
+    exemplars: Exemplars,
 }
 
 impl Partial {
     /// No series yet; `memory` is to hold theirs.
     pub fn new(kind: CellKind, intervals: usize, memory: Reservation) -> Self {
-        Self { kind, intervals, series: Vec::new(), places: HashMap::new(), memory }
+        let (places, hasher) = (HashTable::new(), DefaultHashBuilder::default());
+        Self { kind, intervals, series: Vec::new(), places, hasher, memory, exemplars: Exemplars::default() }
     }
 
     /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when there is no memory for more.
     pub fn place(&mut self, labels: Labels) -> Result<usize> {
-        let list = KeyValueList { values: labels };
-        let key = list.encode_to_vec();
-        if let Some(&place) = self.places.get(&key) {
+        self.place_of_key(&KeyValueList { values: labels }.encode_to_vec())
+    }
+
+    /// The same for labels as an encoded `KeyValueList`. Cost: a look-up, and a copy of them for a new series.
+    pub fn place_of_key(&mut self, key: &[u8]) -> Result<usize> {
+        let hash = self.hasher.hash_one(key);
+        if let Some(place) = self.known(hash, key) {
             return Ok(place);
         }
         let cells = Cells::new(self.kind, self.intervals);
-        // Labels as they are, and as the key by which they are found.
-        let labels: usize = list.values.len() * size_of::<KeyValue>() + 2 * key.len();
-        self.hold(cells.memory_bytes() + labels + size_of::<(Labels, Cells)>() + size_of::<(Vec<u8>, usize)>())?;
-        self.series.push((list.values, cells));
-        self.places.insert(key, self.series.len() - 1);
+        self.hold(cells.memory_bytes() + key.len() + size_of::<(Box<[u8]>, Cells)>() + size_of::<usize>())?;
+        self.series.push((key.into(), cells));
+        let (series, hasher) = (&self.series, &self.hasher);
+        self.places.insert_unique(hash, series.len() - 1, |&place| hasher.hash_one(&*series[place].0));
         Ok(self.series.len() - 1)
+    }
+
+    /// What was added since it was last taken.
+    pub fn take(&mut self) -> Self {
+        let empty = Self::new(self.kind, self.intervals, self.memory.another());
+        std::mem::replace(self, empty)
+    }
+
+    /// How many cells a series has.
+    pub fn intervals(&self) -> usize {
+        self.intervals
+    }
+
+    /// The place of the series with these labels, if there is one.
+    pub fn find(&self, labels: Labels) -> Option<usize> {
+        let key = KeyValueList { values: labels }.encode_to_vec();
+        self.known(self.hasher.hash_one(&*key), &key)
+    }
+
+    fn known(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        self.places.find(hash, |&place| *self.series[place].0 == *key).copied()
     }
 
     /// Reserves memory for what cells grow by. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
-        self.memory.grow(bytes).map_err(|error| {
-            let count = self.series.len();
-            error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
-        })
+        self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
+    }
+
+    /// Makes room for that many series.
+    fn reserve(&mut self, series: usize) {
+        let (known, hasher) = (&self.series, &self.hasher);
+        self.places.reserve(series, |&place| hasher.hash_one(&*known[place].0));
+        self.series.reserve(series);
     }
 
     /// How many series there are.
@@ -78,138 +137,360 @@ impl Partial {
         &mut self.series[place].1
     }
 
-    /// All series.
-    pub fn into_series(self) -> Vec<(Labels, Cells)> {
-        self.series
+    /// The labels of a series. Errors: `Internal` for labels that are none.
+    pub fn labels(&self, place: usize) -> Result<Labels> {
+        labels_of(&self.series[place].0)
+    }
+
+    /// The spans that may become exemplars.
+    pub fn exemplars(&self) -> &Exemplars {
+        &self.exemplars
+    }
+
+    /// Takes a span that may become an exemplar, if it is wanted. Errors: `Exhausted`.
+    pub fn offer(&mut self, slot: Slot, candidate: Candidate) -> Result<()> {
+        if !self.exemplars.has(slot) && self.exemplars.wants(slot, candidate.hash) {
+            self.hold(size_of::<(Slot, Candidate)>() + candidate_bytes(&candidate))?;
+        }
+        self.exemplars.offer(slot, candidate);
+        Ok(())
+    }
+
+    /// All series, by place. Errors: `Internal` for labels that are none.
+    pub fn into_series(self) -> Result<Vec<(Labels, Cells)>> {
+        self.series.into_iter().map(|(key, cells)| Ok((labels_of(&key)?, cells))).collect()
+    }
+
+    /// All series, by place, with their labels as encoded `KeyValueList`s.
+    pub fn encoded_series(&self) -> &[(Box<[u8]>, Cells)] {
+        &self.series
     }
 
     /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`], `Exhausted`.
     pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.merge_batch_by(batch, Self::place_of_key)
+    }
+
+    /// The same where `place_of` says which series the rows of some labels are added to. Errors: also its own.
+    pub fn merge_batch_by(&mut self, batch: &RecordBatch, mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
         if batch.schema_ref().fields() != SCHEMA.fields() {
             return Err(Error::internal("a batch is not one of partial series"));
         }
         let labels = batch.column(0).as_binary::<i32>();
-        let (intervals, buckets) = (batch.column(1).as_primitive::<UInt32Type>(), batch.column(2).as_primitive::<UInt8Type>());
-        let counts = batch.column(3).as_primitive::<UInt64Type>();
-        let number = |column: usize, row: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
-        let (mut last, mut new_buckets): (Option<(&[u8], usize)>, usize) = (None, 0);
+        let intervals = batch.column(1).as_primitive::<UInt32Type>();
+        let traces = batch.column(EXEMPLAR_TRACE).as_fixed_size_binary();
+        if self.is_empty() {
+            self.reserve((1..batch.num_rows()).filter(|&row| labels.value(row) != labels.value(row - 1)).count() + 1);
+        }
+        let mut last: Option<(&[u8], usize)> = None;
         for row in 0..batch.num_rows() {
             let key = labels.value(row);
             let place = match last {
                 Some((known, place)) if known == key => place,
-                _ => self.place(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)?,
+                _ => place_of(self, key)?,
             };
             last = Some((key, place));
-            let (at, bucket) = (intervals.value(row) as usize, buckets.value(row) as usize);
-            if at >= self.intervals || bucket >= BUCKETS {
-                return Err(Error::internal("a partial series has an interval or bucket that does not exist"));
+            if intervals.value(row) as usize >= self.intervals {
+                return Err(Error::internal("a partial series has an interval that does not exist"));
             }
-            match self.cells(place) {
-                Cells::Counts(cells) => cells[at] += counts.value(row),
-                Cells::Numbers(cells) => {
-                    let [sum, lost, min, max] = [4, 5, 6, 7].map(|column| number(column, row));
-                    cells[at].merge(&NumberCell { count: counts.value(row), sum, lost, min, max });
-                }
-                Cells::Buckets(cells) => {
-                    new_buckets += usize::from(cells[at].is_none());
-                    cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] += counts.value(row);
-                }
-            }
+            if traces.is_valid(row) { self.merge_exemplar(batch, row, place)? } else { self.merge_cell(batch, row, place)? }
         }
-        self.hold(new_buckets * BUCKETS_BYTES)
+        Ok(())
     }
 
-    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans. The batch carries its memory.
-    /// Errors: `Internal`, `Exhausted`.
+    fn merge_cell(&mut self, batch: &RecordBatch, row: usize, place: usize) -> Result<()> {
+        let at = batch.column(1).as_primitive::<UInt32Type>().value(row) as usize;
+        let bucket = batch.column(2).as_primitive::<Int32Type>().value(row);
+        let count = batch.column(3).as_primitive::<UInt64Type>().value(row);
+        let number = |column: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
+        let weight = || Weight(batch.column(WEIGHT).as_primitive::<Decimal128Type>().value(row).unsigned_abs());
+        let sums = batch.column(SUMS).as_list::<i32>().value(row);
+        let mut sums: &[f64] = sums.as_primitive::<Float64Type>().values();
+        let damaged = || Error::internal("a partial series lacks a bucket or a part of an estimate");
+        let mut grown = 0;
+        match self.cells(place) {
+            Cells::Counts(cells) => cells[at] += count,
+            Cells::Numbers(cells) => {
+                let [sum, lost, min, max] = [4, 5, 6, 7].map(number);
+                cells[at].merge(&NumberCell { count, sum: Sum { sum, lost }, min, max });
+            }
+            Cells::Buckets(cells) => {
+                let cell = cells[at].get_or_insert_with(|| {
+                    grown = BUCKETS_BYTES;
+                    Box::new([0; BUCKETS])
+                });
+                *usize::try_from(bucket).ok().and_then(|bucket| cell.get_mut(bucket)).ok_or_else(damaged)? += count;
+            }
+            Cells::Sketches(cells) => {
+                let known = cells[at].len();
+                *cells[at].entry(bucket).or_default() += count;
+                grown = (cells[at].len() - known) * sparse_bytes::<u64>();
+            }
+            Cells::WeightedCounts(cells) => cells[at].merge(&Estimate::read(weight(), &mut sums).ok_or_else(damaged)?),
+            Cells::WeightedNumbers(cells) => cells[at].merge(&NumberEstimate::read(weight(), &mut sums).ok_or_else(damaged)?),
+            Cells::WeightedBuckets(cells) => {
+                let known = cells[at].len();
+                cells[at].entry(bucket).or_default().merge(&Estimate::read(weight(), &mut sums).ok_or_else(damaged)?);
+                grown = (cells[at].len() - known) * sparse_bytes::<Estimate>();
+            }
+        }
+        if grown > 0 { self.hold(grown) } else { Ok(()) }
+    }
+
+    fn merge_exemplar(&mut self, batch: &RecordBatch, row: usize, place: usize) -> Result<()> {
+        let number = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(row);
+        let trace = batch.column(EXEMPLAR_TRACE).as_fixed_size_binary().value(row);
+        let labels = batch.column(EXEMPLAR_TRACE + 5).as_binary::<i32>().value(row);
+        let candidate = Candidate {
+            hash: number(EXEMPLAR_TRACE + 2),
+            interval: batch.column(1).as_primitive::<UInt32Type>().value(row),
+            trace: TraceId(trace.try_into().map_err(|e| Error::internal("reading a trace id").with_source(e))?),
+            start_unix_nano: number(EXEMPLAR_TRACE + 3),
+            value: batch.column(EXEMPLAR_TRACE + 4).as_primitive::<Float64Type>().value(row),
+            labels: labels_of(labels)?,
+        };
+        let class = batch.column(2).as_primitive::<Int32Type>().value(row);
+        self.offer((place as u32, number(EXEMPLAR_TRACE + 1), class), candidate)
+    }
+
+    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans, then one for each exemplar. The batch carries
+    /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         let held = self.memory.another();
-        for (labels, cells) in &self.series {
-            let labels: usize = labels.iter().map(Message::encoded_len).sum();
-            held.grow(cells.filled() * (ROW_BYTES + labels)).map_err(|error| error.context("handing on the series of the query"))?;
+        let mut label_bytes = 0;
+        for (key, cells) in &self.series {
+            label_bytes += cells.filled() * key.len();
+            held.grow(cells.filled() * (ROW_BYTES + key.len())).map_err(|error| error.context("handing on the series of the query"))?;
         }
+        for ((place, ..), candidate) in self.exemplars.in_order() {
+            let labels = self.series[place as usize].0.len();
+            label_bytes += labels;
+            held.grow(2 * ROW_BYTES + labels + candidate_bytes(candidate)).map_err(|error| error.context("handing on exemplars"))?;
+        }
+        check_label_bytes(label_bytes)?;
         held.attach(self.rows()?)
     }
 
     fn rows(&self) -> Result<RecordBatch> {
         let mut rows = Rows::default();
-        for (labels, cells) in &self.series {
-            let key = KeyValueList { values: labels.clone() }.encode_to_vec();
-            match cells {
-                Cells::Counts(cells) => {
-                    for (at, &count) in cells.iter().enumerate().filter(|(_, count)| **count > 0) {
-                        rows.push(&key, at, 0, &NumberCell { count, ..NumberCell::default() });
-                    }
-                }
-                Cells::Numbers(cells) => {
-                    cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| rows.push(&key, at, 0, cell));
-                }
-                Cells::Buckets(cells) => {
-                    let filled = cells.iter().enumerate().filter_map(|(at, buckets)| Some((at, buckets.as_ref()?)));
-                    for (at, buckets) in filled {
-                        for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
-                            rows.push(&key, at, bucket, &NumberCell { count, ..NumberCell::default() });
-                        }
-                    }
-                }
-            }
+        for (key, cells) in &self.series {
+            rows.push_cells(key, cells);
+        }
+        for ((place, stretch, class), candidate) in self.exemplars.in_order() {
+            rows.push_exemplar(&self.series[place as usize].0, stretch, class, candidate);
         }
         rows.finish()
     }
 }
 
+/// Labels stand on every row, and offsets into them have 32 bits. Errors: `Exhausted` for more.
+fn check_label_bytes(bytes: usize) -> Result<()> {
+    if i32::try_from(bytes).is_ok() {
+        return Ok(());
+    }
+    let text = format!("the series of the query have {bytes} bytes of labels in all their intervals: group by fewer values, or take a longer step");
+    Err(Error::exhausted(text))
+}
+
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let number = |name| Field::new(name, DataType::Float64, false);
+    let weight = DataType::Decimal128(38, 0);
+    let sums = DataType::List(Arc::new(Field::new_list_field(DataType::Float64, true)));
     Arc::new(Schema::new(vec![
         Field::new("labels", DataType::Binary, false),
         Field::new("interval", DataType::UInt32, false),
-        Field::new("bucket", DataType::UInt8, false),
+        Field::new("bucket", DataType::Int32, false),
         Field::new("count", DataType::UInt64, false),
         number("sum"),
         number("sum_lost"),
         number("min"),
         number("max"),
+        Field::new("weight", weight, true),
+        Field::new("estimate", sums, true),
+        Field::new("exemplar_trace", DataType::FixedSizeBinary(16), true),
+        Field::new("exemplar_stretch", DataType::UInt64, true),
+        Field::new("exemplar_hash", DataType::UInt64, true),
+        Field::new("exemplar_start_unix_nano", DataType::UInt64, true),
+        Field::new("exemplar_value", DataType::Float64, true),
+        Field::new("exemplar_labels", DataType::Binary, true),
     ]))
 });
 
-/// The schema of partial series: `labels` is an OTLP `KeyValueList`; `sum_lost` is what rounding lost of `sum`.
+const WEIGHT: usize = 8;
+const SUMS: usize = 9;
+/// The first column of exemplars.
+const EXEMPLAR_TRACE: usize = 10;
+
+/// The schema of partial series: `labels` is an OTLP `KeyValueList`; `sum_lost` is what rounding lost of `sum`; `weight` is a [`Weight`] and
+/// `estimate` the sums beside it, for weighted cells. A row that has an `exemplar_trace` is an exemplar of the series, in the class `bucket`
+/// and its own `interval`, and says nothing of its cells.
 pub fn schema() -> SchemaRef {
     SCHEMA.clone()
+}
+
+/// A batch of partial series in other intervals: `offset` is added to the number of each, and what is then not below `count` is left out.
+/// Errors: `Internal` when it is not one of [`schema`].
+pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBatch> {
+    let not_partial = || Error::internal("a batch is not one of partial series");
+    let at = batch.schema_ref().index_of("interval").map_err(|_| not_partial())?;
+    let place = |interval: u32| offset + i64::from(interval);
+    let intervals = batch.column(at).as_primitive_opt::<UInt32Type>().ok_or_else(not_partial)?;
+    let kept = intervals.values().iter().map(|&interval| usize::try_from(place(interval)).is_ok_and(|place| place < count));
+    let batch = filter_record_batch(batch, &BooleanArray::from_iter(kept.map(Some)))?;
+    let mut columns = batch.columns().to_vec();
+    columns[at] = Arc::new(columns[at].as_primitive::<UInt32Type>().unary::<_, UInt32Type>(|interval| place(interval) as u32));
+    Ok(RecordBatch::try_new(batch.schema(), columns)?)
 }
 
 #[derive(Default)]
 struct Rows {
     labels: BinaryBuilder,
     intervals: UInt32Builder,
-    buckets: UInt8Builder,
+    buckets: Int32Builder,
     counts: UInt64Builder,
     numbers: [Float64Builder; 4],
+    weights: Decimal128Builder,
+    sums: ListBuilder<Float64Builder>,
+    exemplars: Vec<(u64, Candidate)>,
 }
 
 impl Rows {
-    fn push(&mut self, labels: &[u8], interval: usize, bucket: usize, cell: &NumberCell) {
+    fn push_cells(&mut self, labels: &[u8], cells: &Cells) {
+        match cells {
+            Cells::Counts(cells) => {
+                for (at, &count) in cells.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    self.push_count(labels, at, 0, count);
+                }
+            }
+            Cells::Numbers(cells) => {
+                cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(labels, at, 0, cell));
+            }
+            Cells::Buckets(cells) => {
+                let filled = cells.iter().enumerate().filter_map(|(at, buckets)| Some((at, buckets.as_ref()?)));
+                for (at, buckets) in filled {
+                    for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
+                        self.push_count(labels, at, bucket as i32, count);
+                    }
+                }
+            }
+            Cells::Sketches(cells) => {
+                for (at, cell) in cells.iter().enumerate() {
+                    in_order(cell).into_iter().for_each(|(bucket, count)| self.push_count(labels, at, bucket, count));
+                }
+            }
+            Cells::WeightedCounts(cells) => {
+                for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.weight > Weight::default()) {
+                    self.push_estimate(labels, at, 0, cell.weight, &cell.sums());
+                }
+            }
+            Cells::WeightedNumbers(cells) => {
+                for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.spans.weight > Weight::default()) {
+                    self.push_estimate(labels, at, 0, cell.spans.weight, &cell.sums());
+                }
+            }
+            Cells::WeightedBuckets(cells) => {
+                for (at, cell) in cells.iter().enumerate() {
+                    in_order(cell).into_iter().for_each(|(bucket, cell)| self.push_estimate(labels, at, bucket, cell.weight, &cell.sums()));
+                }
+            }
+        }
+    }
+
+    fn push_count(&mut self, labels: &[u8], interval: usize, bucket: i32, count: u64) {
+        self.push(labels, interval, bucket, &NumberCell { count, ..NumberCell::default() });
+    }
+
+    fn push(&mut self, labels: &[u8], interval: usize, bucket: i32, cell: &NumberCell) {
+        self.push_plain(labels, interval, bucket, cell);
+        self.weights.append_null();
+        self.sums.append_null();
+    }
+
+    fn push_plain(&mut self, labels: &[u8], interval: usize, bucket: i32, cell: &NumberCell) {
         self.labels.append_value(labels);
         self.intervals.append_value(interval as u32);
-        self.buckets.append_value(bucket as u8);
+        self.buckets.append_value(bucket);
         self.counts.append_value(cell.count);
-        for (column, value) in self.numbers.iter_mut().zip([cell.sum, cell.lost, cell.min, cell.max]) {
+        for (column, value) in self.numbers.iter_mut().zip([cell.sum.sum, cell.sum.lost, cell.min, cell.max]) {
             column.append_value(value);
         }
     }
 
+    fn push_estimate(&mut self, labels: &[u8], interval: usize, bucket: i32, weight: Weight, sums: &[Sum]) {
+        self.push_plain(labels, interval, bucket, &NumberCell::default());
+        self.weights.append_value(weight.0 as i128);
+        sums.iter().for_each(|sum| self.sums.values().append_slice(&[sum.sum, sum.lost]));
+        self.sums.append(true);
+    }
+
+    fn push_exemplar(&mut self, labels: &[u8], stretch: u64, class: i32, candidate: &Candidate) {
+        self.exemplars.push((stretch, candidate.clone()));
+        self.push(labels, candidate.interval as usize, class, &NumberCell::default());
+    }
+
     fn finish(mut self) -> Result<RecordBatch> {
+        let labels: ArrayRef = Arc::new(self.labels.finish());
+        let rows = labels.len();
         let mut columns: Vec<ArrayRef> =
-            vec![Arc::new(self.labels.finish()), Arc::new(self.intervals.finish()), Arc::new(self.buckets.finish()), Arc::new(self.counts.finish())];
+            vec![labels, Arc::new(self.intervals.finish()), Arc::new(self.buckets.finish()), Arc::new(self.counts.finish())];
         columns.extend(self.numbers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.push(Arc::new(self.weights.finish().with_precision_and_scale(38, 0)?));
+        columns.push(Arc::new(self.sums.finish()));
+        columns.extend(exemplar_columns(rows, &self.exemplars)?);
         Ok(RecordBatch::try_new(schema(), columns)?)
     }
+}
+
+/// The columns of exemplars in a batch of `rows` rows, of which the last ones are `exemplars`, with their stretches.
+fn exemplar_columns(rows: usize, exemplars: &[(u64, Candidate)]) -> Result<Vec<ArrayRef>> {
+    let before = rows - exemplars.len();
+    let (mut traces, mut values, mut labels) = (FixedSizeBinaryBuilder::new(16), Float64Builder::new(), BinaryBuilder::new());
+    let mut numbers: [UInt64Builder; 3] = Default::default();
+    traces.append_nulls(before);
+    values.append_nulls(before);
+    labels.append_nulls(before);
+    numbers.iter_mut().for_each(|column| column.append_nulls(before));
+    for (stretch, candidate) in exemplars {
+        traces.append_value(candidate.trace.0)?;
+        for (column, value) in numbers.iter_mut().zip([*stretch, candidate.hash, candidate.start_unix_nano]) {
+            column.append_value(value);
+        }
+        values.append_value(candidate.value);
+        labels.append_value(KeyValueList { values: candidate.labels.clone() }.encode_to_vec());
+    }
+    let [mut stretches, mut hashes, mut starts] = numbers;
+    Ok(vec![
+        Arc::new(traces.finish()),
+        Arc::new(stretches.finish()),
+        Arc::new(hashes.finish()),
+        Arc::new(starts.finish()),
+        Arc::new(values.finish()),
+        Arc::new(labels.finish()),
+    ])
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::*;
+    use super::{super::estimate::TraceSpans, *};
     use crate::{plan::matches::key_value, spans::value::Value};
+
+    const KINDS: [CellKind; 7] = [
+        CellKind::Counts,
+        CellKind::Numbers,
+        CellKind::Buckets,
+        CellKind::Sketches,
+        CellKind::WeightedCounts,
+        CellKind::WeightedNumbers,
+        CellKind::WeightedBuckets,
+    ];
+
+    fn trace() -> TraceSpans {
+        let mut trace = TraceSpans::default();
+        [1.5, -2.0].into_iter().for_each(|value| trace.add(Weight::of_number(3.0).unwrap(), value));
+        trace
+    }
 
     fn filled(kind: CellKind) -> Partial {
         let mut partial = Partial::new(kind, 3, Reservation::default());
@@ -219,29 +500,66 @@ mod tests {
                 Cells::Counts(cells) => cells[at] += 5,
                 Cells::Numbers(cells) => [1.5, -2.0].into_iter().for_each(|value| cells[at].add(value)),
                 Cells::Buckets(cells) => cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[63] += 7,
+                Cells::Sketches(cells) => [-7, 0, i32::MAX].into_iter().for_each(|bucket| *cells[at].entry(bucket).or_default() += 7),
+                Cells::WeightedCounts(cells) => cells[at].add(&trace()),
+                Cells::WeightedNumbers(cells) => cells[at].add(&trace()),
+                Cells::WeightedBuckets(cells) => [-7, 31].into_iter().for_each(|bucket| cells[at].entry(bucket).or_default().add(&trace())),
             }
+        }
+        let labels = vec![key_value("status", &Value::from("error"))];
+        for (place, class, hash, interval) in [(0, -3, 5, 0), (0, 4, 1 << 63, 2), (1, 4, 9, 2)] {
+            let trace = TraceId([class as u8; 16]);
+            let candidate = Candidate { hash, interval, trace, start_unix_nano: 77, value: f64::from(class), labels: labels.clone() };
+            partial.offer((place, 1 << 40, class), candidate).unwrap();
         }
         partial
     }
 
     #[test]
+    fn labels_beyond_what_offsets_reach_are_refused() {
+        assert!(check_label_bytes(i32::MAX as usize).is_ok());
+        assert_eq!(check_label_bytes(i32::MAX as usize + 1).unwrap_err().kind(), crate::error::ErrorKind::Exhausted);
+    }
+
+    #[test]
     fn series_survive_the_batch_and_add_up() {
-        for kind in [CellKind::Counts, CellKind::Numbers, CellKind::Buckets] {
-            let one = filled(kind);
+        for kind in KINDS {
             let mut merged = Partial::new(kind, 3, Reservation::default());
+            let one = filled(kind);
             merged.merge_batch(&one.to_batch().unwrap()).unwrap();
-            let (one, copy) = (one.into_series(), merged.into_series());
+            let (exemplars, copied) = (one.exemplars().clone(), merged.exemplars().clone());
+            let (one, copy) = (one.into_series().unwrap(), merged.into_series().unwrap());
             assert_eq!(one, copy);
+            assert_eq!((exemplars.in_order(), exemplars.in_order().len()), (copied.in_order(), 3));
             let mut twice = filled(kind);
             twice.merge_batch(&filled(kind).to_batch().unwrap()).unwrap();
-            for ((_, mut expected), (_, found)) in one.into_iter().zip(twice.into_series()) {
+            assert_eq!(twice.exemplars().in_order(), exemplars.in_order(), "the same spans win again");
+            for ((_, mut expected), (_, found)) in one.into_iter().zip(twice.into_series().unwrap()) {
                 expected.merge(&expected.clone());
                 assert_eq!(expected, found);
+                assert_eq!(expected.memory_bytes(), found.memory_bytes());
             }
         }
+        let moved = moved(&filled(CellKind::Counts).to_batch().unwrap(), -1, 2).unwrap();
+        let shorter = || Partial::new(CellKind::Counts, 2, Reservation::default());
+        let mut found = shorter();
+        found.merge_batch(&moved).unwrap();
+        let exemplars: Vec<_> = found.exemplars().in_order().into_iter().map(|(slot, candidate)| (slot, candidate.interval)).collect();
+        assert_eq!(exemplars, [((0, 1 << 40, 4), 1), ((1, 1 << 40, 4), 1)], "so do exemplars");
+        let counts: Vec<Cells> = found.into_series().unwrap().into_iter().map(|(_, cells)| cells).collect();
+        assert_eq!(counts, [Cells::Counts(vec![0, 5]), Cells::Counts(vec![0, 5])], "a and b in the last interval; the first is left out");
+        assert!(shorter().merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(), "an interval too far");
+    }
+
+    #[test]
+    fn batches_of_other_cells_are_refused() {
+        let batch = |kind| filled(kind).to_batch().unwrap();
+        for kind in [CellKind::WeightedCounts, CellKind::WeightedNumbers, CellKind::WeightedBuckets] {
+            assert!(Partial::new(kind, 3, Reservation::default()).merge_batch(&batch(CellKind::Counts)).is_err(), "{kind:?} needs estimates");
+        }
         assert!(
-            Partial::new(CellKind::Counts, 2, Reservation::default()).merge_batch(&filled(CellKind::Counts).to_batch().unwrap()).is_err(),
-            "an interval too far"
+            Partial::new(CellKind::Buckets, 3, Reservation::default()).merge_batch(&batch(CellKind::Sketches)).is_err(),
+            "there is no bucket below 0"
         );
     }
 }

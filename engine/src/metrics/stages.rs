@@ -5,7 +5,7 @@ use std::{cmp::Ordering, collections::HashMap};
 use prost::Message;
 use skein_proto::otlp::common::v1::{AnyValue, KeyValue, KeyValueList, any_value::Value as OtlpValue};
 
-use super::series::{Series, label_text};
+use super::series::{Series, in_turn, label_text, label_type};
 use crate::{
     exec::eval::value::compare_floats,
     plan::matches::key_value,
@@ -20,7 +20,16 @@ pub fn apply(stage: &SecondStage, series: Vec<Series>) -> Vec<Series> {
         SecondStage::BottomK(k) => best(series, *k, false),
         SecondStage::Filter { op, value } => filter(series, *op, threshold(value)),
     };
-    series.into_iter().filter(|series| series.values.iter().any(|value| !value.is_nan())).collect()
+    with_points(series)
+}
+
+/// The series that have points, with the exemplars whose points are still there.
+fn with_points(mut series: Vec<Series>) -> Vec<Series> {
+    series.retain(|series| series.values.iter().any(|value| !value.is_nan()));
+    for Series { values, exemplars, .. } in &mut series {
+        exemplars.retain(|exemplar| !values[exemplar.interval].is_nan());
+    }
+    series
 }
 
 /// A threshold in the unit of values: durations in seconds.
@@ -34,10 +43,13 @@ fn threshold(value: &Static) -> f64 {
 }
 
 fn filter(mut series: Vec<Series>, op: CompareOp, threshold: f64) -> Vec<Series> {
-    for value in series.iter_mut().flat_map(|series| &mut series.values) {
-        if !compare_floats(op, *value, threshold) {
-            *value = f64::NAN;
+    for series in &mut series {
+        for value in &mut series.values {
+            if !compare_floats(op, *value, threshold) {
+                *value = f64::NAN;
+            }
         }
+        series.exemplars.retain(|exemplar| exemplar.value.is_none_or(|value| compare_floats(op, value, threshold)));
     }
     series
 }
@@ -54,14 +66,16 @@ fn best(mut series: Vec<Series>, k: i64, largest: bool) -> Vec<Series> {
         let mut present: Vec<usize> = (0..series.len()).filter(|&number| !series[number].values[at].is_nan()).collect();
         present.sort_by(|&a, &b| {
             let (a, b) = (&series[a], &series[b]);
-            order(b.values[at].total_cmp(&a.values[at]).then_with(|| tie(&a.labels, &b.labels)))
+            // Present values are numbers, and both zeros are one.
+            let by_value = b.values[at].partial_cmp(&a.values[at]).unwrap_or(Ordering::Equal);
+            order(by_value.then_with(|| tie(&a.labels, &b.labels)))
         });
         present.into_iter().skip(k).for_each(|number| series[number].values[at] = f64::NAN);
     }
     series
 }
 
-/// Which of two label sets `topk` prefers at equal values: smaller texts, larger numbers.
+/// Which of two label sets `topk` prefers at equal values: smaller texts, larger numbers. Different sets are never equal.
 fn tie(a: &[KeyValue], b: &[KeyValue]) -> Ordering {
     let pair = |(a, b): (&KeyValue, &KeyValue)| a.key.cmp(&b.key).then_with(|| tie_values(a.value.as_ref(), b.value.as_ref()));
     a.iter().zip(b).map(pair).find(|order| order.is_ne()).unwrap_or_else(|| a.len().cmp(&b.len()))
@@ -70,7 +84,7 @@ fn tie(a: &[KeyValue], b: &[KeyValue]) -> Ordering {
 fn tie_values(a: Option<&AnyValue>, b: Option<&AnyValue>) -> Ordering {
     match (a.and_then(|a| a.value.as_ref()), b.and_then(|b| b.value.as_ref())) {
         (Some(OtlpValue::IntValue(a)), Some(OtlpValue::IntValue(b))) => b.cmp(a),
-        _ => label_text(a).cmp(&label_text(b)),
+        _ => label_text(a).cmp(&label_text(b)).then_with(|| label_type(a).cmp(&label_type(b))),
     }
 }
 
@@ -84,7 +98,7 @@ pub enum Operand {
 }
 
 /// Point by point. Series are joined by equal labels but for `__name__`; a single one without other labels goes with every series of the
-/// other side. Missing on one side is missing; so is what is divided by zero.
+/// other side. Missing on one side is missing; so is what is divided by zero. Exemplars are those of both sides, or of the one that has labels.
 pub fn arithmetic(op: ArithOp, lhs: Operand, rhs: Operand) -> Operand {
     let series = match (lhs, rhs) {
         (Operand::Scalar(a), Operand::Scalar(b)) => return Operand::Scalar(calculate(op, a, b)),
@@ -92,11 +106,19 @@ pub fn arithmetic(op: ArithOp, lhs: Operand, rhs: Operand) -> Operand {
         (Operand::Scalar(a), Operand::Series(series)) => with_scalar(series, |b| calculate(op, a, b)),
         (Operand::Series(lhs), Operand::Series(rhs)) => join(op, lhs, rhs),
     };
-    Operand::Series(series.into_iter().filter(|series| series.values.iter().any(|value| !value.is_nan())).collect())
+    Operand::Series(with_points(series))
 }
 
 fn with_scalar(mut series: Vec<Series>, calculate: impl Fn(f64) -> f64) -> Vec<Series> {
-    series.iter_mut().flat_map(|series| &mut series.values).for_each(|value| *value = calculate(*value));
+    for series in &mut series {
+        series.values.iter_mut().for_each(|value| *value = calculate(*value));
+        series.exemplars.iter_mut().flat_map(|exemplar| &mut exemplar.value).for_each(|value| *value = calculate(*value));
+        for (lower, upper) in series.bounds.iter_mut().flat_map(|[lower, upper]| lower.iter_mut().zip(upper)) {
+            // What falls with its operand exchanges the ends.
+            let ends = (calculate(*lower), calculate(*upper));
+            (*lower, *upper) = (ends.0.min(ends.1), ends.0.max(ends.1));
+        }
+    }
     series
 }
 
@@ -114,14 +136,16 @@ fn calculate(op: ArithOp, a: f64, b: f64) -> f64 {
 
 fn join(op: ArithOp, lhs: Vec<Series>, rhs: Vec<Series>) -> Vec<Series> {
     match (broadcast(&lhs), broadcast(&rhs)) {
-        (false, true) => lhs.into_iter().map(|a| Series { values: points(op, &a.values, &rhs[0].values), labels: a.labels }).collect(),
-        (true, false) => rhs.into_iter().map(|b| Series { values: points(op, &lhs[0].values, &b.values), labels: b.labels }).collect(),
+        (false, true) => lhs.into_iter().map(|a| Series { values: points(op, &a.values, &rhs[0].values), ..a }).collect(),
+        (true, false) => rhs.into_iter().map(|b| Series { values: points(op, &lhs[0].values, &b.values), ..b }).collect(),
         _ => {
             let by_labels: HashMap<Vec<u8>, &Series> = rhs.iter().map(|series| (join_key(&series.labels), series)).collect();
             lhs.into_iter()
                 .filter_map(|a| {
                     let b = by_labels.get(&join_key(&a.labels))?;
-                    Some(Series { values: points(op, &a.values, &b.values), labels: joined_labels(op, &a.labels, &b.labels) })
+                    let (values, labels) = (points(op, &a.values, &b.values), joined_labels(op, &a.labels, &b.labels));
+                    let exemplars = in_turn(vec![a.exemplars, b.exemplars.clone()], usize::MAX);
+                    Some(Series { labels, values, bounds: None, exemplars: exemplars.into_iter().map(|(_, exemplar)| exemplar).collect() })
                 })
                 .collect()
         }
@@ -157,11 +181,11 @@ mod tests {
     use super::*;
 
     fn series(label: &str, values: &[f64]) -> Series {
-        Series { labels: vec![key_value("name", &Value::from(label))], values: values.to_vec() }
+        Series { labels: vec![key_value("name", &Value::from(label))], values: values.to_vec(), ..Series::default() }
     }
 
     fn named(name: &str, values: &[f64]) -> Series {
-        Series { labels: vec![key_value("__name__", &Value::from(name))], values: values.to_vec() }
+        Series { labels: vec![key_value("__name__", &Value::from(name))], values: values.to_vec(), ..Series::default() }
     }
 
     fn shown(series: &[Series]) -> Vec<String> {

@@ -40,13 +40,14 @@ impl OptimizerRule for FuseStages {
     }
 
     fn rewrite(&self, plan: LogicalPlan, _: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let fused = if let Some(MetricsObservation { input, function, intervals }) = head(&plan) {
+        let fused = if let Some(MetricsObservation { input, function, intervals, detail }) = head(&plan) {
             stages_over_traces(input).filter(|(_, traces)| traces.window.is_none()).map(|(pipeline, traces)| {
                 logical::plan(MetricsScan {
                     sources: traces.sources.clone(),
                     pipeline: Comparable(pipeline.into()),
                     function: function.clone(),
                     intervals: intervals.clone(),
+                    detail: detail.clone(),
                 })
             })
         } else {
@@ -123,13 +124,13 @@ mod tests {
             "{ name = `x` } | { span.a = 1 } | rate() by (span.b)",
             &[
                 "MetricsMerge: cells=Counts",
-                "  MetricsObservation: rate() by(span.b), intervals=2 of 60000000000 ns",
+                "  MetricsObservation: rate() by (span.b), intervals=2 of 60000000000 ns",
                 "    SpansetStages: { name = `x` } | { span.a = 1 }",
                 "      Traces: sources=[blocks=1, live=0, traces in several=0], window=all",
             ],
             &[
                 "MetricsMerge: cells=Counts",
-                "  MetricsScan: query=[{ name = `x` } | { span.a = 1 } | rate() by(span.b)], intervals=2 of 60000000000 ns, \
+                "  MetricsScan: query=[{ name = `x` } | { span.a = 1 } | rate() by (span.b)], intervals=2 of 60000000000 ns, \
                  sources=[blocks=1, live=0, traces in several=0], filters=[name = `x`; span.a = 1]",
             ],
         );

@@ -64,8 +64,22 @@ fn conjuncts<'a>(exprs: impl Iterator<Item = &'a FieldExpr>) -> Vec<FieldExpr> {
     let mut terms = Vec::new();
     exprs.for_each(|expr| split(expr, &mut terms));
     let (bound, plain): (Vec<&FieldExpr>, Vec<&FieldExpr>) = terms.into_iter().partition(|term| reads_events_or_links(term));
-    let bound = bound.into_iter().cloned().reduce(|lhs, rhs| FieldExpr::And(Box::new(lhs), Box::new(rhs)));
-    plain.into_iter().cloned().chain(bound).collect()
+    plain.into_iter().cloned().chain(all_of(bound.into_iter().cloned().collect())).collect()
+}
+
+/// The conjunction of `terms` as a tree that is no deeper than it has to be.
+fn all_of(mut terms: Vec<FieldExpr>) -> Option<FieldExpr> {
+    while terms.len() > 1 {
+        let mut terms_left = terms.into_iter();
+        terms = Vec::new();
+        while let Some(lhs) = terms_left.next() {
+            terms.push(match terms_left.next() {
+                Some(rhs) => FieldExpr::And(Box::new(lhs), Box::new(rhs)),
+                None => lhs,
+            });
+        }
+    }
+    terms.pop()
 }
 
 fn reads_events_or_links(term: &FieldExpr) -> bool {

@@ -13,11 +13,11 @@ use crate::{
         sources::{SourceName, SourceResolver, SourceSet},
     },
     lower::{logical_metrics, logical_search},
-    metrics::intervals::Intervals,
+    metrics::{detail::Detail, intervals::Intervals},
     query::{SearchRequest, Window},
     spans::BlockId,
     tenant::TenantId,
-    traceql::{self, MetricsExpr, QueryBody},
+    traceql::{self, MetricsExpr, QueryBody, SpansetExpr, Stage},
 };
 
 /// The limit of the searches below.
@@ -48,7 +48,7 @@ fn metrics(query: &str) -> LogicalPlan {
         panic!("{query} is not one operand")
     };
     let intervals = Intervals::of_range(60_000_000_000, 120_000_000_000, 60_000_000_000).unwrap();
-    logical_metrics(&pipeline, &function, &sources(), intervals)
+    logical_metrics(&pipeline, &function, &sources(), intervals, &Detail::default())
 }
 
 fn shown(plan: &LogicalPlan) -> Vec<String> {
@@ -95,11 +95,22 @@ pub(super) fn optimized(query: &str) -> Vec<String> {
 const QUERIES: [&str; 6] = [
     "{ }",
     "{ event.a = 1 && span.b = 2 && event.c = 3 && resource.service.name = `x` } | select(span.d)",
-    "{ span.a > 1 } >> ({ status = error } | by(name) | count() > 2) | coalesce()",
+    "({ span.a > 1 }) >> ({ status = error } | by(name) | count() > 2)",
     "{ false } || { name = `x` && name = `y` }",
     "select(span.a)",
     "{ name = `x` } | { duration > 1s || .a = nil } | avg(duration) > 1s",
 ];
+
+/// A worker parses each term, and the parser takes trees of a certain depth.
+#[test]
+fn many_terms_over_events_make_no_deep_tree() {
+    let terms: Vec<String> = (0..1000).map(|number| format!("event.a{number} = {number}")).collect();
+    let QueryBody::Search(pipeline) = traceql::parse(&format!("{{ {} }}", terms.join(" && "))).unwrap().body else { panic!("it is a search") };
+    let [Stage::Spansets(SpansetExpr::Filter(filter))] = pipeline.stages.as_slice() else { panic!("it is one filter") };
+    let planned = filter_terms(filter);
+    assert_eq!(planned.terms.len(), 1);
+    assert!(traceql::parse(&format!("{{ {planned} }}")).is_ok());
+}
 
 #[test]
 fn one_pass_is_enough() {

@@ -1,6 +1,6 @@
 //! `MetricsScanExec`: the leaf of a metrics query. Spans of all sources into partial series.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use datafusion::{
@@ -19,33 +19,40 @@ use super::{
 };
 use crate::{
     clock::Stopwatch,
+    error::ErrorKind,
     exec::{
         eval::Frame,
         memory::{Pool, Reservation},
-        sources::{ScanUnit, SourceSet, active_rows, scan_units},
+        source::SourceRef,
+        sources::{ScanUnit, SourceName, SourceSet, active_rows, of_row_group, scan_units},
         spansets::SpansetPipeline,
         stats::{Pruned, ScanMetrics},
     },
     metrics::{
-        compare,
+        cache::{Found, Part, PartialCache, Slot},
+        detail::Detail,
         intervals::Intervals,
-        observe::{self, Observer},
+        observe::{Observer, Reuse},
         partial,
     },
+    parts::{Beat, Pace, mark, marked},
     stop,
     traceql::MetricsFunction,
 };
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
-/// **Shape**: one batch of [`partial::schema`] for each partition. Row groups are dealt out to the partitions in turn. **Memory**: the
-/// columns of a row group and all series, for each partition.
+/// **Shape**: one batch of [`partial::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
+/// of the partition's row groups that are in it and those before ([`row_groups_in`]). Row groups, newest first, are dealt out to the partitions
+/// in turn. **Memory**: the columns of a row group and all series, for each partition. What is known of a row group of a
+/// block from an earlier query ([`PartialCache`]) is not read again.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
     function: MetricsFunction,
     intervals: Intervals,
+    detail: Detail,
     partitions: usize,
     metrics: Arc<ScanMetrics>,
     properties: Arc<PlanProperties>,
@@ -58,10 +65,11 @@ impl MetricsScanExec {
         pipeline: impl Into<SpansetPipeline>,
         function: MetricsFunction,
         intervals: Intervals,
+        detail: Detail,
         partitions: usize,
     ) -> Self {
         let properties = properties(partial::schema(), partitions, EmissionType::Final);
-        Self { sources, pipeline: pipeline.into(), function, intervals, partitions, metrics: Arc::default(), properties }
+        Self { sources, pipeline: pipeline.into(), function, intervals, detail, partitions, metrics: Arc::default(), properties }
     }
 
     /// The sources.
@@ -84,63 +92,167 @@ impl MetricsScanExec {
         &self.intervals
     }
 
+    /// The latest end of a trace in each row group. Row groups are heard of in this order, partitions taking turns.
+    /// Errors: as of opening the sources.
+    pub async fn latest_ends(&self) -> crate::error::Result<Vec<u64>> {
+        let sources = self.sources.sources().await?;
+        let (units, _) = scan_units(sources, Some(self.intervals.window()));
+        Ok(units.into_iter().map(|unit| sources[unit.source].row_groups()[unit.group].trace_end_max).collect())
+    }
+
+    /// What is kept beside the function's own cells.
+    pub fn detail(&self) -> &Detail {
+        &self.detail
+    }
+
     /// Partitions.
     pub fn partitions(&self) -> usize {
         self.partitions
     }
 }
 
+/// What the memory of a partition is for.
+const HELD: &str = "series of a partition";
+
 /// What the stream of one partition needs.
 struct Scan {
     sources: Arc<SourceSet>,
     pipeline: SpansetPipeline,
-    function: MetricsFunction,
     intervals: Intervals,
+    /// How the partial series of a row group may be shared.
+    reuse: Option<Reuse>,
     metrics: Arc<ScanMetrics>,
     pool: Pool,
 }
 
-impl Scan {
-    async fn run(self, partition: usize, partitions: usize) -> crate::error::Result<RecordBatch> {
+/// The mark of how many row groups of its partition a batch and those before it are of.
+const ROW_GROUPS: &str = "row_groups";
+
+/// How many row groups of its partition `batch` and those before it are of; None when it does not say.
+pub fn row_groups_in(batch: &RecordBatch) -> Option<usize> {
+    usize::try_from(mark(batch, ROW_GROUPS)?).ok()
+}
+
+/// The run of one partition.
+struct Running {
+    scan: Scan,
+    /// The row groups left; None before the start.
+    units: Option<std::vec::IntoIter<ScanUnit>>,
+    partition: usize,
+    partitions: usize,
+    observer: Observer,
+    beat: Option<Beat>,
+    observed: usize,
+    ended: bool,
+}
+
+impl Running {
+    /// The series of the next row groups, up to where a part is due, or of all that are left; None after these.
+    async fn next(&mut self) -> crate::error::Result<Option<RecordBatch>> {
+        if self.ended {
+            return Ok(None);
+        }
         let watch = Stopwatch::start();
+        if self.units.is_none() {
+            self.units = Some(self.scan.units(self.partition, self.partitions).await?.into_iter());
+        }
+        while let Some(unit) = self.units.as_mut().and_then(Iterator::next) {
+            stop::check()?;
+            self.scan.observe(unit, &mut self.observer).await?;
+            self.observed += 1;
+            if self.beat.as_mut().is_some_and(Beat::is_due) {
+                return self.output(watch).map(Some);
+            }
+        }
+        self.ended = true;
+        self.output(watch).map(Some)
+    }
+
+    fn output(&mut self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
+        let batch = self.observer.take_partial().to_batch()?;
+        self.scan.metrics.busy(watch.elapsed());
+        self.scan.metrics.output(batch.num_rows());
+        if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
+    }
+}
+
+impl Scan {
+    async fn units(&self, partition: usize, partitions: usize) -> crate::error::Result<Vec<ScanUnit>> {
         let (units, outside) = scan_units(self.sources.sources().await?, Some(self.intervals.window()));
         if partition == 0 {
             self.metrics.pruned(Pruned::Window, outside);
         }
-        let mut observer = Observer::new(self.function.clone(), self.intervals, Reservation::new("series of a partition", &self.pool));
-        for unit in units.into_iter().skip(partition).step_by(partitions) {
-            stop::check()?;
-            self.observe(unit, &mut observer).await?;
-        }
-        let batch = observer.into_partial().to_batch()?;
-        self.metrics.busy(watch.elapsed());
-        self.metrics.output(batch.num_rows());
-        Ok(batch)
+        Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
+    /// Adds the spans of a row group, as they were found before if they were.
     async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+        let source = &self.sources.sources().await?[unit.source];
+        let excluded = self.sources.excluded_rows(unit.source, source);
+        let Some((cache, slot)) = self.cache_slot(unit, source, excluded) else {
+            return self.scan(unit, source, excluded, observer).await.map(drop);
+        };
+        match cache.get(&slot)? {
+            Found::Series(series) => {
+                self.metrics.row_group_cached();
+                observer.merge(&series)
+            }
+            Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(drop),
+            Found::Nothing => {
+                let mut own = observer.in_intervals(*slot.own(), Reservation::new(HELD, &self.pool));
+                match self.scan(unit, source, excluded, &mut own).await {
+                    // Known without reading: not worth its place.
+                    Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
+                    Ok(Some(Pruned::Bloom) | None) => observer.merge(&cache.put(slot, &own.take_partial().to_batch()?)?),
+                    Err(error) if error.kind() == ErrorKind::Exhausted => {
+                        cache.put_too_large(slot);
+                        self.scan(unit, source, excluded, observer).await.map(drop)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Where the series of a row group are kept; None where they may change, or where nothing of it is left.
+    fn cache_slot(&self, unit: ScanUnit, source: &SourceRef, excluded: &[Range<usize>]) -> Option<(&PartialCache, Slot)> {
+        let cache = self.sources.resolver().partial_cache()?;
+        let SourceName::Block { id: block } = self.sources.names()[unit.source] else { return None };
+        let rows = &source.row_groups()[unit.group];
+        let own = |row: usize| (row - rows.first_row as usize) as u32;
+        let excluded: Vec<_> = of_row_group(excluded, rows).iter().map(|range| (own(range.start), own(range.end))).collect();
+        if excluded.iter().map(|(start, end)| end - start).sum::<u32>() == rows.rows {
+            return None;
+        }
+        let Reuse { shape, inside_only } = self.reuse.as_ref()?;
+        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, shape, &self.intervals, *inside_only)?;
+        Some((cache, slot))
+    }
+
+    /// Reads a row group and adds its spans. Tells why nothing was read.
+    async fn scan(
+        &self,
+        unit: ScanUnit,
+        source: &SourceRef,
+        excluded: &[Range<usize>],
+        observer: &mut Observer,
+    ) -> crate::error::Result<Option<Pruned>> {
         let metrics = &*self.metrics;
-        let source = self.sources.sources().await?[unit.source].clone();
-        let mut frame = Frame::new(source, unit.group, None, &self.pool);
-        let excluded = self.sources.excluded_rows(unit.source, frame.source());
+        let mut frame = Frame::new(source.clone(), unit.group, None, &self.pool);
         let active = active_rows(&mut frame, unit.group, None, excluded, metrics).await?;
         if active.count_set_bits() == 0 {
             frame.rule_out(Pruned::Joined);
         }
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
-            let needs = match &self.function {
-                MetricsFunction::Compare { selection, .. } => compare::needs(selection, frame.source()),
-                function => observe::needs(function, frame.source()),
-            };
-            frame.load(&needs, metrics).await?;
+            frame.load(&observer.needs(frame.source()), metrics).await?;
             observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {
             Some(why) => metrics.pruned(why, 1),
             None => metrics.row_group(frame.len() as u64),
         }
-        Ok(())
+        Ok(frame.pruned())
     }
 }
 
@@ -148,7 +260,7 @@ impl DisplayAs for MetricsScanExec {
     fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, step) = (self.intervals.count(), self.intervals.step());
         write!(f, "MetricsScanExec: query=[{} | {}], intervals={count} of {step} ns", self.pipeline, self.function)?;
-        write!(f, ", sources=[{}], partitions={}", self.sources, self.partitions)?;
+        write!(f, "{}, sources=[{}], partitions={}", self.detail, self.sources, self.partitions)?;
         match form {
             DisplayFormatType::Verbose => {
                 let traces = if self.pipeline.by_rows() { ", without traces" } else { "" };
@@ -164,16 +276,22 @@ impl ExecutionPlan for MetricsScanExec {
     counted_node!();
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let held = Reservation::new(HELD, context.memory_pool());
+        let observer = Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held);
+        let reuse = observer.reuse().map(|Reuse { shape, inside_only }| Reuse { shape: format!("{} | {shape}", self.pipeline).into(), inside_only });
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),
-            function: self.function.clone(),
             intervals: self.intervals,
+            reuse,
             metrics: self.metrics.clone(),
             pool: context.memory_pool().clone(),
         };
-        let partitions = self.partitions;
-        let batch = async move { Ok(scan.run(partition, partitions).await?) };
-        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), stream::once(batch))))
+        // Values of an attribute are told apart while they are few in all that a partition has read: taken in parts, they would count again.
+        let whole_only = matches!(self.function, MetricsFunction::Compare { .. });
+        let beat = Pace::of(&context).filter(|_| !whole_only);
+        let running = Running { scan, units: None, partition, partitions: self.partitions, observer, beat, observed: 0, ended: false };
+        let batches = stream::try_unfold(running, |mut running| async move { Ok(running.next().await?.map(|batch| (batch, running))) });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
     }
 }

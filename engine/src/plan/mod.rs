@@ -26,7 +26,8 @@ use datafusion::{
     common::DataFusionError,
     physical_expr::EquivalenceProperties,
     physical_plan::{
-        Partitioning, PlanProperties,
+        ExecutionPlan, Partitioning, PlanProperties,
+        coop::CooperativeExec,
         execution_plan::{Boundedness, EmissionType},
     },
 };
@@ -50,6 +51,14 @@ use crate::error::{Error, ErrorKind};
 pub(crate) fn properties(schema: SchemaRef, partitions: usize, emission: EmissionType) -> Arc<PlanProperties> {
     let partitioning = Partitioning::UnknownPartitioning(partitions);
     Arc::new(PlanProperties::new(EquivalenceProperties::new(schema), partitioning, emission, Boundedness::Bounded))
+}
+
+/// The leaf `T` that `plan` is, perhaps inside the node that DataFusion puts around leaves so that they take turns.
+fn leaf<T: ExecutionPlan>(plan: &Arc<dyn ExecutionPlan>) -> Option<&T> {
+    match plan.downcast_ref::<CooperativeExec>() {
+        Some(turns) => leaf(turns.input()),
+        None => plan.downcast_ref(),
+    }
 }
 
 impl From<Error> for DataFusionError {

@@ -60,7 +60,7 @@ fn physical_node(node: &dyn UserDefinedLogicalNode, inputs: &[Arc<dyn ExecutionP
         Arc::new(TraceDetailsExec::new(input()?, details.sources.0.clone(), details.pipeline.0.clone()))
     } else if let Some(scan) = any.downcast_ref::<MetricsScan>() {
         let (pipeline, function) = (scan.pipeline.0.clone(), scan.function.0.clone());
-        Arc::new(MetricsScanExec::new(scan.sources.0.clone(), pipeline, function, scan.intervals.0, partitions))
+        Arc::new(MetricsScanExec::new(scan.sources.0.clone(), pipeline, function, scan.intervals.0, scan.detail.0.clone(), partitions))
     } else if let Some(merge) = any.downcast_ref::<MetricsMerge>() {
         Arc::new(MetricsMergeExec::new(input()?, merge.kind.0, merge.intervals))
     } else if any.is::<Traces>() || any.is::<SpansetStages>() || any.is::<MetricsObservation>() {
@@ -76,8 +76,8 @@ static SESSION: LazyLock<SessionState> = LazyLock::new(|| {
     SessionStateBuilder::new().with_analyzer_rules(Vec::new()).with_optimizer_rules(Vec::new()).with_physical_optimizer_rules(Vec::new()).build()
 });
 
-/// The physical form of an optimised plan of our nodes, its scans divided into `partitions`. Cost: some 20 µs. Errors: `Internal` for a plan
-/// that is not optimised.
+/// The physical form of an optimised plan of our nodes, its scans divided into `partitions`. Cost: does not grow with the sources.
+/// Errors: `Internal` for a plan that is not optimised.
 pub fn physical_plan(plan: &LogicalPlan, partitions: usize) -> crate::error::Result<Arc<dyn ExecutionPlan>> {
     let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(NodePlanner { partitions: Some(partitions) })]);
     // The planner is asynchronous for the sake of tables that have to be asked; there are none here.

@@ -18,12 +18,12 @@ use super::{
     properties,
     share::{self, ShareReport},
 };
-use crate::{error::Result, query::ScanStats};
+use crate::{error::Result, parts::reaching, query::ScanStats};
 
-/// Takes the last row, which says what was read, off the results of each share, and keeps it for [`reports_of`].
+/// Takes the rows that say what was read off the results of each share, and keeps the last for [`reports_of`].
 ///
-/// **Shape**: the partitions of its input, which has the schema of [`share::schema`], without the last row of each: the rows and the schema
-/// of the shares' plans. A plan with this node is run once, or what it reports is that of the last run.
+/// **Shape**: the partitions of its input, which has the schema of [`share::schema`], without these rows: the rows and the schema of the shares'
+/// plans. Parts stay parts ([`reached`](crate::parts::reached)). A plan with this node is run once, or what it reports is that of the last run.
 #[derive(Debug)]
 pub struct ShareResultsExec {
     input: Arc<dyn ExecutionPlan>,
@@ -45,7 +45,7 @@ impl ShareResultsExec {
     }
 }
 
-/// What each share below `plan` read, in the order of its [`ShareResultsExec`]'s partitions; None for those that have not ended.
+/// What each share below `plan` read, in the order of its [`ShareResultsExec`]'s partitions; None for those that have said nothing yet.
 pub fn reports_of(plan: &Arc<dyn ExecutionPlan>) -> Vec<Option<ShareReport>> {
     match plan.downcast_ref::<ShareResultsExec>() {
         Some(results) => results.reports.lock().clone(),
@@ -53,7 +53,7 @@ pub fn reports_of(plan: &Arc<dyn ExecutionPlan>) -> Vec<Option<ShareReport>> {
     }
 }
 
-/// What the shares below `plan` that have ended read in all.
+/// What the shares below `plan` have said that they read, in all.
 pub fn read_by_shares(plan: &Arc<dyn ExecutionPlan>) -> ScanStats {
     reports_of(plan).iter().flatten().fold(ScanStats::default(), |sum, report| sum.plus(&report.read))
 }
@@ -71,10 +71,15 @@ impl ExecutionPlan for ShareResultsExec {
         let (input, reports) = (self.input.execute(partition, context)?, self.reports.clone());
         let results = input.map(move |batch| {
             let (results, report) = share::from_batch(&batch?)?;
-            if let (Some(report), Some(place)) = (report, reports.lock().get_mut(partition)) {
+            let Some(report) = report else { return Ok(results) };
+            let reached = report.reached;
+            if let Some(place) = reports.lock().get_mut(partition) {
                 *place = Some(report);
             }
-            Ok(results)
+            match reached {
+                Some(reached) => Ok(reaching(results, reached)?),
+                None => Ok(results),
+            }
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), results)))
     }

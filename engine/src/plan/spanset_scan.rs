@@ -129,6 +129,13 @@ impl SpansetScanExec {
         self.partitions
     }
 
+    /// The newest start of each row group in the window, descending. Batches come in this order, partitions taking turns.
+    /// Errors: as of opening the sources.
+    pub async fn newest_starts(&self) -> crate::error::Result<Vec<u64>> {
+        let (units, _) = scan_units(self.sources.sources().await?, self.limits.window);
+        Ok(units.into_iter().map(|unit| unit.newest).collect())
+    }
+
     /// What ends the scan early.
     pub fn bound(&self) -> &Arc<NewestBound> {
         &self.bound

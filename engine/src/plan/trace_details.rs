@@ -19,7 +19,7 @@ use datafusion::{
         stream::RecordBatchStreamAdapter,
     },
 };
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use prost::Message;
 use skein_proto::{otlp::common::v1::KeyValue, tempo};
 
@@ -38,6 +38,7 @@ use crate::{
         sources::SourceSet,
         stats::ScanMetrics,
     },
+    parts::{reached, reaching},
     spans::{SpanId, schema::Column},
     traceql::{FieldRef, Intrinsic, Pipeline},
 };
@@ -61,8 +62,9 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 
 /// Fetches root names, times, service counts, and the spans and attributes of spansets, only for the traces of its input.
 ///
-/// **Shape**: a row for each trace, in input order; `metadata` is a `tempopb.TraceSearchMetadata` message. **Cost**: one request for each row
-/// group with a winner. **Memory**: all results.
+/// **Shape**: a batch for each of the input, with a row for each of its traces, in input order; `metadata` is a
+/// `tempopb.TraceSearchMetadata` message; parts stay parts ([`reached`]). **Cost**: for each batch, one request for each row group with a winner. **Memory**: the results of a
+/// batch.
 #[derive(Debug)]
 pub struct TraceDetailsExec {
     input: Arc<dyn ExecutionPlan>,
@@ -280,19 +282,21 @@ impl ExecutionPlan for TraceDetailsExec {
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
         let pool = context.memory_pool().clone();
-        let mut input = self.input.execute(0, context)?;
-        let (sources, pipeline, metrics) = (self.sources.clone(), self.pipeline.clone(), self.metrics.clone());
-        let result = async move {
-            let mut traces = Vec::new();
-            while let Some(batch) = input.next().await {
-                traces.extend(matches::from_batch(&batch?)?);
+        let (sources, pipeline, metrics) = (self.sources.clone(), Arc::new(self.pipeline.clone()), self.metrics.clone());
+        let batches = self.input.execute(0, context)?.then(move |batch| {
+            let (sources, pipeline, metrics, pool) = (sources.clone(), pipeline.clone(), metrics.clone(), pool.clone());
+            async move {
+                let batch = batch?;
+                let watch = Stopwatch::start();
+                let described = details(matches::from_batch(&batch)?, &sources, &pipeline, &metrics, &pool).await?;
+                metrics.busy(watch.elapsed());
+                metrics.output(described.num_rows());
+                match reached(&batch) {
+                    Some(reached) => Ok(reaching(described, reached)?),
+                    None => Ok(described),
+                }
             }
-            let watch = Stopwatch::start();
-            let batch = details(traces, &sources, &pipeline, &metrics, &pool).await?;
-            metrics.busy(watch.elapsed());
-            metrics.output(batch.num_rows());
-            Ok(batch)
-        };
-        Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), stream::once(result))))
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(SCHEMA.clone(), batches)))
     }
 }

@@ -32,7 +32,14 @@ pub struct TraceAssembler {
 
 impl TraceAssembler {
     /// Adds `rows` of `batch`, which holds all columns of `schema` and whole traces. Errors: `Data`.
-    pub fn add(&mut self, batch: &RecordBatch, rows: std::ops::Range<usize>, schema: &SpanSchema, resources: &Shared, scopes: &Shared) -> Result<()> {
+    pub fn add(
+        &mut self,
+        batch: &RecordBatch,
+        rows: impl Iterator<Item = usize>,
+        schema: &SpanSchema,
+        resources: &Shared,
+        scopes: &Shared,
+    ) -> Result<()> {
         let reader = SpanReader::new(batch, schema)?;
         let (resource_ids, scope_ids) = (small_ints(batch, "resource_id")?, small_ints(batch, "scope_id")?);
         for row in rows {

@@ -591,6 +591,16 @@ impl MetricsFunction {
 }
 
 impl AttributeScope {
+    /// Where the grouping of a metric looks: in the span itself, also under the `parent` scopes.
+    pub fn of_own_span(self) -> Self {
+        match self {
+            Self::Parent => Self::Any,
+            Self::ParentSpan => Self::Span,
+            Self::ParentResource => Self::Resource,
+            own => own,
+        }
+    }
+
     /// The scope as written in front of a name, with its dot.
     pub fn prefix(self) -> &'static str {
         match self {

@@ -10,6 +10,7 @@
 //! | `visit`, `print` | walks over it; its canonical text |
 //! | `pattern` | regular expressions |
 //! | `lenient` | filters of the tag endpoints |
+//! | `span_filter` | one filter over the spans of one trace |
 //! | `diagnostic` | errors with a place |
 //!
 //! The whole language is parsed, metrics included. Invariant TQ-1: parsing is linear in the length of the query, and neither it nor
@@ -23,6 +24,7 @@ mod lexer;
 mod parser;
 mod pattern;
 mod print;
+mod span_filter;
 mod validate;
 mod visit;
 
@@ -37,6 +39,7 @@ pub use fold::{Computed, arith, compare, int_pow};
 pub use lenient::{condition_groups, tag_filter};
 pub use pattern::compile_pattern;
 pub use print::GoDuration;
+pub use span_filter::parse_span_filter;
 
 use crate::error::Result;
 

@@ -20,7 +20,7 @@ use skein_engine::{
         sources::LiveAt,
     },
     lower::{lower_metrics, lower_search},
-    metrics::{cells::Cells, observe::cell_kind, partial::Partial},
+    metrics::{cells::Cells, detail::Extrapolation, partial::Partial},
     plan::{matches, share_results::reports_of, trace_details::search_results},
     query::SearchRequest,
     spans::{
@@ -136,6 +136,10 @@ fn round_trip(plan: &Arc<dyn ExecutionPlan>, codec: &PlanCodec) -> (Vec<u8>, Arc
     (bytes, decoded)
 }
 
+fn sampled() -> Detail {
+    Detail { exemplars: 7, exact: true, extrapolation: Some(Extrapolation { attribute: Some("rate".into()), confidence: true }) }
+}
+
 #[tokio::test]
 async fn metrics_plans_are_the_same_after_the_wire() {
     let engine = engine().await;
@@ -150,14 +154,20 @@ async fn metrics_plans_are_the_same_after_the_wire() {
         "{ } | compare({ status = error && name = `x` }, 7, 1, 2)",
     ] {
         let (pipeline, function) = operand(query).unwrap();
-        let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, 3).unwrap();
-        let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
-        assert_eq!(text(&round_trip(&plan, &codec).1), text(&plan));
-        let of_cluster: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(shared(plan, "http://a:1"), cell_kind(&function), intervals.count()));
-        let (bytes, decoded) = round_trip(&of_cluster, &codec);
-        assert_eq!(text(&decoded), text(&of_cluster));
-        assert_eq!(round_trip(&decoded, &codec).0, bytes);
-        assert_eq!(sources_of(&decoded).unwrap().names(), sources.names());
+        for detail in [Detail::default(), sampled()] {
+            let plan = lower_metrics(&pipeline, &function, sources.clone(), intervals, &detail, 3).unwrap();
+            let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+            let decoded = round_trip(&plan, &codec).1;
+            assert_eq!(text(&decoded), text(&plan));
+            let detail_of = |plan: &Arc<dyn ExecutionPlan>| plan.children()[0].downcast_ref::<MetricsScanExec>().unwrap().detail().clone();
+            assert_eq!(detail_of(&decoded), detail.for_function(&function));
+            let of_cluster: Arc<dyn ExecutionPlan> =
+                Arc::new(MetricsMergeExec::new(shared(plan, "http://a:1"), detail.cell_kind(&function), intervals.count()));
+            let (bytes, decoded) = round_trip(&of_cluster, &codec);
+            assert_eq!(text(&decoded), text(&of_cluster));
+            assert_eq!(round_trip(&decoded, &codec).0, bytes);
+            assert_eq!(sources_of(&decoded).unwrap().names(), sources.names());
+        }
     }
 }
 
@@ -174,7 +184,7 @@ fn what_the_optimiser_decided_is_carried_and_not_decided_again() {
     let scan: Arc<dyn ExecutionPlan> = Arc::new(SpansetScanExec::new(sources.clone(), planned.clone(), limits, 2));
     let intervals = Intervals::of_instant(1, 2).unwrap();
     let function = operand("{ } | rate()").unwrap().1;
-    let metrics: Arc<dyn ExecutionPlan> = Arc::new(MetricsScanExec::new(sources, planned.clone(), function, intervals, 2));
+    let metrics: Arc<dyn ExecutionPlan> = Arc::new(MetricsScanExec::new(sources, planned.clone(), function, intervals, Detail::default(), 2));
 
     let decoded = round_trip(&scan, &codec).1;
     let decoded = decoded.downcast_ref::<SpansetScanExec>().unwrap();
@@ -254,13 +264,14 @@ async fn a_share_of_metrics_leaves_traces_out_and_says_what_it_read() {
     let sources = Arc::new(SourceSet::new(TenantId::single(), names, engine.resolver()).leaving_out(left_out));
     let intervals = Intervals::of_instant(1, 1000 * 1_000_000_000).unwrap();
     let (pipeline, function) = operand("{ } | count_over_time() by (name)").unwrap();
-    let share = shared(lower_metrics(&pipeline, &function, sources, intervals, 2).unwrap(), "w");
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(share, cell_kind(&function), intervals.count()));
+    let share = shared(lower_metrics(&pipeline, &function, sources, intervals, &Detail::default(), 2).unwrap(), "w");
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(MetricsMergeExec::new(share, CellKind::Counts, intervals.count()));
     let plan = round_trip(&plan, &PlanCodec::new(engine.resolver())).1;
-    let mut partial = Partial::new(cell_kind(&function), intervals.count(), Reservation::default());
+    let mut partial = Partial::new(CellKind::Counts, intervals.count(), Reservation::default());
     engine.execute(&plan).await.unwrap().iter().for_each(|batch| partial.merge_batch(batch).unwrap());
     let mut counts: Vec<u64> = partial
         .into_series()
+        .unwrap()
         .into_iter()
         .map(|(_, cells)| match cells {
             Cells::Counts(counts) => counts[0],

@@ -12,7 +12,8 @@ pub(crate) const JSON: &str = "application/json";
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 pub(crate) const PROTOBUF: &str = "application/protobuf";
 pub(crate) const LLM: &str = "application/vnd.grafana.llm+json";
-const LLM_ASKED: &str = "application/vnd.grafana.llm";
+/// What asks for [`LLM`].
+pub(crate) const LLM_ASKED: &str = "application/vnd.grafana.llm";
 
 /// The forms of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -55,8 +55,8 @@ fn route_name(path: &str) -> String {
     if words.is_empty() { "root".into() } else { words.join("_") }
 }
 
-/// Around the query endpoints: refuses what is denied or too long, finds the tenants, ends what takes too long, compresses.
-pub(super) async fn query(State(frontend): State<Arc<Frontend>>, mut request: Request, next: Next) -> Response {
+/// Around the query endpoints: finds the tenants, and refuses what is denied or too long.
+pub(super) async fn tenants(State(frontend): State<Arc<Frontend>>, mut request: Request, next: Next) -> Response {
     let header = request.headers().get(TENANT_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let tenants = match frontend.tenants(header.as_deref()) {
         Ok(tenants) => tenants,
@@ -66,21 +66,24 @@ pub(super) async fn query(State(frontend): State<Arc<Frontend>>, mut request: Re
         return refused.into_response();
     }
     request.extensions_mut().insert(tenants);
-    let gzip = accepts_gzip(request.headers());
+    next.run(request).await
+}
 
+/// Compresses long answers for clients that ask for it.
+pub(super) async fn gzip(request: Request, next: Next) -> Response {
+    let wanted = accepts_gzip(request.headers());
+    let response = next.run(request).await;
+    if wanted { compressed(response).await } else { response }
+}
+
+/// Ends what takes longer than `api_timeout`.
+pub(super) async fn time_limit(State(frontend): State<Arc<Frontend>>, request: Request, next: Next) -> Response {
     let limit = frontend.settings.api_timeout;
-    let response = if limit.is_zero() {
-        next.run(request).await
-    } else {
-        match tokio::time::timeout(limit, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => {
-                let text = "unable to process request in the configured timeout";
-                return HttpError::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response();
-            }
-        }
-    };
-    if gzip { compressed(response).await } else { response }
+    if limit.is_zero() {
+        return next.run(request).await;
+    }
+    let ended = || HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "unable to process request in the configured timeout").into_response();
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| ended())
 }
 
 fn check_url(frontend: &Frontend, request: &Request) -> Result<(), HttpError> {

@@ -1,8 +1,8 @@
-//! `/api/metrics/query_range` and `/api/metrics/query`: query-api 6.
+//! `/api/metrics/query_range` and `/api/metrics/query`: query-api 6. Always JSON, whatever `Accept` says.
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Extension, extract::State, http::HeaderMap, response::Response};
+use axum::{Extension, extract::State, response::Response};
 use skein_engine::{
     clock::{nanos, parse_duration},
     error::{Error, Result},
@@ -16,22 +16,20 @@ const SINCE: Duration = Duration::from_secs(3600);
 pub(super) async fn range(
     State(frontend): State<Arc<Frontend>>,
     Extension(tenants): Extension<Tenants>,
-    headers: HeaderMap,
     params: Params,
 ) -> Result<Response, HttpError> {
     let step = params.get("step").map(parse_step).transpose()?.map(nanos);
     let answer = frontend.query_range(&tenants, ask(&frontend, &params, step)?).await?;
-    Ok(Format::of(&headers).write(&answer))
+    Ok(Format::Json.write(&answer))
 }
 
 pub(super) async fn instant(
     State(frontend): State<Arc<Frontend>>,
     Extension(tenants): Extension<Tenants>,
-    headers: HeaderMap,
     params: Params,
 ) -> Result<Response, HttpError> {
     let answer = frontend.query_instant(&tenants, ask(&frontend, &params, None)?).await?;
-    Ok(Format::of(&headers).write(&answer))
+    Ok(Format::Json.write(&answer))
 }
 
 fn ask(frontend: &Frontend, params: &Params, step: Option<u64>) -> Result<MetricsAsk> {
@@ -43,7 +41,9 @@ fn ask(frontend: &Frontend, params: &Params, step: Option<u64>) -> Result<Metric
     let end = time("end")?.unwrap_or(now);
     let start = time("start")?.unwrap_or_else(|| end.min(now).saturating_sub(nanos(since)));
     let query = params.get("q").or(params.get("query")).unwrap_or_default().to_owned();
-    Ok(MetricsAsk { query, start, end, step, max_series: params.number("maxSeries")? })
+    // What is no number is as good as none.
+    let exemplars = params.number("exemplars").unwrap_or_default();
+    Ok(MetricsAsk { query, start, end, step, max_series: params.number("maxSeries")?, exemplars })
 }
 
 /// Fractional seconds, or a duration.

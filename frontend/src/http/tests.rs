@@ -18,9 +18,8 @@ use skein_engine::{
     error::{Error, ErrorKind, Result},
     query::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
-        TagValuesRequest, TraceResult, Window,
+        TagValuesRequest, TraceRequest, TraceResult, Window,
     },
-    spans::TraceId,
     tenant::TenantId,
 };
 use skein_proto::{
@@ -43,11 +42,13 @@ use crate::{
     Frontend, FrontendParts, grpc,
     operations::{BuildInfo, ConfigMode, Operations},
     server::{ServeOptions, serve},
-    settings::{FrontendSettings, QueryLimits},
+    settings::{FrontendSettings, McpSettings, QueryLimits},
 };
 
 const NOW_SECONDS: u64 = 1_700_000_000;
 const KNOWN_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+/// The same trace with another first span.
+const OTHER_ID: &str = "0af7651916cd43dd8448eb211c80319d";
 
 /// Answers by tenant: `empty` knows nothing, `broken` fails, `slow` never answers; all others know the same data.
 #[derive(Default)]
@@ -114,10 +115,27 @@ fn trace_of(tenant: &TenantId) -> Vec<ResourceSpans> {
 
 #[async_trait]
 impl QueryService for FakeQueries {
-    async fn trace_by_id(&self, tenant: &TenantId, id: TraceId, window: Option<Window>) -> Result<TraceResult> {
+    /// Of a known trace a filter keeps one span, unless it is `{ true }`.
+    async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let stats = ScanStats { bytes: 123, ..Default::default() };
-        let known = self.note(tenant, format!("trace {id} in {}", shown(window))).await? && id.to_string() == KNOWN_ID;
-        Ok(TraceResult { resource_spans: if known { trace_of(tenant) } else { Vec::new() }, stats, ..TraceResult::default() })
+        let filter = request
+            .filter
+            .map_or_else(String::new, |filter| format!(" where {} below {:?} above {:?}", filter.matches, filter.levels_below, filter.levels_above));
+        let id = request.id.to_string();
+        let known =
+            self.note(tenant, format!("trace {id} in {}{filter}", shown(request.window))).await? && [KNOWN_ID, OTHER_ID].contains(&id.as_str());
+        let mut resource_spans = if known { trace_of(tenant) } else { Vec::new() };
+        let filtered = known && !filter.is_empty() && !filter.starts_with(" where true");
+        let spans = resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans).map(|scope| &mut scope.spans);
+        for spans in spans {
+            if filtered {
+                spans.truncate(1);
+            }
+            if id == OTHER_ID {
+                spans[0].name.push('2');
+            }
+        }
+        Ok(TraceResult { resource_spans, filtered, stats, ..TraceResult::default() })
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
@@ -137,7 +155,17 @@ impl QueryService for FakeQueries {
             service_stats: [("shop".to_owned(), tempo::ServiceStats { span_count: 2, error_count: 0 })].into(),
             ..Default::default()
         };
-        let stats = ScanStats { traces: 3, spans: 9, bytes: 10, reads: 2, blocks: 1, block_bytes: 1000, row_groups: 1, row_groups_skipped: 4 };
+        let stats = ScanStats {
+            traces: 3,
+            spans: 9,
+            bytes: 10,
+            reads: 2,
+            blocks: 1,
+            block_bytes: 1000,
+            row_groups: 1,
+            row_groups_skipped: 4,
+            ..Default::default()
+        };
         Ok(if known { SearchResult { traces: vec![trace], stats, ..SearchResult::default() } } else { SearchResult::default() })
     }
 
@@ -147,9 +175,14 @@ impl QueryService for FakeQueries {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        let MetricsRequest { query, intervals, max_series } = request;
+        let MetricsRequest { query, intervals, max_series, exemplars, sampling_attribute } = request;
         let (start, step, count) = (intervals.start(), intervals.step(), intervals.count());
-        let known = self.note(tenant, format!("metrics {query} max {max_series} from {start} by {step} count {count}")).await?;
+        let known = self
+            .note(
+                tenant,
+                format!("metrics {query} max {max_series} exemplars {exemplars} by {sampling_attribute:?} from {start} by {step} count {count}"),
+            )
+            .await?;
         let series = tempo::TimeSeries {
             labels: vec![skein_engine::plan::matches::key_value("__name__", &"rate".into())],
             samples: [(0.0, 0), (1.5, 1)].map(|(value, at)| tempo::Sample { value, timestamp_ms: intervals.timestamp_ms(at) }).to_vec(),
@@ -354,16 +387,104 @@ async fn trace_parameters_are_checked() {
 }
 
 #[tokio::test]
-async fn the_span_filter_of_a_trace_is_checked_and_refused() {
+async fn the_span_filter_of_a_trace_is_checked() {
     let api = Api::new();
     let uri = |query: &str| format!("/api/v2/traces/{KNOWN_ID}?{query}");
-    api.refused(&uri("q=%7B%20.a%20%3D%20%7D"), 400, "invalid TraceQL filter: ").await;
+    api.refused(&uri("q=%7B%20.a%20%3D%20%7D"), 400, "invalid TraceQL filter: parse error at line 1, col 8").await;
+    for not_one_filter in ["%7B%7D%7Ccount()%3E1", "%7B%7D%26%26%7B%7D", "%7B%7D%3E%7B%7D", "%7B%7D%7Crate()", "%7BrootName%3D%22a%22%7D"] {
+        api.refused(&uri(&format!("q={not_one_filter}")), 400, "invalid TraceQL filter: ").await;
+    }
     api.check(&uri("q=%7B%7D&match_depth=-2"), 400, "invalid value for match_depth: must be >= -1").await;
     api.refused(&uri("q=%7B%7D&match_depth=abc"), 400, "invalid value for match_depth: ").await;
     api.check(&uri("q=%7B%7D&keep_hierarchy=true&ancestor_depth=-2"), 400, "invalid value for ancestor_depth: must be >= -1").await;
-    api.refused(&uri("q=%7B%7D&ancestor_depth=-2"), 400, "not supported yet").await;
     api.refused(&uri("q=%7B%7D&keep_hierarchy=perhaps"), 400, "invalid value for keep_hierarchy: ").await;
-    assert_eq!(api.ask(&uri("q=%20&match_depth=-2"), &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_span_filter_of_a_trace_is_asked_with_its_levels() {
+    let api = Api::new();
+    let check = async |query: &str, filter: &str| {
+        api.asks(&format!("/api/v2/traces/{KNOWN_ID}?{query}"), &format!("single-tenant: trace {KNOWN_ID} in {filter}")).await;
+    };
+    let where_error = "any time where status = error";
+    check("q=%7Bstatus=error%7D", &format!("{where_error} below Some(0) above Some(0)")).await;
+    check("q=%7Bstatus=error%7D&match_depth=2&ancestor_depth=-2", &format!("{where_error} below Some(2) above Some(0)")).await;
+    check("q=%7Bstatus=error%7D&match_depth=-1&keep_hierarchy=true", &format!("{where_error} below None above None")).await;
+    check("q=%7Bstatus=error%7D&keep_hierarchy=1&ancestor_depth=3", &format!("{where_error} below Some(0) above Some(3)")).await;
+    check("q=%7Bstatus=error%7D&start=10&end=20", "10-20 where status = error below Some(0) above Some(0)").await;
+    check("q=%20&match_depth=-2&keep_hierarchy=x", "any time").await;
+    check("match_depth=abc", "any time").await;
+}
+
+#[tokio::test]
+async fn a_filtered_trace_says_so() {
+    let api = Api::new();
+    let message = "Trace filtered, only a subset of spans matching the filter is returned";
+    let ask = async |query: &str| -> serde_json::Value {
+        serde_json::from_slice(&api.ask(&format!("/api/v2/traces/{KNOWN_ID}?q={query}"), &[]).await.body).unwrap()
+    };
+    let some = ask("%7Bstatus=error%7D").await;
+    assert_eq!((&some["status"], &some["message"]), (&"PARTIAL".into(), &message.into()));
+    let all = ask("%7B%7D").await;
+    assert_eq!((all.get("status"), all.get("message")), (None, None));
+
+    let cut = Api::with(false, FrontendSettings::default(), QueryLimits { max_bytes_per_trace: 100, ..Default::default() });
+    let answer = cut.ask(&format!("/api/v2/traces/{KNOWN_ID}?q=%7Bstatus=error%7D"), &[]).await;
+    let both = format!("Trace exceeds maximum size of 100 bytes, a partial trace is returned; {message}");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap()["message"], both);
+}
+
+/// The answer to a body sent to the endpoint that compares traces.
+async fn diff(api: &Api, body: &str) -> (u16, String) {
+    let request = Request::post("/api/v2/traces/diff").body(Body::from(body.to_owned())).unwrap();
+    let response = api.router.clone().oneshot(request).await.unwrap();
+    let status = response.status().as_u16();
+    (status, String::from_utf8(to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap())
+}
+
+fn two_ids(base: &str, compare: &str, more: &str) -> String {
+    format!(r#"{{"base":{{"traceId":"{base}"{more}}},"compare":{{"traceId":"{compare}"}}}}"#)
+}
+
+#[tokio::test]
+async fn wrong_comparisons_are_named() {
+    let api = Api::new();
+    let check = async |body: &str, status: u16, expected: &str| {
+        let (found, text) = diff(&api, body).await;
+        assert_eq!(found, status, "{body}: {text}");
+        assert!(text.starts_with(expected), "{body}: {text}");
+    };
+    check("no JSON", 400, "invalid trace diff request body: ").await;
+    check("{}", 400, "base.traceId is required").await;
+    check(r#"{"base":{"traceId":"1"}}"#, 400, "compare.traceId is required").await;
+    check(&two_ids("1x", "1", ""), 400, "invalid base.traceId: trace IDs can only contain hex characters").await;
+    check(&two_ids("1", "1", r#","start":20,"end":10"#), 400, "base.start must be before base.end. received start=20 end=10").await;
+    check(r#"{"base":{"traceId":"1"},"compare":{"traceId":"2"},"format":"html"}"#, 400, r#"invalid format "html": must be one of trace-patch-v0, "#)
+        .await;
+    assert!(api.queries.asked.lock().is_empty());
+    check(&two_ids(KNOWN_ID, "1", ""), 404, "Not Found").await;
+    api.check("/api/v2/traces/diff", 405, "Method Not Allowed").await;
+    check(&" ".repeat(3 << 20), 413, "").await;
+
+    let limited = |max_bytes_per_trace| Api::with(false, FrontendSettings::default(), QueryLimits { max_bytes_per_trace, ..Default::default() });
+    let (status, text) = diff(&limited(180), &two_ids(KNOWN_ID, OTHER_ID, "")).await;
+    assert_eq!((status, text.contains("partial traces cannot be diffed")), (422, true), "{text}");
+    let (status, text) = diff(&limited(400), &two_ids(KNOWN_ID, OTHER_ID, "")).await;
+    assert_eq!((status, text.contains("max bytes: 400")), (429, true), "{text}");
+}
+
+#[tokio::test]
+async fn two_traces_are_compared_in_one_turn() {
+    // With one turn in all, a second one would never come.
+    let settings = FrontendSettings { max_concurrent_queries: 1, ..Default::default() };
+    let api = Api::with(false, settings, QueryLimits::default());
+    let (status, text) = diff(&api, &two_ids(KNOWN_ID, OTHER_ID, r#","start":5"#)).await;
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &document["version"]), (200, &"trace-patch-v0".into()));
+    assert_eq!((&document["base"]["traceId"], &document["stats"]["spanCountB"]), (&KNOWN_ID.into(), &2.into()));
+    assert_eq!(document["added"][0]["span"]["name"], "resourceSpans2");
+    let asked = [format!("single-tenant: trace {KNOWN_ID} in 5-4294967295"), format!("single-tenant: trace {OTHER_ID} in any time")];
+    assert_eq!(*api.queries.asked.lock(), asked);
 }
 
 #[tokio::test]
@@ -517,7 +638,7 @@ async fn limits_can_be_switched_off() {
 async fn a_search_answer_has_these_bytes() {
     let api = Api::new();
     let metrics = concat!(
-        r#""metrics":{"inspectedTraces":3,"inspectedBytes":"10","totalBlocks":1,"completedJobs":1,"totalJobs":1,"totalBlockBytes":"1000","#,
+        r#""metrics":{"inspectedTraces":3,"inspectedBytes":"10","totalBlocks":1,"completedJobs":5,"totalJobs":5,"totalBlockBytes":"1000","#,
         r#""inspectedSpans":"9","backendReads":"2","backendBytes":"10","additionalMetrics":{"rowGroupsInspected":"1","rowGroupsSkipped":"4"}}"#,
     );
     let set = r#"{"spans":[{"spanID":"00000000000000aa","startTimeUnixNano":"5","durationNanos":"7"}],"matched":1}"#;
@@ -654,9 +775,9 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     };
     let rate = "q=%7B%7D%7Crate()";
     // The window is widened to whole steps, and by one step to the left.
-    let asked = "single-tenant: metrics {}|rate() max 0 from 999936000000 by 36000000 count 10002";
+    let asked = "single-tenant: metrics {}|rate() max 0 exemplars 100 by None from 999936000000 by 36000000 count 10002";
     api.asks(&format!("/api/metrics/query_range?{rate}&start=1000&end=1360&step=36ms"), asked).await;
-    let asked = "single-tenant: metrics {}|rate() max 7 from 1699999999500000000 by 500000000 count 3";
+    let asked = "single-tenant: metrics {}|rate() max 7 exemplars 100 by None from 1699999999500000000 by 500000000 count 3";
     api.asks("/api/metrics/query_range?query=%7B%7D%7Crate()&start=2023-11-14T22:13:20Z&end=1700000000.6&step=0.5&maxSeries=7", asked).await;
     api.check(
         &format!("/api/metrics/query_range?{rate}&start=1000&end=1060&step=60s"),
@@ -680,13 +801,41 @@ async fn metrics_queries_are_checked_in_order_and_laid_out() {
     assert!(text.text().starts_with("compiling query: parse error at line 1"), "{}", text.text());
     api.check("/api/metrics/query?q=%7B%20%7D", 400, "not a metrics query").await;
     api.queries.asked.lock().clear();
-    let asked = "single-tenant: metrics {}|rate() max 0 from 1000000000000 by 360000000000 count 1";
+    let asked = "single-tenant: metrics {}|rate() max 0 exemplars 0 by None from 1000000000000 by 360000000000 count 1";
     api.asks(&format!("/api/metrics/query?{rate}&start=1000&end=1360"), asked).await;
+
+    for accept in ["application/protobuf", "application/vnd.grafana.llm"] {
+        let answer = api.ask(&format!("/api/metrics/query?{rate}"), &[("accept", accept)]).await;
+        assert_eq!((answer.status, answer.content_type.as_str(), answer.body[0]), (200, "application/json", b'{'), "{accept}");
+    }
 
     let settings = FrontendSettings { query_end_cutoff: Duration::from_secs(30), ..Default::default() };
     let api = Api::with(false, settings, QueryLimits::default());
     let recent = format!("/api/metrics/query_range?{rate}&start={}&end={}", NOW_SECONDS - 20, NOW_SECONDS);
     api.check(&recent, 400, "query window falls entirely within query_end_cutoff").await;
+}
+
+#[tokio::test]
+async fn exemplars_and_sampling_are_asked_for_as_documented() {
+    let mut settings = FrontendSettings::default();
+    settings.metrics.max_exemplars = 50;
+    settings.metrics.sampling_attribute = "sampling.rate".into();
+    let api = Api::with(false, settings, QueryLimits::default());
+    let check = async |query: &str, hint: &str, parameter: &str, expected: u32| {
+        api.queries.asked.lock().clear();
+        let uri = format!("/api/metrics/query_range?q=%7B%7D%7Crate(){hint}&start=1000&end=1060&step=60s{parameter}");
+        let asked =
+            format!("single-tenant: metrics {query} max 0 exemplars {expected} by Some(\"sampling.rate\") from 900000000000 by 60000000000 count 3");
+        api.asks(&uri, &asked).await;
+    };
+    for (parameter, expected) in
+        [("", 50), ("&exemplars=0", 50), ("&exemplars=x", 50), ("&exemplars=-1", 50), ("&exemplars=7", 7), ("&exemplars=900", 50)]
+    {
+        check("{}|rate()", "", parameter, expected).await;
+    }
+    check("{}|rate()with(exemplars=false)", "with(exemplars%3Dfalse)", "&exemplars=7", 0).await;
+    check("{}|rate()with(exemplars=3)", "with(exemplars%3D3)", "&exemplars=7", 3).await;
+    check("{}|rate()with(exemplars=`3`)", "with(exemplars%3D%603%60)", "&exemplars=7", 7).await;
 }
 
 const TENANT_PATHS: [&str; 9] = [
@@ -738,7 +887,7 @@ async fn several_tenants_are_asked_and_joined() {
 
     let answer = api.ask("/api/search?q=%7B%7D", &tenants).await;
     let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
-    assert_eq!((json["traces"].as_array().unwrap().len(), &json["metrics"]["completedJobs"]), (1, &3.into()));
+    assert_eq!((json["traces"].as_array().unwrap().len(), &json["metrics"]["completedJobs"]), (1, &10.into()));
     let answer = api.ask("/api/search/tags", &tenants).await;
     assert!(answer.text().starts_with(r#"{"tagNames":["a","host","service.name","z"],"#));
     let answer = api.ask("/api/search?q=%7B%7D", &[("x-scope-orgid", "a|broken")]).await;
@@ -798,6 +947,78 @@ async fn a_request_ends_at_the_configured_time() {
     let api = Api::with(true, settings, QueryLimits::default());
     let answer = api.ask("/api/search", &[("x-scope-orgid", "slow")]).await;
     assert_eq!((answer.status, answer.text()), (503, "unable to process request in the configured timeout"));
+}
+
+fn with_mcp(settings: FrontendSettings) -> FrontendSettings {
+    FrontendSettings { mcp_server: McpSettings { enabled: true }, ..settings }
+}
+
+/// A request that calls a tool, as the tenant.
+fn calling(path: &str, tenant: &str, tool: &str, arguments: serde_json::Value) -> Request<Body> {
+    let params = serde_json::json!({ "name": tool, "arguments": arguments });
+    let message = serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+    let request = Request::post(path).header("content-type", "application/json").header("x-scope-orgid", tenant).header("host", "skein.example");
+    request.body(Body::from(message.to_string())).unwrap()
+}
+
+/// Whether a tool failed, and its text.
+async fn called(api: &Api, path: &str, tenant: &str, tool: &str, arguments: serde_json::Value) -> (bool, String) {
+    let response = api.router.clone().oneshot(calling(path, tenant, tool, arguments)).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let body: serde_json::Value = serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap();
+    let result = &body["result"];
+    (result["isError"] == true, result["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{body}")).to_owned())
+}
+
+#[tokio::test]
+async fn tools_ask_as_the_caller_and_answer_for_language_models() {
+    let api = Api::with(true, with_mcp(FrontendSettings::default()), QueryLimits::default());
+    let (failed, text) = called(&api, "/api/mcp", "a|b", "get-trace", serde_json::json!({ "trace_id": KNOWN_ID })).await;
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((failed, &answer["trace"]["traceId"], &answer["status"]), (false, &KNOWN_ID.into(), &"COMPLETE".into()));
+    assert_eq!(*api.queries.asked.lock(), ["a", "b"].map(|tenant| format!("{tenant}: trace {KNOWN_ID} in any time")));
+    let (failed, text) = called(&api, "/api/mcp", "a", "get-attribute-values", serde_json::json!({ "name": "span.x" })).await;
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((failed, &answer["tagValues"]), (false, &serde_json::json!({ "int": ["1"], "string": ["a", "b<"] })));
+
+    // The texts of HTTP's errors, and none of an error of ours.
+    let query = serde_json::json!({ "query": "{}" });
+    let (failed, text) = called(&api, "/api/mcp", "broken", "traceql-search", query.clone()).await;
+    assert_eq!((failed, text.as_str()), (true, "tool failed with http status code 500 and reason internal error"));
+    let (failed, text) = called(&api, "/api/mcp", "a", "get-trace", serde_json::json!({ "trace_id": "1" })).await;
+    assert_eq!((failed, text.contains("no such trace")), (true, true));
+    assert!(api.metrics().contains(r#"tempo_query_frontend_mcp_calls_total{tool="get-trace"} 2"#));
+
+    let prefixed = Api::at("/tempo", false, with_mcp(FrontendSettings::default()), QueryLimits::default());
+    assert!(!called(&prefixed, "/tempo/api/mcp", "", "traceql-search", query).await.0);
+    prefixed.check("/api/mcp", 404, "404 page not found\n").await;
+}
+
+#[tokio::test]
+async fn tools_obey_limits_and_stop_when_the_client_leaves() {
+    let settings = FrontendSettings {
+        max_concurrent_queries: 1,
+        max_outstanding_per_tenant: 0,
+        max_query_expression_size_bytes: 30,
+        url_deny_list: vec!["needle".into()],
+        ..Default::default()
+    };
+    let api = Api::with(true, with_mcp(settings), QueryLimits::default());
+    let slow = tokio::spawn(api.router.clone().oneshot(calling("/api/mcp", "slow", "traceql-search", serde_json::json!({ "query": "{}" }))));
+    api.queries.started.notified().await;
+    let check = async |query: &str, expected: &str| {
+        let (failed, text) = called(&api, "/api/mcp", "a", "traceql-search", serde_json::json!({ "query": query })).await;
+        assert_eq!((failed, text.contains(expected)), (true, true), "{text}");
+    };
+    check("{}", "tool failed with http status code 429 and reason job queue full").await;
+    check("{ .a = 1 && .b = 2 && .c = 3 && .d = 4 }", "code 400 and reason TraceQL expression exceeds the configured maximum size").await;
+    check("{ .needle = 1 }", "code 400 and reason Invalid request /api/search?q=").await;
+    slow.abort();
+    api.queries.dropped.notified().await;
+
+    let timed = Api::with(true, with_mcp(FrontendSettings { api_timeout: Duration::from_millis(1), ..Default::default() }), QueryLimits::default());
+    let (failed, text) = called(&timed, "/api/mcp", "slow", "traceql-search", serde_json::json!({ "query": "{}" })).await;
+    assert_eq!((failed, text.contains("code 503 and reason unable to process request in the configured timeout")), (true, true), "{text}");
 }
 
 #[tokio::test]
@@ -930,6 +1151,9 @@ async fn wrong_settings_are_refused_with_their_key() {
     let mut settings = FrontendSettings::default();
     settings.search.default_result_limit = 0;
     check(settings, "query_frontend.search.default_result_limit");
+    let mut settings = FrontendSettings::default();
+    settings.metrics.max_exemplars = 10_001;
+    check(settings, "query_frontend.metrics.max_exemplars must be at most 10000");
     let json = r#"{"search":{"max_duration":"0s","default_result_limit":5},"query_end_cutoff":"30s"}"#;
     let settings: FrontendSettings = serde_json::from_str(json).unwrap();
     assert_eq!((settings.search.default_result_limit, settings.search.max_result_limit), (5, 262_144));
@@ -984,7 +1208,7 @@ async fn status_pages_answer() {
 #[tokio::test]
 async fn unknown_paths_and_later_features_are_404() {
     let api = Api::new();
-    for path in ["/", "/api/mcp", "/api/v2/traces/diff", "/api/nothing", "/api/metrics/summary"] {
+    for path in ["/", "/api/mcp", "/api/nothing", "/api/metrics/summary"] {
         api.check(path, 404, "404 page not found\n").await;
     }
 }
@@ -1069,6 +1293,7 @@ async fn one_port_speaks_http_and_grpc_and_stops_gracefully() {
         start: 1_000_000_000_000,
         end: 1_060_000_000_000,
         step: 60_000_000_000,
+        exemplars: 9,
         ..Default::default()
     });
     request.metadata_mut().insert("x-scope-orgid", "a".parse().unwrap());
@@ -1077,6 +1302,7 @@ async fn one_port_speaks_http_and_grpc_and_stops_gracefully() {
         metrics.series[0].samples,
         [tempo::Sample { value: 0.0, timestamp_ms: 960_000 }, tempo::Sample { value: 1.5, timestamp_ms: 1_020_000 }]
     );
+    assert!(api.queries.asked.lock().iter().any(|asked| asked.contains("exemplars 9 by None")));
     let refused = client.metrics_query_instant(tempo::QueryInstantRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unauthenticated);
 

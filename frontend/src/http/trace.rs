@@ -14,7 +14,7 @@ use prost::Message;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     exec::memory::Reservation,
-    query::Window,
+    query::{TraceFilter, TraceRequest, Window},
     spans::{BlockId, TraceId},
     stop::Stop,
     traceql,
@@ -29,10 +29,10 @@ use super::{
 use crate::{Frontend, jsonpb, llm, merge, tenancy::Tenants, trace_pieces::TracePieces};
 
 /// How many times its size as protobuf a trace takes in its form for language models, as values and as text.
-const LLM_FORMS: usize = 8;
+pub(super) const LLM_FORMS: usize = 8;
 
 /// Most spans that are written where the request is served: some milliseconds of work.
-const SPANS_WRITTEN_HERE: usize = 5_000;
+pub(super) const SPANS_WRITTEN_HERE: usize = 5_000;
 
 pub(super) async fn v1(
     State(frontend): State<Arc<Frontend>>,
@@ -42,7 +42,8 @@ pub(super) async fn v1(
     params: Params,
 ) -> Result<Response, HttpError> {
     let id = TraceId::parse_hex(&id)?;
-    let (found, _turn) = frontend.trace(&tenants, id, window(&params)?).await?;
+    let request = TraceRequest { id, window: window(&params)?, filter: None };
+    let (found, _turn) = frontend.trace(&tenants, request).await?;
     if found.resource_spans.is_empty() {
         return Ok(StatusCode::NOT_FOUND.into_response());
     }
@@ -70,16 +71,19 @@ pub(super) async fn v2(
     params: Params,
 ) -> Result<Response, HttpError> {
     let id = TraceId::parse_hex(&id)?;
-    let window = window(&params)?;
-    check_filter(&params)?;
-    let (mut found, _turn) = frontend.trace(&tenants, id, window).await?;
+    let request = TraceRequest { id, window: window(&params)?, filter: filter(&params)? };
+    let (mut found, _turn) = frontend.trace(&tenants, request).await?;
     let bytes_max = frontend.strictest(&tenants, |limits| limits.max_bytes_per_trace);
-    let (mut status, mut message) = (PartialStatus::Complete, String::new());
+    let mut left_out = Vec::new();
     if bytes_max > 0 && merge::trace::encoded_bytes(&found.resource_spans) > bytes_max {
         merge::trace::cut(&mut found.resource_spans, bytes_max);
-        status = PartialStatus::Partial;
-        message = format!("Trace exceeds maximum size of {bytes_max} bytes, a partial trace is returned");
+        left_out.push(format!("Trace exceeds maximum size of {bytes_max} bytes, a partial trace is returned"));
     }
+    if found.filtered {
+        left_out.push("Trace filtered, only a subset of spans matching the filter is returned".to_owned());
+    }
+    let status = if left_out.is_empty() { PartialStatus::Complete } else { PartialStatus::Partial };
+    let message = left_out.join("; ");
     let is_large = merge::trace::span_count(&found.resource_spans) > SPANS_WRITTEN_HERE;
     let (spans, memory) = (found.resource_spans, found.memory);
     let rest = TraceByIdResponse { trace: None, metrics: Some(merge::stats::trace_metrics(&found.stats)), status: status.into(), message };
@@ -115,14 +119,14 @@ fn streamed(content_type: &'static str, pieces: TracePieces, memory: Reservation
 }
 
 /// Runs `write` on a thread of its own, so that the network's threads go on. A client that leaves stops it.
-async fn write_elsewhere(write: impl FnOnce() -> Response + Send + 'static) -> Result<Response, HttpError> {
+pub(super) async fn write_elsewhere(write: impl FnOnce() -> Response + Send + 'static) -> Result<Response, HttpError> {
     let stop = Stop::default();
     let _waiting = stop.on_drop();
     let written = tokio::task::spawn_blocking(move || stop.sync_scope(write)).await;
     Ok(written.map_err(|error| Error::internal("writing a trace").with_source(error))?)
 }
 
-/// Checks the parameters of 3.2. The window only says which blocks are looked at; a bound that is missing is open.
+/// Checks the parameters of 3.2. The window only says which blocks are looked at.
 fn window(params: &Params) -> Result<Option<Window>> {
     match params.get("mode") {
         None | Some("all" | "blocks") => {}
@@ -132,12 +136,18 @@ fn window(params: &Params) -> Result<Option<Window>> {
     for (param, shown) in [("blockStart", "blockstart"), ("blockEnd", "blockEnd")] {
         params.get(param).map(BlockId::parse).transpose().map_err(|e| e.context(format!("invalid value for {shown}")))?;
     }
-    let bound = |name| Ok::<_, Error>(params.signed(name)?.filter(|seconds| *seconds != 0));
-    let (start, end) = (bound("start")?, bound("end")?);
+    window_between(params.signed("start")?, params.signed("end")?, |start, end| {
+        Error::invalid(format!("http parameter start must be before end. received start={start} end={end}"))
+    })
+}
+
+/// The window between two seconds; a bound that is missing or 0 is open. Errors: `reversed`.
+pub(super) fn window_between(start: Option<i64>, end: Option<i64>, reversed: impl FnOnce(i64, i64) -> Error) -> Result<Option<Window>> {
+    let (start, end) = (start.filter(|&start| start != 0), end.filter(|&end| end != 0));
     if let (Some(start), Some(end)) = (start, end)
         && end <= start
     {
-        return Err(Error::invalid(format!("http parameter start must be before end. received start={start} end={end}")));
+        return Err(reversed(start, end));
     }
     if start.is_none() && end.is_none() {
         return Ok(None);
@@ -146,23 +156,27 @@ fn window(params: &Params) -> Result<Option<Window>> {
     Ok(Some(Window { start_seconds: start.map_or(0, seconds), end_seconds: end.map_or(u32::MAX, seconds) }))
 }
 
-/// Checks the span filter `q` and its parameters, which count only together with it; a good one is refused as not supported.
-fn check_filter(params: &Params) -> Result<()> {
-    let Some(filter) = params.get("q").map(str::trim).filter(|filter| !filter.is_empty()) else { return Ok(()) };
-    traceql::parse(filter).map_err(|e| if e.kind() == ErrorKind::Invalid { e.context("invalid TraceQL filter") } else { e })?;
-    let depth = |name: &str| match params.get(name) {
-        None => Ok(()),
-        Some(text) => match text.parse::<i64>() {
-            Ok(-1..) => Ok(()),
-            Ok(_) => Err(Error::invalid(format!("invalid value for {name}: must be >= -1"))),
-            Err(e) => Err(Error::invalid(format!("invalid value for {name}: {e}"))),
-        },
-    };
-    depth("match_depth")?;
-    match params.get("keep_hierarchy") {
-        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => depth("ancestor_depth")?,
-        None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => {}
+/// The span filter `q` with its parameters, which count only together with it.
+fn filter(params: &Params) -> Result<Option<TraceFilter>> {
+    let Some(text) = params.get("q").map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let refused = |e: Error| if e.kind() == ErrorKind::Invalid { e.context("invalid TraceQL filter") } else { e };
+    let matches = traceql::parse_span_filter(text).map_err(refused)?;
+    let levels_below = levels(params, "match_depth", Some(0))?;
+    let levels_above = match params.get("keep_hierarchy") {
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => levels(params, "ancestor_depth", None)?,
+        None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(0),
         Some(text) => return Err(Error::invalid(format!("invalid value for keep_hierarchy: {text:?} is not a boolean"))),
+    };
+    Ok(Some(TraceFilter { matches, levels_below, levels_above }))
+}
+
+/// A number of levels; -1 is all.
+fn levels(params: &Params, name: &str, default: Option<u32>) -> Result<Option<u32>> {
+    let Some(text) = params.get(name) else { return Ok(default) };
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(None),
+        Ok(levels @ 0..) => Ok(Some(u32::try_from(levels).unwrap_or(u32::MAX))),
+        Ok(_) => Err(Error::invalid(format!("invalid value for {name}: must be >= -1"))),
+        Err(e) => Err(Error::invalid(format!("invalid value for {name}: {e}"))),
     }
-    Err(Error::invalid("q: filtering the spans of a trace is not supported yet"))
 }

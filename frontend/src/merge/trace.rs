@@ -16,6 +16,7 @@ pub(crate) fn merge(results: Vec<TraceResult>) -> TraceResult {
     let only_one = results.iter().filter(|result| !result.resource_spans.is_empty()).count() < 2;
     for mut result in results {
         merged.stats = merged.stats.plus(&result.stats);
+        merged.filtered |= result.filtered;
         merged.memory.absorb(std::mem::take(&mut result.memory));
         if result.resource_spans.is_empty() {
             continue;

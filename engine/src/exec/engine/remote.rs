@@ -8,11 +8,11 @@ use std::{
 
 use futures::future::{join_all, try_join_all};
 
-use super::{Core, Engine, Joined, OPENS_AT_ONCE, SPAN_BYTES, SourceKey, live_trace, read_trace, widened};
+use super::{Core, Engine, Joined, OPENS_AT_ONCE, SPAN_BYTES, SourceKey, live_trace, widened};
 use crate::{
     block::{
         reader::BlockReader,
-        writer::{BlockObjects, write_block},
+        writer::{BlockObjects, ROW_GROUP_ROWS, write_block},
     },
     catalog::{
         Blocklist, Change,
@@ -21,11 +21,13 @@ use crate::{
     error::{Error, ErrorKind, Result},
     exec::{
         live::{ListedGeneration, LiveGeneration, LiveListing, LiveTrace, RemoteLive},
-        source::{MemorySource, SourceRef},
+        source::{MemorySource, SourceRef, SpanSource},
         split::{append_traces, join_traces},
         stats::ScanMetrics,
+        trace::trace_in,
     },
-    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceResult, Window},
+    parts::Parts,
+    query::{ScanStats, TagNames, TagNamesRequest, TagScope, TagValues, TagValuesRequest, TraceRequest, TraceResult, Window},
     spans::{
         BlockId, TraceId,
         builder::SpanBuilder,
@@ -63,6 +65,16 @@ pub struct Survey {
     pub joined: Option<Arc<MemorySource>>,
     /// What bringing them together has read here.
     pub read: ScanStats,
+}
+
+impl Survey {
+    /// Row groups of all sources; those of live spans are estimated by their number.
+    pub fn row_groups(&self) -> u64 {
+        let blocks = self.blocks.iter().map(|block| block.index().row_groups.len() as u64);
+        let live = self.live.iter().map(|generation| generation.spans.div_ceil(ROW_GROUP_ROWS as u64));
+        let joined = self.joined.iter().map(|joined| SpanSource::row_groups(&**joined).len() as u64);
+        blocks.chain(live).chain(joined).sum()
+    }
 }
 
 impl Engine {
@@ -122,13 +134,13 @@ impl Engine {
 
     /// Attribute names of the live spans here, and the newest blocks. Errors: `Internal`.
     pub async fn live_tag_names(&self, tenant: &TenantId, request: &TagNamesRequest) -> Result<(TagNames, Vec<BlockId>)> {
-        let names = self.names_in(&self.live_sources(tenant), request, &ScanMetrics::default()).await?;
+        let names = self.names_in(&self.live_sources(tenant), request, &ScanMetrics::default(), None).await?;
         Ok((names, self.recent_blocks(tenant)))
     }
 
     /// Values of an attribute of the live spans here, and the newest blocks. Errors: as [`tag_values`](crate::query::QueryService).
     pub async fn live_tag_values(&self, tenant: &TenantId, request: &TagValuesRequest) -> Result<(TagValues, Vec<BlockId>)> {
-        let values = self.values_in(&self.live_sources(tenant), request, &ScanMetrics::default()).await?;
+        let values = self.values_in(&self.live_sources(tenant), request, &ScanMetrics::default(), None).await?;
         Ok((values, self.recent_blocks(tenant)))
     }
 
@@ -137,11 +149,17 @@ impl Engine {
         live.iter().filter(|generation| !generation.set.is_empty()).map(|generation| self.core.order(tenant, generation) as SourceRef).collect()
     }
 
-    /// Attribute names in the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
-    pub async fn tag_names_with(&self, tenant: &TenantId, request: &TagNamesRequest, remote: &dyn RemoteLive) -> Result<TagNames> {
+    /// Attribute names in the blocks of this engine and the live spans of others. Parts are told of blocks. Errors: as those of `remote` and of the store.
+    pub async fn tag_names_with(
+        &self,
+        tenant: &TenantId,
+        request: &TagNamesRequest,
+        remote: &dyn RemoteLive,
+        parts: Option<&Parts<TagNames>>,
+    ) -> Result<TagNames> {
         let (answers, recent_blocks) = remote.tag_names(tenant, request).await?;
         let blocks = self.block_sources(tenant, request.window, &recent_blocks).await?;
-        let mut all = self.names_in(&blocks, request, &ScanMetrics::default()).await?;
+        let mut all = self.names_in(&blocks, request, &ScanMetrics::default(), parts).await?;
         let mut scopes: BTreeMap<TagScope, BTreeSet<String>> = BTreeMap::new();
         for (scope, names) in std::mem::take(&mut all.scopes).into_iter().chain(answers.iter().flat_map(|names| names.scopes.clone())) {
             scopes.entry(scope).or_default().extend(names);
@@ -151,12 +169,18 @@ impl Engine {
         Ok(all)
     }
 
-    /// Values of an attribute in the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store,
-    /// `Invalid` when the tag is no identifier.
-    pub async fn tag_values_with(&self, tenant: &TenantId, request: &TagValuesRequest, remote: &dyn RemoteLive) -> Result<TagValues> {
+    /// Values of an attribute in the blocks of this engine and the live spans of others. Parts are told of blocks. Errors: as those of
+    /// `remote` and of the store, `Invalid` when the tag is no identifier.
+    pub async fn tag_values_with(
+        &self,
+        tenant: &TenantId,
+        request: &TagValuesRequest,
+        remote: &dyn RemoteLive,
+        parts: Option<&Parts<TagValues>>,
+    ) -> Result<TagValues> {
         let (answers, recent_blocks) = remote.tag_values(tenant, request).await?;
         let blocks = self.block_sources(tenant, request.window, &recent_blocks).await?;
-        let mut all = self.values_in(&blocks, request, &ScanMetrics::default()).await?;
+        let mut all = self.values_in(&blocks, request, &ScanMetrics::default(), parts).await?;
         for answer in answers {
             all.stats = all.stats.plus(&answer.stats);
             all.values.extend(answer.values);
@@ -187,25 +211,19 @@ impl Engine {
     }
 
     /// One trace from the blocks of this engine and the live spans of others. Errors: as those of `remote` and of the store.
-    pub async fn trace_with(&self, tenant: &TenantId, id: TraceId, window: Option<Window>, remote: &dyn RemoteLive) -> Result<TraceResult> {
+    pub async fn trace_with(&self, tenant: &TenantId, request: &TraceRequest, remote: &dyn RemoteLive) -> Result<TraceResult> {
         let metrics = ScanMetrics::default();
-        let number = u128::from_be_bytes(id.0);
-        let LiveTrace { mut sources, recent_blocks } = remote.trace(tenant, id).await?;
+        let number = u128::from_be_bytes(request.id.0);
+        let LiveTrace { mut sources, recent_blocks } = remote.trace(tenant, request.id).await?;
         let blocklist = self.core.blocklist_with(tenant, &recent_blocks).await?;
-        let metas: Vec<_> = blocklist.overlapping(window).cloned().collect();
-        for meta in self.core.candidates(&metas, id, &metrics).await? {
+        let metas: Vec<_> = blocklist.overlapping(request.window).cloned().collect();
+        for meta in self.core.candidates(&metas, request.id, &metrics).await? {
             let block = self.core.open(&meta).await?;
             if block.index().traces.rows_of(number).is_some() {
                 sources.push(block);
             }
         }
-        let whole: SourceRef = match sources.as_slice() {
-            [only] => only.clone(),
-            several => join_traces(&[number].into(), several, &metrics, &self.core.pool).await?,
-        };
-        let memory = self.hold("a trace");
-        let resource_spans = read_trace(&whole, number, &metrics, &memory).await?;
-        Ok(TraceResult { resource_spans, stats: metrics.snapshot(), memory })
+        trace_in(&sources, request, &metrics, &self.core.pool).await
     }
 }
 
@@ -283,7 +301,12 @@ impl Core {
                     parts.push(async move { remote.traces(tenant, generation.block, &generation.at, Some(&ids)).await });
                 }
             }
-            let mut sources: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            // These came as blocks in memory: nothing was read from the store, so nothing is counted.
+            let fetched: Vec<SourceRef> = try_join_all(parts).await?.into_iter().flatten().collect();
+            let mut sources: Vec<SourceRef> = Vec::with_capacity(blocks.len() + 1);
+            if !fetched.is_empty() {
+                sources.push(join_traces(&split, &fetched, &ScanMetrics::default(), &self.pool).await?);
+            }
             sources.extend(blocks.iter().map(|block| block.clone() as SourceRef));
             Some(join_traces(&split, &sources, metrics, &self.pool).await?)
         };

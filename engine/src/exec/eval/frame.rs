@@ -61,7 +61,7 @@ impl ColumnNeeds {
     }
 
     fn add_attribute(&mut self, scope: AttributeScope, key: &str, source: &SourceRef) {
-        let schema = source.schema();
+        let (schema, scope) = (source.schema(), scope.of_own_span());
         if matches!(scope, AttributeScope::Any | AttributeScope::Span) {
             schema.attribute_columns(key).for_each(|(at, _)| self.add(Column::Attribute(at)));
             if schema.has(Column::Rest) && source.rest_may_have(RestScope::Span, key) {
@@ -207,6 +207,11 @@ impl Frame {
         &self.source
     }
 
+    /// The first row of the row group, among all rows of the source.
+    pub fn first_row(&self) -> usize {
+        self.source.row_groups()[self.group].first_row as usize
+    }
+
     /// Reserves memory for what is made of the frame, until the frame is dropped. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
         self.memory.grow(bytes)
@@ -297,28 +302,42 @@ impl Frame {
 
     /// Values of `field`, one a row. Of the events or links of a span the last that has a value counts.
     pub fn vector_of_spans(&self, field: &FieldRef) -> Result<Vector> {
+        if level_of(field) == FieldLevel::Span {
+            return self.vector(field);
+        }
+        let found = self.nested_values(field, &BooleanBuffer::new_set(self.rows))?;
+        if found.is_empty() {
+            return Ok(Vector::Const(Value::Nil, self.rows));
+        }
+        let mut values = vec![Value::Nil; self.rows];
+        found.into_iter().for_each(|(row, value)| values[row as usize] = value);
+        Ok(Vector::Values(values.into()))
+    }
+
+    /// The rows of `rows` that have a value of `field`, which is one of events or links, with it: of several the last. Rows ascend. Errors:
+    /// as [`Frame::vector`].
+    pub fn nested_values(&self, field: &FieldRef, rows: &BooleanBuffer) -> Result<Vec<(u32, Value)>> {
         let vector = self.vector(field)?;
         let list = match level_of(field) {
-            FieldLevel::Span => return Ok(vector),
+            FieldLevel::Span => return Err(Error::internal(format!("{field} is not a field of events or links"))),
             FieldLevel::Event => self.event_list.clone(),
             FieldLevel::Link => self.links()?.map(|(list, _)| list),
         };
-        if matches!(vector, Vector::Const(Value::Nil, _)) || list.as_ref().is_none_or(|list| list.values().is_empty()) {
-            return Ok(Vector::Const(Value::Nil, self.rows));
-        }
-        let last = |row| entries_of(list.as_ref(), row).rev().map(|at| vector.get(at)).find(|value| *value != Value::Nil).unwrap_or(Value::Nil);
-        Ok(Vector::Values((0..self.rows).map(last).collect()))
+        let Some(list) = list.filter(|list| !list.values().is_empty() && !matches!(vector, Vector::Const(Value::Nil, _))) else {
+            return Ok(Vec::new());
+        };
+        let last = |row: usize| entries(&list, row).rev().map(|at| vector.get(at)).find(|value| *value != Value::Nil);
+        Ok(rows.set_indices().filter_map(|row| Some((row as u32, last(row)?))).collect())
     }
 
     fn attribute(&self, scope: AttributeScope, key: &str) -> Result<Vector> {
         match scope {
-            AttributeScope::Span => self.span_attribute(key),
-            AttributeScope::Resource => self.resource_attribute(key),
-            AttributeScope::Any => Ok(first_of(vec![self.span_attribute(key)?, self.resource_attribute(key)?], self.rows)),
+            AttributeScope::Span | AttributeScope::ParentSpan => self.span_attribute(key),
+            AttributeScope::Resource | AttributeScope::ParentResource => self.resource_attribute(key),
+            AttributeScope::Any | AttributeScope::Parent => Ok(first_of(vec![self.span_attribute(key)?, self.resource_attribute(key)?], self.rows)),
             AttributeScope::Instrumentation => self.indexed(Column::Scope, self.source.scopes().values_of(key)),
             AttributeScope::Event => self.event_attribute(key),
             AttributeScope::Link => self.link_attribute(key),
-            AttributeScope::Parent | AttributeScope::ParentSpan | AttributeScope::ParentResource => Ok(Vector::Const(Value::Nil, self.rows)),
         }
     }
 

@@ -5,7 +5,10 @@ use std::fmt;
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNodeCore};
 
 use super::{Comparable, logical_unary};
-use crate::{metrics::intervals::Intervals, traceql::MetricsFunction};
+use crate::{
+    metrics::{detail::Detail, intervals::Intervals},
+    traceql::MetricsFunction,
+};
 
 /// Adds each span of the spansets of its input once to partial series. It has no physical form: the optimiser makes one scan of it and all
 /// below.
@@ -17,14 +20,16 @@ pub struct MetricsObservation {
     pub function: Comparable<MetricsFunction>,
     /// The grid of samples.
     pub intervals: Comparable<Intervals>,
+    /// What is kept beside the function's own cells.
+    pub detail: Comparable<Detail>,
 }
 
 impl MetricsObservation {
     const NAME: &str = "MetricsObservation";
 
     /// `function` of the spans of `input` in each interval.
-    pub fn new(input: LogicalPlan, function: MetricsFunction, intervals: Intervals) -> Self {
-        Self { input, function: Comparable(function), intervals: Comparable(intervals) }
+    pub fn new(input: LogicalPlan, function: MetricsFunction, intervals: Intervals, detail: Detail) -> Self {
+        Self { input, function: Comparable(function), intervals: Comparable(intervals), detail: Comparable(detail) }
     }
 }
 
@@ -33,6 +38,6 @@ impl UserDefinedLogicalNodeCore for MetricsObservation {
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, step) = (self.intervals.count(), self.intervals.step());
-        write!(f, "MetricsObservation: {}, intervals={count} of {step} ns", self.function.0)
+        write!(f, "MetricsObservation: {}, intervals={count} of {step} ns{}", self.function.0, self.detail.0)
     }
 }

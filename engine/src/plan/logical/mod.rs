@@ -142,15 +142,11 @@ static RESULTS: LazyLock<DFSchemaRef> = LazyLock::new(|| of_arrow(super::trace_d
 /// Partial series.
 static SERIES: LazyLock<DFSchemaRef> = LazyLock::new(|| of_arrow(partial::schema()));
 
-/// The methods of [`UserDefinedLogicalNodeCore`](datafusion::logical_expr::UserDefinedLogicalNodeCore) of a node without input.
-macro_rules! logical_leaf {
+/// The methods of [`UserDefinedLogicalNodeCore`](datafusion::logical_expr::UserDefinedLogicalNodeCore) that all nodes share.
+macro_rules! logical_node {
     ($schema:ident) => {
         fn name(&self) -> &str {
             Self::NAME
-        }
-
-        fn inputs(&self) -> Vec<&::datafusion::logical_expr::LogicalPlan> {
-            Vec::new()
         }
 
         fn schema(&self) -> &::datafusion::common::DFSchemaRef {
@@ -158,6 +154,17 @@ macro_rules! logical_leaf {
         }
 
         fn expressions(&self) -> Vec<::datafusion::logical_expr::Expr> {
+            Vec::new()
+        }
+    };
+}
+
+/// The methods of a node without input.
+macro_rules! logical_leaf {
+    ($schema:ident) => {
+        $crate::plan::logical::logical_node!($schema);
+
+        fn inputs(&self) -> Vec<&::datafusion::logical_expr::LogicalPlan> {
             Vec::new()
         }
 
@@ -174,20 +181,10 @@ macro_rules! logical_leaf {
 /// The same of a node with the field `input`.
 macro_rules! logical_unary {
     ($schema:ident) => {
-        fn name(&self) -> &str {
-            Self::NAME
-        }
+        $crate::plan::logical::logical_node!($schema);
 
         fn inputs(&self) -> Vec<&::datafusion::logical_expr::LogicalPlan> {
             vec![&self.input]
-        }
-
-        fn schema(&self) -> &::datafusion::common::DFSchemaRef {
-            &$crate::plan::logical::$schema
-        }
-
-        fn expressions(&self) -> Vec<::datafusion::logical_expr::Expr> {
-            Vec::new()
         }
 
         fn with_exprs_and_inputs(
@@ -202,4 +199,4 @@ macro_rules! logical_unary {
     };
 }
 
-use {logical_leaf, logical_unary};
+use {logical_leaf, logical_node, logical_unary};

@@ -1,0 +1,196 @@
+//! The spans of a frame that may become exemplars: for each slot the one whose trace has the smallest hash.
+
+use hashbrown::HashMap;
+
+use super::{
+    compare::{META_TYPE, META_TYPES},
+    detail::Detail,
+    exemplars::{Candidate, Stretches, class_of, hash_in, hash_of_trace},
+    intervals::Intervals,
+    observe::{Chosen, Number, Numbers, value_field},
+    partial::{Labels, Partial},
+    weighted::{BucketOf, bucket_by},
+};
+use crate::{
+    error::Result,
+    exec::{
+        eval::{ColumnNeeds, Frame},
+        shown::shown_fields,
+        source::SourceRef,
+    },
+    plan::matches::key_value,
+    spans::{TraceId, schema::Column, value::Value},
+    traceql::{FieldRef, Intrinsic, MetricsFunction, Pipeline},
+};
+
+/// Slots of a frame are kept in one table up to this size.
+const TABLE_MAX: usize = 1 << 16;
+
+/// Picks spans for one query.
+#[derive(Debug)]
+pub struct Picker {
+    stretches: Stretches,
+    /// What exemplars are told by, beside what their series is told by.
+    fields: Vec<FieldRef>,
+    /// The bucket of a value, for functions that count by buckets: what has none does not count.
+    bucket_of: Option<BucketOf>,
+}
+
+impl Picker {
+    /// A picker of the spans that `pipeline` leaves, for `detail.exemplars` exemplars.
+    pub fn new(pipeline: &Pipeline, function: &MetricsFunction, intervals: &Intervals, detail: &Detail) -> Self {
+        let told = |field: &FieldRef| function.by().contains(field) || value_field(function) == Some(field);
+        let fields = shown_fields(pipeline).into_iter().map(|shown| shown.field).filter(|field| !told(field)).collect();
+        Self { stretches: Stretches::of(intervals, detail.exemplars), fields, bucket_of: bucket_by(detail, function) }
+    }
+
+    /// The same for spans in other intervals.
+    pub fn in_intervals(&self, intervals: &Intervals) -> Self {
+        Self { stretches: self.stretches.in_intervals(intervals), fields: self.fields.clone(), bucket_of: self.bucket_of }
+    }
+
+    /// The stretches of time that spans are picked from.
+    pub fn stretches(&self) -> &Stretches {
+        &self.stretches
+    }
+
+    /// Adds the columns that [`Picker::pick`] reads beside those of the function.
+    pub fn add_needs(&self, needs: &mut ColumnNeeds, source: &SourceRef) {
+        self.fields.iter().for_each(|field| needs.add_field(field, source));
+    }
+
+    /// Offers the best of the chosen spans to `partial`. `groups` tells the group of each, `places` the place of each group's series, if it
+    /// has one; `values` are those that the function takes. Cost: some 3 ns a span.
+    pub fn pick(
+        &self,
+        partial: &mut Partial,
+        frame: &Frame,
+        chosen: &Chosen,
+        (groups, places): (&[u32], &[Option<usize>]),
+        values: Option<&Numbers>,
+    ) -> Result<()> {
+        let classes = values.map(|values| Classes::of(chosen, values, self.bucket_of));
+        let (least, count) = classes.as_ref().map_or((0, 2), |classes| (classes.least, classes.count));
+        let first = self.stretches.of_interval(0);
+        // What makes each slot of a series prefer other traces.
+        let salts: Vec<u64> =
+            (0..self.stretches.count() * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
+        let ceiling = partial.exemplars().ceiling();
+        let mut winners = Winners::new(places.len() * salts.len());
+        let mut from = 0;
+        for (id, until) in chosen.traces(frame)? {
+            let hash = hash_of_trace(id);
+            for (at, &group) in (from..until).zip(&groups[from..until]) {
+                let class = match &classes {
+                    None => (hash & 1) as usize,
+                    Some(classes) => match classes.rows[at] {
+                        Some(class) => (class - least) as usize,
+                        None => continue,
+                    },
+                };
+                let slot = (self.stretches.of_interval(chosen.intervals[at]) - first) as usize * count + class;
+                let hash = hash ^ salts[slot];
+                if hash <= ceiling {
+                    winners.offer(group as usize * salts.len() + slot, hash, at as u32);
+                }
+            }
+            from = until;
+        }
+        for (index, hash, at) in winners.into_list() {
+            let (group, slot) = (index / salts.len(), index % salts.len());
+            let Some(place) = places[group] else { continue };
+            let slot = (place as u32, first + (slot / count) as u64, least + (slot % count) as i32);
+            if partial.exemplars().wants(slot, hash) {
+                let candidate = self.candidate(frame, chosen, at as usize, hash, values)?;
+                partial.offer(slot, candidate)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for `compare()`, by name and whether a span is `selected`: these series add up to all spans of both groups.
+    pub fn pick_compared(&self, partial: &mut Partial, frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
+        let name = FieldRef::Intrinsic(Intrinsic::Name);
+        let codes = chosen.codes(&frame.vector_of_spans(&name)?)?;
+        let groups: Vec<u32> = codes.rows.iter().zip(selected).map(|(&code, &selected)| code * 2 + u32::from(selected)).collect();
+        let labels = |value: &Value, meta: &str| vec![key_value(META_TYPE, &Value::from(meta)), key_value(&name.to_string(), value)];
+        let places: Vec<_> = codes.values.iter().flat_map(|value| META_TYPES.map(|meta| partial.find(labels(value, meta)))).collect();
+        self.pick(partial, frame, chosen, (&groups, &places), None)
+    }
+
+    /// The chosen span `at`.
+    fn candidate(&self, frame: &Frame, chosen: &Chosen, at: usize, hash: u64, values: Option<&Numbers>) -> Result<Candidate> {
+        let row = chosen.rows[at] as usize;
+        let mut labels = Labels::new();
+        for field in &self.fields {
+            let value = frame.vector_of_spans(field)?.get(row);
+            if value != Value::Nil {
+                labels.push(key_value(&field.to_string(), &value));
+            }
+        }
+        let start = frame.ints(Column::TraceStart)?.value(row) as u64;
+        Ok(Candidate {
+            hash,
+            interval: chosen.intervals[at],
+            trace: trace_of(frame, row),
+            start_unix_nano: start.wrapping_add(frame.ints(Column::StartOffset)?.value(row) as u64),
+            value: values.and_then(|values| values.get(row)).map_or(f64::NAN, |number| number.as_f64()),
+            labels,
+        })
+    }
+}
+
+fn trace_of(frame: &Frame, row: usize) -> TraceId {
+    let traces = frame.source().traces();
+    let id = traces.cursor().trace_at(frame.first_row() + row).map_or(0, |(id, _)| id);
+    TraceId(id.to_be_bytes())
+}
+
+/// The classes of the chosen spans' values; None where a span has no value.
+struct Classes {
+    rows: Vec<Option<i32>>,
+    least: i32,
+    count: usize,
+}
+
+impl Classes {
+    fn of(chosen: &Chosen, values: &Numbers, bucket_of: Option<BucketOf>) -> Self {
+        let counts = |number: &Number| bucket_of.is_none_or(|bucket_of| bucket_of(*number).is_some());
+        let class = |row: &u32| values.get(*row as usize).filter(counts).map(|number| class_of(number.as_f64()));
+        let rows: Vec<Option<i32>> = chosen.rows.iter().map(class).collect();
+        let least = rows.iter().flatten().min().copied().unwrap_or(0);
+        let greatest = rows.iter().flatten().max().copied().unwrap_or(0);
+        Self { rows, least, count: (greatest - least) as usize + 1 }
+    }
+}
+
+/// The smallest hash of each slot, and where it is from.
+enum Winners {
+    Table(Vec<(u64, u32)>),
+    Map(HashMap<usize, (u64, u32)>),
+}
+
+impl Winners {
+    fn new(slots: usize) -> Self {
+        if slots <= TABLE_MAX { Self::Table(vec![(u64::MAX, 0); slots]) } else { Self::Map(HashMap::new()) }
+    }
+
+    #[inline]
+    fn offer(&mut self, index: usize, hash: u64, at: u32) {
+        let known = match self {
+            Self::Table(slots) => &mut slots[index],
+            Self::Map(slots) => slots.entry(index).or_insert((u64::MAX, 0)),
+        };
+        if hash < known.0 {
+            *known = (hash, at);
+        }
+    }
+
+    fn into_list(self) -> Vec<(usize, u64, u32)> {
+        let list = |(index, (hash, at)): (usize, (u64, u32))| (hash < u64::MAX).then_some((index, hash, at));
+        match self {
+            Self::Table(slots) => slots.into_iter().enumerate().filter_map(list).collect(),
+            Self::Map(slots) => slots.into_iter().filter_map(list).collect(),
+        }
+    }
+}
