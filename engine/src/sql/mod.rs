@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `columns` | the columns of spans, events and links, and their values in a frame |
 //! | `arrays` | TraceQL values as Arrow arrays |
+//! | `tree`, `groups`, `calls` | what columns say of whole traces: self time and critical path, traces and services as rows, calls between services |
 //! | `table`, `scan` | the tables as DataFusion asks for them, and the leaf that reads them |
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
 //! | `functions` | table functions |
@@ -14,15 +15,18 @@
 //! joins between them are consistent and rows of one trace lie together.
 
 pub mod arrays;
+pub mod calls;
 pub mod columns;
 pub mod error;
 pub mod functions;
+pub mod groups;
 pub mod pushdown;
 pub mod scan;
 pub mod session;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod tree;
 
 use async_trait::async_trait;
 

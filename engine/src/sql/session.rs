@@ -7,10 +7,12 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use datafusion::{
-    catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider},
+    catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, view::ViewTable},
     common::{DataFusionError, ParamValues},
+    datasource::provider_as_source,
     execution::{SessionStateBuilder, context::SQLOptions, runtime_env::RuntimeEnv},
-    logical_expr::LogicalPlan,
+    functions_aggregate::expr_fn::{count, max, min, sum},
+    logical_expr::{LogicalPlan, LogicalPlanBuilder, col, lit},
     physical_plan::{ExecutionPlan, execute_stream},
     prelude::{SessionConfig, SessionContext},
     sql::{
@@ -24,6 +26,7 @@ use super::{
     columns::{self, SqlColumn, rare_name},
     error::sql_error,
     functions,
+    scan::SpanRows,
     table::SpanTable,
 };
 use crate::{
@@ -154,11 +157,28 @@ async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &Session
     add("spans", table(FieldLevel::Span, spans.clone()))?;
     add("events", table(FieldLevel::Event, columns::event_columns(sources)))?;
     add("links", table(FieldLevel::Link, columns::link_columns(sources)))?;
+    let traces = SpanTable::new(parts.sources.clone(), FieldLevel::Span, columns::trace_columns()).rows(SpanRows::Traces);
+    add("traces", Arc::new(traces))?;
+    schema.register_table("services".to_owned(), Arc::new(services(&parts.sources).map_err(sql_error)?)).map_err(sql_error)?;
     let catalog = Arc::new(MemoryCatalogProvider::new());
     catalog.register_schema(tenant.as_str(), schema).map_err(sql_error)?;
     context.register_catalog(CATALOG, catalog);
     functions::register(context, &parts.sources, &spans);
     Ok(())
+}
+
+/// `services`: what the services of all traces add up to. A service has a row in each trace, so traces are counted as rows.
+fn services(sources: &Arc<SourceSet>) -> datafusion::common::Result<ViewTable> {
+    let parts = SpanTable::new(sources.clone(), FieldLevel::Span, columns::service_columns()).rows(SpanRows::Services);
+    let totals = [
+        sum(col("spans")).alias("spans"),
+        sum(col("errors")).alias("errors"),
+        count(lit(1_i64)).alias("traces"),
+        min(col("first_seen")).alias("first_seen"),
+        max(col("last_seen")).alias("last_seen"),
+    ];
+    let plan = LogicalPlanBuilder::scan("services_of_traces", provider_as_source(Arc::new(parts)), None)?.aggregate([col("service")], totals)?;
+    Ok(ViewTable::new(plan.build()?, None))
 }
 
 /// Turns each `attr('key')` into a column of that name, and gives the keys: the scan then reads them, and filters on them are pushed down
