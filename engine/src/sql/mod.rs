@@ -10,6 +10,7 @@
 //! | `session` | a statement from its text to its rows |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `limits`, `harmless` | what a statement may take; what is kept from it |
 //! | `error` | whose fault an error is |
 //!
 //! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
@@ -19,6 +20,8 @@ pub mod arrays;
 pub mod columns;
 pub mod error;
 pub mod functions;
+mod harmless;
+mod limits;
 pub mod parameters;
 pub mod pushdown;
 mod running;
@@ -31,6 +34,7 @@ pub mod write;
 
 use async_trait::async_trait;
 
+pub use self::limits::SqlLimits;
 pub use self::session::{SqlCost, SqlRows, SqlStatement};
 use crate::{error::Result, tenant::TenantId};
 
