@@ -9,6 +9,9 @@
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
 //! | `functions` | table functions |
 //! | `session` | a statement from its text to its rows |
+//! | `running` | a statement on the threads for queries |
+//! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `limits`, `harmless` | what a statement may take; what is kept from it |
 //! | `error` | whose fault an error is |
 //!
 //! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
@@ -20,16 +23,22 @@ pub mod columns;
 pub mod error;
 pub mod functions;
 pub mod groups;
+mod harmless;
+mod limits;
+pub mod parameters;
 pub mod pushdown;
+mod running;
 pub mod scan;
 pub mod session;
 pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+pub mod write;
 
 use async_trait::async_trait;
 
+pub use self::limits::SqlLimits;
 pub use self::session::{SqlCost, SqlRows, SqlStatement};
 use crate::{error::Result, tenant::TenantId};
 
