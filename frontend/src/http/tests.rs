@@ -20,6 +20,7 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
         TagValuesRequest, TraceRequest, TraceResult, Window,
     },
+    sql::{SqlService, SqlStatement},
     tenant::TenantId,
 };
 use skein_proto::{
@@ -111,6 +112,13 @@ fn trace_of(tenant: &TenantId) -> Vec<ResourceSpans> {
         }],
         ..Default::default()
     }]
+}
+
+#[async_trait]
+impl SqlService for FakeQueries {
+    async fn prepare(&self, _: &TenantId, _: &str) -> Result<SqlStatement> {
+        Err(Error::invalid("there is no SQL over questions that are only noted"))
+    }
 }
 
 #[async_trait]
@@ -307,6 +315,7 @@ impl Api {
         let operations = Arc::new(operations);
         let parts = FrontendParts {
             queries: queries.clone(),
+            sql: queries.clone(),
             operations: operations.clone(),
             settings,
             multitenancy_enabled,
