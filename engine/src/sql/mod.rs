@@ -9,7 +9,7 @@
 //! | `functions` | table functions |
 //! | `session` | a statement from its text to its rows |
 //! | `running` | a statement on the threads for queries |
-//! | `parameters` | parameters as JSON |
+//! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
 //! | `error` | whose fault an error is |
 //!
 //! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
@@ -27,6 +27,7 @@ pub mod session;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 use async_trait::async_trait;
 

@@ -75,6 +75,15 @@ impl FakeQueries {
     }
 }
 
+/// Runs no SQL: its statements need an engine.
+#[async_trait]
+impl SqlService for FakeQueries {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        self.note(tenant, format!("sql {text}")).await?;
+        Err(Error::invalid("not today"))
+    }
+}
+
 struct NotifyOnDrop(Arc<Notify>);
 
 impl Drop for NotifyOnDrop {
@@ -112,13 +121,6 @@ fn trace_of(tenant: &TenantId) -> Vec<ResourceSpans> {
         }],
         ..Default::default()
     }]
-}
-
-#[async_trait]
-impl SqlService for FakeQueries {
-    async fn prepare(&self, _: &TenantId, _: &str) -> Result<SqlStatement> {
-        Err(Error::invalid("there is no SQL over questions that are only noted"))
-    }
 }
 
 #[async_trait]
