@@ -44,9 +44,10 @@ use crate::{
 pub const CATALOG: &str = "skein";
 
 /// Longest text of a statement, in bytes; that of TraceQL by default.
-const TEXT_BYTES_MAX: usize = 128 << 10;
+pub const TEXT_BYTES_MAX: usize = 128 << 10;
 
-/// A statement that was read, checked and planned against a snapshot of the tenant's spans.
+/// A statement that was read, checked and planned against a snapshot of the tenant's spans. A clone reads the same snapshot.
+#[derive(Clone)]
 pub struct SqlStatement {
     context: SessionContext,
     sources: Arc<SourceSet>,
