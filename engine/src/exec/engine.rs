@@ -483,7 +483,7 @@ impl SqlService for Engine {
         let opening = ScanMetrics::default();
         let sources = self.core.sources(tenant, None, &opening).await?;
         let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
-        let parts = SessionParts { sources, runtime: self.context.runtime_env(), partitions: self.settings.partitions };
+        let parts = SessionParts { sources, runtime: self.context.runtime_env(), partitions: self.settings.partitions, distribution: None };
         SqlStatement::prepare(tenant, parts, text).await
     }
 }

@@ -10,6 +10,7 @@ use arrow::{
     compute::take,
     datatypes::{DataType, Field, TimeUnit},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     arrays::{self, hex_array},
@@ -37,7 +38,7 @@ use crate::{
 };
 
 /// The type of a column in SQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SqlType {
     /// Strings with few distinct values: `Dictionary(Int32, Utf8)`.
     Dictionary,
@@ -93,11 +94,11 @@ impl SqlType {
 }
 
 /// Where the values of a column come from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Content {
-    /// A field of TraceQL.
-    Field(FieldRef),
+    /// A field of TraceQL; its text, where it travels.
+    Field(#[serde(with = "field_text")] FieldRef),
     /// 32 hexadecimal digits.
     TraceId,
     /// 16 hexadecimal digits.
@@ -138,8 +139,22 @@ pub enum Content {
     GroupServices,
 }
 
+mod field_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::traceql::{FieldRef, parse_identifier};
+
+    pub(super) fn serialize<S: Serializer>(field: &FieldRef, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(field)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FieldRef, D::Error> {
+        parse_identifier(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
 /// A column of a table over spans, events or links.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SqlColumn {
     /// Its name.
     pub name: String,

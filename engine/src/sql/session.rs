@@ -1,6 +1,6 @@
 //! A session of one SQL statement: the tables and functions of a tenant over one snapshot of its spans.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{fmt, ops::ControlFlow, sync::Arc};
 
 use arrow::{
     datatypes::{Schema, SchemaRef},
@@ -84,6 +84,16 @@ impl SqlCost {
     }
 }
 
+/// Adds to a session what runs its plans on several processes.
+#[derive(Clone)]
+pub struct Distribution(pub Arc<dyn Fn(SessionStateBuilder) -> SessionStateBuilder + Send + Sync>);
+
+impl fmt::Debug for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Distribution")
+    }
+}
+
 /// What a session is made of.
 #[derive(Debug, Clone)]
 pub struct SessionParts {
@@ -93,6 +103,8 @@ pub struct SessionParts {
     pub runtime: Arc<RuntimeEnv>,
     /// Partitions of a scan.
     pub partitions: usize,
+    /// How plans are distributed; None: they run here.
+    pub distribution: Option<Distribution>,
 }
 
 impl SqlStatement {
@@ -193,7 +205,12 @@ fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemor
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, tenant.as_str());
     let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
-    SessionContext::new_with_state(harmless::make_harmless(builder, memory).build())
+    let builder = harmless::make_harmless(builder, memory);
+    let builder = match &parts.distribution {
+        Some(Distribution(distributed)) => distributed(builder),
+        None => builder,
+    };
+    SessionContext::new_with_state(builder.build())
 }
 
 async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &SessionParts, rare: Vec<String>) -> Result<()> {
