@@ -345,7 +345,7 @@ impl ExecutionPlan for SqlScanExec {
 }
 
 /// `batch` in parts of at most `size` rows; nothing is copied.
-fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
+pub(super) fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
     batch.into_iter().flat_map(move |batch| {
         (0..batch.num_rows()).step_by(size).map(move |from| batch.slice(from, size.min(batch.num_rows() - from))).collect::<Vec<_>>()
     })

@@ -20,18 +20,29 @@ use datafusion::{
         sqlparser::ast::{self, visit_expressions_mut},
     },
 };
-use futures::{StreamExt, stream::BoxStream};
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 
 use super::{
     columns::{self, SqlColumn, rare_name},
     error::sql_error,
     functions,
     scan::SpanRows,
+    system,
     table::SpanTable,
 };
 use crate::{
     error::{Error, Result},
-    exec::{engine::add_blocks, eval::frame::FieldLevel, sources::SourceSet, stats::stats_of_plan},
+    exec::{
+        engine::add_blocks,
+        eval::frame::FieldLevel,
+        history::{Language, QueryLog, RunningQuery},
+        source::SourceRef,
+        sources::SourceSet,
+        stats::stats_of_plan,
+    },
     query::ScanStats,
     tenant::TenantId,
 };
@@ -45,7 +56,9 @@ const TEXT_BYTES_MAX: usize = 1 << 20;
 /// A statement that was read, checked and planned against a snapshot of the tenant's spans.
 pub struct SqlStatement {
     context: SessionContext,
-    sources: Arc<SourceSet>,
+    tenant: TenantId,
+    parts: SessionParts,
+    text: String,
     plan: LogicalPlan,
 }
 
@@ -85,12 +98,24 @@ pub struct SessionParts {
     pub runtime: Arc<RuntimeEnv>,
     /// Partitions of a scan.
     pub partitions: usize,
+    /// Where it is noted what ran.
+    pub log: Arc<QueryLog>,
 }
 
 impl SqlStatement {
     /// Reads, checks and plans `text` for `tenant`. Errors: `Invalid` for anything but one statement that reads, and for what cannot be
     /// planned.
     pub async fn prepare(tenant: &TenantId, parts: SessionParts, text: &str) -> Result<Self> {
+        let running = parts.log.begin(tenant, Language::Sql, text);
+        let statement = Self::planned(tenant, parts, text).await;
+        match &statement {
+            Ok(_) => running.forget(),
+            Err(error) => running.end(Some(error)),
+        }
+        statement
+    }
+
+    async fn planned(tenant: &TenantId, parts: SessionParts, text: &str) -> Result<Self> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Error::invalid(format!("the statement has {} bytes, at most {TEXT_BYTES_MAX} are read", text.len())));
         }
@@ -103,7 +128,7 @@ impl SqlStatement {
         let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
-        Ok(Self { context, sources: parts.sources, plan })
+        Ok(Self { context, tenant: tenant.clone(), parts, text: text.to_owned(), plan })
     }
 
     /// The columns of its rows.
@@ -120,6 +145,20 @@ impl SqlStatement {
 
     /// Runs it. Errors: `Invalid` for parameters that are missing or of a wrong type.
     pub async fn run(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let running = self.parts.log.begin(&self.tenant, Language::Sql, &self.text);
+        match self.started(parameters).await {
+            Ok(SqlRows { schema, batches, cost }) => {
+                let batches = noted(batches, NotedRows { running: Some(running), cost: cost.clone(), rows: 0 });
+                Ok(SqlRows { schema, batches, cost })
+            }
+            Err(error) => {
+                running.end(Some(&error));
+                Err(error)
+            }
+        }
+    }
+
+    async fn started(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
@@ -129,8 +168,37 @@ impl SqlStatement {
         let stream = execute_stream(plan.clone(), state.task_ctx()).map_err(sql_error)?;
         let schema = stream.schema();
         let batches = stream.map(|batch| batch.map_err(sql_error)).boxed();
-        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.sources } })
+        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.parts.sources } })
     }
+}
+
+/// Rows of a statement that the log of queries is told of, also when they are not read to their end.
+struct NotedRows {
+    running: Option<RunningQuery>,
+    cost: SqlCost,
+    rows: u64,
+}
+
+impl NotedRows {
+    async fn end(&mut self, error: Option<&Error>) {
+        if let (Ok(stats), Some(mut running)) = (self.cost.stats().await, self.running.take()) {
+            running.so_far(self.rows, stats);
+            running.end(error);
+        }
+    }
+}
+
+fn noted(batches: BoxStream<'static, Result<RecordBatch>>, noted: NotedRows) -> BoxStream<'static, Result<RecordBatch>> {
+    let next = |(mut batches, mut noted): (BoxStream<'static, Result<RecordBatch>>, NotedRows)| async move {
+        let batch = batches.next().await;
+        match &batch {
+            Some(Ok(batch)) => noted.rows += batch.num_rows() as u64,
+            Some(Err(error)) => noted.end(Some(error)).await,
+            None => noted.end(None).await,
+        }
+        batch.map(|batch| (batch, (batches, noted)))
+    };
+    stream::unfold((batches, noted), next).boxed()
 }
 
 fn read_only(error: &DataFusionError) -> Error {
@@ -161,10 +229,23 @@ async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &Session
     add("traces", Arc::new(traces))?;
     schema.register_table("services".to_owned(), Arc::new(services(&parts.sources).map_err(sql_error)?)).map_err(sql_error)?;
     let catalog = Arc::new(MemoryCatalogProvider::new());
+    if tenant.as_str() == system::SCHEMA {
+        system::add_tables(&schema, tenant, &parts.sources, &parts.log).map_err(sql_error)?;
+    } else {
+        let own = Arc::new(MemorySchemaProvider::new());
+        system::add_tables(&own, tenant, &parts.sources, &parts.log).map_err(sql_error)?;
+        catalog.register_schema(system::SCHEMA, own).map_err(sql_error)?;
+    }
     catalog.register_schema(tenant.as_str(), schema).map_err(sql_error)?;
     context.register_catalog(CATALOG, catalog);
-    functions::register(context, &parts.sources, &spans);
+    functions::register(context, parts, times_of(sources), &spans);
     Ok(())
+}
+
+/// From the first start to the last end of all traces.
+fn times_of(sources: &[SourceRef]) -> Option<(u64, u64)> {
+    let groups = || sources.iter().flat_map(|source| source.row_groups());
+    Some((groups().map(|group| group.trace_start_min).min()?, groups().map(|group| group.trace_end_max).max()?))
 }
 
 /// `services`: what the services of all traces add up to. A service has a row in each trace, so traces are counted as rows.
