@@ -113,6 +113,14 @@ impl SourceSet {
         self.here.as_ref()
     }
 
+    /// These sources and those [`here`](Self::here) as one set, opened in this process. Errors: as [`SourceResolver::resolve`].
+    pub async fn together(self: &Arc<Self>) -> Result<Arc<Self>> {
+        let Some(here) = &self.here else { return Ok(self.clone()) };
+        let own = self.names.iter().cloned().zip(self.sources().await?.iter().cloned());
+        let beside = here.names.iter().cloned().zip(here.sources().await?.iter().cloned());
+        Ok(Arc::new(Self::opened(self.tenant.clone(), own.chain(beside).collect(), self.resolver.clone())))
+    }
+
     /// The traces that another process has whole.
     pub fn left_out(&self) -> &Arc<[TraceId]> {
         &self.left_out

@@ -6,8 +6,10 @@
 //! | `arrays` | TraceQL values as Arrow arrays |
 //! | `tree`, `groups`, `calls` | what columns say of whole traces: self time and critical path, traces and services as rows, calls between services |
 //! | `table`, `scan` | the tables as DataFusion asks for them, and the leaf that reads them |
+//! | `metrics_scan` | the samples of a TraceQL metrics query as rows |
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
-//! | `functions` | table functions |
+//! | `functions` | table functions, and `attr()` |
+//! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
@@ -26,10 +28,12 @@ pub mod groups;
 mod harmless;
 mod limits;
 pub mod parameters;
+pub mod metrics_scan;
 pub mod pushdown;
 mod running;
 pub mod scan;
 pub mod session;
+pub mod system;
 pub mod table;
 #[cfg(test)]
 mod tests;

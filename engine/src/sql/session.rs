@@ -20,7 +20,10 @@ use datafusion::{
         sqlparser::ast::{self, visit_expressions_mut},
     },
 };
-use futures::{StreamExt, stream::BoxStream};
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use tokio::runtime::Handle;
 
 use super::{
@@ -31,11 +34,19 @@ use super::{
     limits::{Given, SqlLimits},
     running,
     scan::SpanRows,
+    system,
     table::SpanTable,
 };
 use crate::{
     error::{Error, Result},
-    exec::{engine::add_blocks, eval::frame::FieldLevel, sources::SourceSet, stats::stats_of_plan},
+    exec::{
+        engine::add_blocks,
+        eval::frame::FieldLevel,
+        history::{Language, QueryLog, RunningQuery},
+        source::SourceRef,
+        sources::SourceSet,
+        stats::stats_of_plan,
+    },
     query::ScanStats,
     tenant::TenantId,
 };
@@ -50,7 +61,9 @@ pub const TEXT_BYTES_MAX: usize = 128 << 10;
 #[derive(Clone)]
 pub struct SqlStatement {
     context: SessionContext,
-    sources: Arc<SourceSet>,
+    tenant: TenantId,
+    parts: SessionParts,
+    text: String,
     plan: LogicalPlan,
     threads: Option<Handle>,
     limits: SqlLimits,
@@ -105,12 +118,24 @@ pub struct SessionParts {
     pub partitions: usize,
     /// How plans are distributed; None: they run here.
     pub distribution: Option<Distribution>,
+    /// Where it is noted what ran.
+    pub log: Arc<QueryLog>,
 }
 
 impl SqlStatement {
     /// Reads, checks and plans `text` for `tenant`. Errors: `Invalid` for anything but one statement that reads, and for what cannot be
     /// planned.
     pub async fn prepare(tenant: &TenantId, parts: SessionParts, text: &str) -> Result<Self> {
+        let running = parts.log.begin(tenant, Language::Sql, text);
+        let statement = Self::planned(tenant, parts, text).await;
+        match &statement {
+            Ok(_) => running.forget(),
+            Err(error) => running.end(Some(error)),
+        }
+        statement
+    }
+
+    async fn planned(tenant: &TenantId, parts: SessionParts, text: &str) -> Result<Self> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Error::invalid(format!("the statement has {} bytes, at most {TEXT_BYTES_MAX} are read", text.len())));
         }
@@ -125,7 +150,8 @@ impl SqlStatement {
         let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
-        Ok(Self { context, sources: parts.sources, plan, threads: None, limits: SqlLimits::default(), memory })
+        let (tenant, text) = (tenant.clone(), text.to_owned());
+        Ok(Self { context, tenant, parts, text, plan, threads: None, limits: SqlLimits::default(), memory })
     }
 
     /// The same, which will run on `threads`, whoever reads its rows.
@@ -153,12 +179,26 @@ impl SqlStatement {
     /// Runs it. Errors: `Invalid` for parameters that are missing or of a wrong type.
     pub async fn run(mut self, parameters: Option<ParamValues>) -> Result<SqlRows> {
         match self.threads.take() {
-            Some(threads) => running::run_on(&threads, self.limits, self.run_here(parameters)).await,
-            None => self.run_here(parameters).await,
+            Some(threads) => running::run_on(&threads, self.limits, self.noting(parameters)).await,
+            None => self.noting(parameters).await,
         }
     }
 
-    async fn run_here(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+    async fn noting(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let running = self.parts.log.begin(&self.tenant, Language::Sql, &self.text);
+        match self.started(parameters).await {
+            Ok(SqlRows { schema, batches, cost }) => {
+                let batches = noted(batches, NotedRows { running: Some(running), cost: cost.clone(), rows: 0 });
+                Ok(SqlRows { schema, batches, cost })
+            }
+            Err(error) => {
+                running.end(Some(&error));
+                Err(error)
+            }
+        }
+    }
+
+    async fn started(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
@@ -180,7 +220,7 @@ impl SqlStatement {
             Ok(batch)
         };
         let batches = stream.map(counted).boxed();
-        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.sources } })
+        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.parts.sources } })
     }
 }
 
@@ -192,6 +232,35 @@ fn check_given(plan: &LogicalPlan) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format!("no value is given for the parameters {}", missing.join(", "))))
+}
+
+/// Rows of a statement that the log of queries is told of, also when they are not read to their end.
+struct NotedRows {
+    running: Option<RunningQuery>,
+    cost: SqlCost,
+    rows: u64,
+}
+
+impl NotedRows {
+    async fn end(&mut self, error: Option<&Error>) {
+        if let (Ok(stats), Some(mut running)) = (self.cost.stats().await, self.running.take()) {
+            running.so_far(self.rows, stats);
+            running.end(error);
+        }
+    }
+}
+
+fn noted(batches: BoxStream<'static, Result<RecordBatch>>, noted: NotedRows) -> BoxStream<'static, Result<RecordBatch>> {
+    let next = |(mut batches, mut noted): (BoxStream<'static, Result<RecordBatch>>, NotedRows)| async move {
+        let batch = batches.next().await;
+        match &batch {
+            Some(Ok(batch)) => noted.rows += batch.num_rows() as u64,
+            Some(Err(error)) => noted.end(Some(error)).await,
+            None => noted.end(None).await,
+        }
+        batch.map(|batch| (batch, (batches, noted)))
+    };
+    stream::unfold((batches, noted), next).boxed()
 }
 
 fn read_only(error: &DataFusionError) -> Error {
@@ -227,10 +296,23 @@ async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &Session
     add("traces", Arc::new(traces))?;
     schema.register_table("services".to_owned(), Arc::new(services(&parts.sources).map_err(sql_error)?)).map_err(sql_error)?;
     let catalog = Arc::new(MemoryCatalogProvider::new());
+    if tenant.as_str() == system::SCHEMA {
+        system::add_tables(&schema, tenant, &parts.sources, &parts.log).map_err(sql_error)?;
+    } else {
+        let own = Arc::new(MemorySchemaProvider::new());
+        system::add_tables(&own, tenant, &parts.sources, &parts.log).map_err(sql_error)?;
+        catalog.register_schema(system::SCHEMA, own).map_err(sql_error)?;
+    }
     catalog.register_schema(tenant.as_str(), schema).map_err(sql_error)?;
     context.register_catalog(CATALOG, catalog);
-    functions::register(context, &parts.sources, &spans);
+    functions::register(context, parts, times_of(sources), &spans);
     Ok(())
+}
+
+/// From the first start to the last end of all traces.
+fn times_of(sources: &[SourceRef]) -> Option<(u64, u64)> {
+    let groups = || sources.iter().flat_map(|source| source.row_groups());
+    Some((groups().map(|group| group.trace_start_min).min()?, groups().map(|group| group.trace_end_max).max()?))
 }
 
 /// `services`: what the services of all traces add up to. A service has a row in each trace, so traces are counted as rows.
