@@ -139,6 +139,7 @@ impl SqlStatement {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Error::invalid(format!("the statement has {} bytes, at most {TEXT_BYTES_MAX} are read", text.len())));
         }
+        harmless::check_text(text)?;
         let memory = FunctionMemory::default();
         let context = empty_context(tenant, &parts, &memory);
         let state = context.state();
