@@ -8,6 +8,7 @@
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
 //! | `functions` | table functions |
 //! | `session` | a statement from its text to its rows |
+//! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
 //! | `error` | whose fault an error is |
@@ -20,6 +21,7 @@ pub mod columns;
 pub mod error;
 pub mod functions;
 pub mod parameters;
+mod parts;
 pub mod pushdown;
 mod running;
 pub mod scan;

@@ -11,7 +11,7 @@ use datafusion::{
     common::{DataFusionError, ParamValues},
     execution::{SessionStateBuilder, context::SQLOptions, runtime_env::RuntimeEnv},
     logical_expr::LogicalPlan,
-    physical_plan::{ExecutionPlan, execute_stream},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream},
     prelude::{SessionConfig, SessionContext},
     sql::{
         parser::Statement,
@@ -24,7 +24,9 @@ use tokio::runtime::Handle;
 use super::{
     columns::{self, SqlColumn, rare_name},
     error::sql_error,
-    functions, running,
+    functions,
+    parts::parts_of,
+    running,
     table::SpanTable,
 };
 use crate::{
@@ -47,6 +49,7 @@ pub struct SqlStatement {
     sources: Arc<SourceSet>,
     plan: LogicalPlan,
     threads: Option<Handle>,
+    part: Option<usize>,
 }
 
 /// The rows of a statement under way.
@@ -103,12 +106,24 @@ impl SqlStatement {
         let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
-        Ok(Self { context, sources: parts.sources, plan, threads: None })
+        Ok(Self { context, sources: parts.sources, plan, threads: None, part: None })
     }
 
     /// The same, which will run on `threads`, whoever reads its rows.
     pub fn on(self, threads: Handle) -> Self {
         Self { threads: Some(threads), ..self }
+    }
+
+    /// The same, of whose rows only one of [`SqlStatement::parts`] will be told, counted from 0.
+    pub fn part(self, part: usize) -> Self {
+        Self { part: Some(part), ..self }
+    }
+
+    /// Into how many parts its rows fall that can be read each on its own, in any order; together they are all rows. Errors: `Invalid` for
+    /// parameters that are missing or of a wrong type.
+    pub async fn parts(&self, parameters: Option<ParamValues>) -> Result<usize> {
+        let spans = self.sources.sources().await?.iter().flat_map(|source| source.row_groups()).map(|group| u64::from(group.rows)).sum();
+        Ok(parts_of(&self.clone().physical(parameters).await?, spans))
     }
 
     /// The columns of its rows.
@@ -132,16 +147,27 @@ impl SqlStatement {
     }
 
     async fn run_here(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let (part, sources, task) = (self.part, self.sources.clone(), self.context.task_ctx());
+        let plan = self.physical(parameters).await?;
+        let stream = match part {
+            Some(part) if part >= plan.output_partitioning().partition_count() => {
+                return Err(Error::invalid(format!("the rows have no part {part}")));
+            }
+            Some(part) => plan.execute(part, task),
+            None => execute_stream(plan.clone(), task),
+        };
+        let stream = stream.map_err(sql_error)?;
+        let schema = stream.schema();
+        let batches = stream.map(|batch| batch.map_err(sql_error)).boxed();
+        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources } })
+    }
+
+    async fn physical(self, parameters: Option<ParamValues>) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
         };
-        let state = self.context.state();
-        let plan = state.create_physical_plan(&plan).await.map_err(sql_error)?;
-        let stream = execute_stream(plan.clone(), state.task_ctx()).map_err(sql_error)?;
-        let schema = stream.schema();
-        let batches = stream.map(|batch| batch.map_err(sql_error)).boxed();
-        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.sources } })
+        self.context.state().create_physical_plan(&plan).await.map_err(sql_error)
     }
 }
 
