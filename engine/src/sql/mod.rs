@@ -11,6 +11,7 @@
 //! | `functions` | table functions, and `attr()` |
 //! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
+//! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
 //! | `limits`, `harmless` | what a statement may take; what is kept from it |
@@ -27,8 +28,9 @@ pub mod functions;
 pub mod groups;
 mod harmless;
 mod limits;
-pub mod parameters;
 pub mod metrics_scan;
+pub mod parameters;
+mod parts;
 pub mod pushdown;
 mod running;
 pub mod scan;

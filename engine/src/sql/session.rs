@@ -13,7 +13,7 @@ use datafusion::{
     execution::{SessionStateBuilder, TaskContext, context::SQLOptions, runtime_env::RuntimeEnv},
     functions_aggregate::expr_fn::{count, max, min, sum},
     logical_expr::{LogicalPlan, LogicalPlanBuilder, col, lit},
-    physical_plan::{ExecutionPlan, execute_stream},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream},
     prelude::{SessionConfig, SessionContext},
     sql::{
         parser::Statement,
@@ -32,6 +32,7 @@ use super::{
     functions,
     harmless::{self, FunctionMemory},
     limits::{Given, SqlLimits},
+    parts::parts_of,
     running,
     scan::SpanRows,
     system,
@@ -68,6 +69,7 @@ pub struct SqlStatement {
     threads: Option<Handle>,
     limits: SqlLimits,
     memory: FunctionMemory,
+    part: Option<usize>,
 }
 
 /// The rows of a statement under way.
@@ -152,7 +154,7 @@ impl SqlStatement {
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
         let (tenant, text) = (tenant.clone(), text.to_owned());
-        Ok(Self { context, tenant, parts, text, plan, threads: None, limits: SqlLimits::default(), memory })
+        Ok(Self { context, tenant, parts, text, plan, threads: None, limits: SqlLimits::default(), memory, part: None })
     }
 
     /// The same, which will run on `threads`, whoever reads its rows.
@@ -163,6 +165,18 @@ impl SqlStatement {
     /// The same, which may take as much as `limits` say.
     pub fn within(self, limits: SqlLimits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// The same, of whose rows only one of [`SqlStatement::parts`] will be told, counted from 0.
+    pub fn part(self, part: usize) -> Self {
+        Self { part: Some(part), ..self }
+    }
+
+    /// Into how many parts its rows fall that can be read each on its own, in any order; together they are all rows. Errors: `Invalid` for
+    /// parameters that are missing or of a wrong type.
+    pub async fn parts(&self, parameters: Option<ParamValues>) -> Result<usize> {
+        let spans = self.parts.sources.sources().await?.iter().flat_map(|source| source.row_groups()).map(|group| u64::from(group.rows)).sum();
+        Ok(parts_of(&self.clone().physical(parameters).await?, spans))
     }
 
     /// The columns of its rows.
@@ -200,6 +214,32 @@ impl SqlStatement {
     }
 
     async fn started(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let (part, limits, memory, sources, state) = (self.part, self.limits, self.memory.clone(), self.parts.sources.clone(), self.context.state());
+        let plan = self.physical(parameters).await?;
+        let runtime = limits.runtime(state.runtime_env())?;
+        // A statement runs once.
+        let _ = memory.set(runtime.memory_pool.clone());
+        let task = Arc::new(TaskContext::from(&state).with_runtime(runtime));
+        let stream = match part {
+            Some(part) if part >= plan.output_partitioning().partition_count() => {
+                return Err(Error::invalid(format!("the rows have no part {part}")));
+            }
+            Some(part) => plan.execute(part, task),
+            None => execute_stream(plan.clone(), task),
+        };
+        let stream = stream.map_err(sql_error)?;
+        let schema = stream.schema();
+        let mut given = Given::default();
+        let counted = move |batch: DataFusionResult<RecordBatch>| {
+            let batch = batch.map_err(sql_error)?;
+            given.count(&batch, &limits)?;
+            Ok(batch)
+        };
+        let batches = stream.map(counted).boxed();
+        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources } })
+    }
+
+    async fn physical(self, parameters: Option<ParamValues>) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
@@ -208,20 +248,7 @@ impl SqlStatement {
         let state = self.context.state();
         let plan = state.optimize(&plan).map_err(sql_error)?;
         harmless::check_constants(&plan)?;
-        let plan = state.query_planner().create_physical_plan(&plan, &state).await.map_err(sql_error)?;
-        let runtime = self.limits.runtime(state.runtime_env())?;
-        // A statement runs once.
-        let _ = self.memory.set(runtime.memory_pool.clone());
-        let stream = execute_stream(plan.clone(), Arc::new(TaskContext::from(&state).with_runtime(runtime))).map_err(sql_error)?;
-        let schema = stream.schema();
-        let (limits, mut given) = (self.limits, Given::default());
-        let counted = move |batch: DataFusionResult<RecordBatch>| {
-            let batch = batch.map_err(sql_error)?;
-            given.count(&batch, &limits)?;
-            Ok(batch)
-        };
-        let batches = stream.map(counted).boxed();
-        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.parts.sources } })
+        state.query_planner().create_physical_plan(&plan, &state).await.map_err(sql_error)
     }
 }
 

@@ -1,6 +1,9 @@
 //! Record batches as Flight messages.
 //!
-//! Dictionaries stay dictionaries: a dictionary is sent when it differs from the one before, so once for all batches of a row group.
+//! Dictionaries stay dictionaries: a dictionary is sent when it differs from the one before, so once for all batches of a row group. Views of
+//! strings are sent as strings, which every client reads; a slice of views would also be sent with the text of all rows.
+
+use std::sync::Arc;
 
 use arrow_flight::{
     FlightData, SchemaAsIpc,
@@ -9,10 +12,11 @@ use arrow_flight::{
 };
 use bytes::Bytes;
 use datafusion::arrow::{
-    datatypes::{Schema, SchemaRef},
+    compute::cast,
+    datatypes::{DataType, FieldRef, Fields, Schema, SchemaRef},
     error::ArrowError,
     ipc::{CompressionType, writer::IpcWriteOptions},
-    record_batch::RecordBatch,
+    record_batch::{RecordBatch, RecordBatchOptions},
 };
 use futures::{StreamExt, stream, stream::BoxStream};
 use skein_engine::error::{Error, Result};
@@ -44,8 +48,11 @@ impl Encoding {
     }
 
     /// The messages of `batches`, the schema first.
-    pub(crate) fn messages(self, schema: SchemaRef, batches: BoxStream<'static, Result<RecordBatch>>) -> Messages<FlightData> {
-        let batches = batches.map(|batch| batch.map_err(|error| FlightError::Tonic(Box::new(client_status(&error)))));
+    pub(crate) fn messages(self, schema: &Schema, batches: BoxStream<'static, Result<RecordBatch>>) -> Messages<FlightData> {
+        let schema = wire_schema(schema);
+        let sent = schema.clone();
+        let batches = batches
+            .map(move |batch| batch.and_then(|batch| as_sent(batch, &sent)).map_err(|error| FlightError::Tonic(Box::new(client_status(&error)))));
         let encoder = FlightDataEncoderBuilder::new()
             .with_schema(schema)
             .with_options(self.0)
@@ -63,13 +70,35 @@ impl Encoding {
     }
 }
 
-/// The messages of one batch that is there already.
-pub(crate) fn one(encoding: Encoding, batch: RecordBatch) -> Messages<FlightData> {
-    encoding.messages(batch.schema(), stream::iter([Ok(batch)]).boxed())
+/// The columns as they are sent.
+pub(crate) fn wire_schema(schema: &Schema) -> SchemaRef {
+    let sent = |field: &FieldRef| match field.data_type() {
+        DataType::Utf8View => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
+        DataType::BinaryView => Arc::new(field.as_ref().clone().with_data_type(DataType::Binary)),
+        _ => field.clone(),
+    };
+    Arc::new(Schema::new_with_metadata(schema.fields().iter().map(sent).collect::<Fields>(), schema.metadata().clone()))
 }
 
-/// `schema` as the message of an IPC stream. Errors: `Internal`.
+/// `batch` with the columns that are sent.
+fn as_sent(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| match column.data_type() == field.data_type() {
+        true => Ok(column.clone()),
+        false => cast(column, field.data_type()),
+    });
+    let columns = columns.collect::<std::result::Result<Vec<_>, ArrowError>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
+}
+
+/// The messages of one batch that is there already.
+pub(crate) fn one(encoding: Encoding, batch: RecordBatch) -> Messages<FlightData> {
+    encoding.messages(&batch.schema(), stream::iter([Ok(batch)]).boxed())
+}
+
+/// `schema`, as it is sent, as the message of an IPC stream. Errors: `Internal`.
 pub(crate) fn schema_bytes(schema: &Schema) -> Result<Bytes> {
+    let schema = &*wire_schema(schema);
     let message: arrow_flight::IpcMessage = SchemaAsIpc::new(schema, &IpcWriteOptions::default())
         .try_into()
         .map_err(|error: ArrowError| Error::internal("encoding a schema").with_source(error))?;

@@ -32,7 +32,7 @@ use skein_engine::{
 use super::{
     Messages,
     asks::{self, Ask, Statement, identifier},
-    encode::{self, Encoding},
+    encode::{self, Encoding, wire_schema},
     service::{Caller, FlightSql, Reply, all, internal, unimplemented},
 };
 
@@ -82,7 +82,7 @@ impl FlightSql {
     pub(crate) async fn flights(&self, caller: &Caller) -> Result<Messages<FlightInfo>> {
         let mut flights = Vec::new();
         for table in self.listed(caller).await? {
-            let schema = self.columns_of(caller, &table).await?;
+            let schema = wire_schema(&*self.columns_of(caller, &table).await?);
             let path =
                 if table.catalog == CATALOG && table.schema == caller.tenant.as_str() { vec![table.name] } else { vec![table.schema, table.name] };
             let ticket =
@@ -148,7 +148,7 @@ impl FlightSql {
         let with_columns = command.include_schema;
         let mut tables = command.into_builder();
         for table in self.listed(caller).await? {
-            let columns = if with_columns { self.columns_of(caller, &table).await? } else { Arc::new(Schema::empty()) };
+            let columns = if with_columns { wire_schema(&*self.columns_of(caller, &table).await?) } else { Arc::new(Schema::empty()) };
             tables.append(&table.catalog, &table.schema, &table.name, &table.kind, &columns).map_err(unbuilt)?;
         }
         tables.build().map_err(unbuilt)

@@ -9,6 +9,7 @@
 //! | `metadata` | catalogs, schemas, tables, what the server can do |
 //! | `actions` | `DoAction` |
 //! | `auth` | which tenant asks: headers, handshake |
+//! | [`export`] | a client, for measuring |
 //! | `encode` | batches as messages: dictionaries, compression |
 //! | `kept` | what is kept between two calls of a client: bounded, and forgotten after a while |
 //!
@@ -19,11 +20,14 @@ mod actions;
 mod asks;
 mod auth;
 mod encode;
+pub mod export;
 mod kept;
 mod metadata;
 mod prepared;
 mod service;
 mod statements;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -16,13 +16,17 @@ use futures::{
     stream,
 };
 use prost::Message;
-use skein_engine::{error::Result, sql::SqlStatement, tenant::TenantId};
+use skein_engine::{
+    error::{Error, ErrorKind, Result},
+    sql::SqlStatement,
+    tenant::TenantId,
+};
 use tonic::Status;
 
 use super::{
     Messages,
     asks::Statement,
-    encode::Encoding,
+    encode::{Encoding, wire_schema},
     kept::Bounds,
     service::{Caller, FlightSql, internal},
 };
@@ -37,6 +41,8 @@ const STREAMS_MAX: usize = 64;
 pub(crate) struct WaitingStatement {
     statement: SqlStatement,
     parameters: Option<ParamValues>,
+    /// How many tickets there are.
+    parts: usize,
     /// What ends its streams.
     streams: Mutex<Vec<AbortHandle>>,
 }
@@ -65,20 +71,29 @@ impl FlightSql {
     pub(crate) async fn info_of(&self, caller: &Caller, descriptor: FlightDescriptor, statement: Statement) -> Result<FlightInfo> {
         let Statement { text, parameters } = statement;
         let statement = self.backend.prepare(&caller.tenant, &text).await?;
-        let schema = statement.schema();
-        let waiting = WaitingStatement { statement, parameters, streams: Mutex::default() };
+        let schema = wire_schema(&statement.schema());
+        let parts = statement.parts(parameters.clone()).await?;
+        let waiting = WaitingStatement { statement, parameters, parts, streams: Mutex::default() };
         let now = self.backend.now_unix_nano();
         let handle = self.state.waiting.keep(&caller.tenant, waiting, now);
-        let ticket = TicketStatementQuery { statement_handle: handle.into() }.as_any().encode_to_vec();
-        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket)).with_expiration_time(timestamp(self.state.waiting.until(now)));
+        let until = self.state.waiting.until(now);
+        let endpoints = (0..parts).map(|part| FlightEndpoint::new().with_ticket(ticket(&handle, part)).with_expiration_time(timestamp(until)));
         let info = FlightInfo::new().try_with_schema(&schema).map_err(internal("encoding a schema"))?;
-        Ok(info.with_descriptor(descriptor).with_endpoint(endpoint).with_total_records(-1).with_total_bytes(-1))
+        let info = info.with_descriptor(descriptor).with_endpoints(endpoints.collect());
+        // One stream has the order that the statement asks for; several are only made where it asks for none.
+        Ok(info.with_ordered(parts == 1).with_total_records(-1).with_total_bytes(-1))
     }
 
     /// The rows of the statement that waits for `ticket`. Errors: `NotFound` for a ticket that has expired or is another's; else as running.
     pub(crate) async fn rows_of_ticket(&self, caller: &Caller, ticket: &TicketStatementQuery, encoding: Encoding) -> Result<Messages<FlightData>> {
-        let waiting = self.state.waiting.get(&caller.tenant, &ticket.statement_handle, self.backend.now_unix_nano())?;
-        let messages = self.rows_of(&caller.tenant, waiting.statement.clone(), waiting.parameters.clone(), encoding).await?;
+        let (handle, part) = handle_of(ticket);
+        let waiting = self.state.waiting.get(&caller.tenant, handle, self.backend.now_unix_nano())?;
+        let statement = match part {
+            0 if waiting.parts == 1 => waiting.statement.clone(),
+            part if part < waiting.parts => waiting.statement.clone().part(part),
+            _ => return Err(Error::new(ErrorKind::NotFound, "there is no such ticket: the answer has fewer parts")),
+        };
+        let messages = self.rows_of(&caller.tenant, statement, waiting.parameters.clone(), encoding).await?;
         Ok(waiting.cancellable(messages))
     }
 
@@ -96,22 +111,35 @@ impl FlightSql {
         encoding: Encoding,
     ) -> Result<Messages<FlightData>> {
         let rows = self.backend.run(tenant, statement, parameters).await?;
-        Ok(encoding.messages(rows.schema, rows.batches))
+        Ok(encoding.messages(&rows.schema, rows.batches))
     }
 
     /// Forgets the statement of a ticket and ends its streams. Errors: `NotFound`, `Invalid`.
     pub(crate) fn cancel(&self, caller: &Caller, info: &FlightInfo) -> Result<()> {
         let tickets = info.endpoint.iter().filter_map(|endpoint| endpoint.ticket.as_ref());
         let handles = tickets.filter_map(|ticket| Any::decode(&*ticket.ticket).ok()?.unpack::<TicketStatementQuery>().ok()?);
-        let handles: std::collections::BTreeSet<Vec<u8>> = handles.map(|ticket| ticket.statement_handle.to_vec()).collect();
+        let handles: std::collections::BTreeSet<Vec<u8>> = handles.map(|ticket| handle_of(&ticket).0.to_vec()).collect();
         if handles.is_empty() {
-            return Err(skein_engine::error::Error::invalid("the FlightInfo has no ticket of a statement: cancel what GetFlightInfo gave"));
+            return Err(Error::invalid("the FlightInfo has no ticket of a statement: cancel what GetFlightInfo gave"));
         }
         for handle in handles {
             self.state.waiting.take(&caller.tenant, &handle, self.backend.now_unix_nano())?.cancel();
         }
         Ok(())
     }
+}
+
+/// The ticket for one part: the handle and then the number of the part.
+fn ticket(handle: &[u8], part: usize) -> Ticket {
+    let statement_handle = [handle, &(part as u32).to_be_bytes()].concat().into();
+    Ticket::new(TicketStatementQuery { statement_handle }.as_any().encode_to_vec())
+}
+
+/// The handle and the part in a ticket. A ticket that is not ours gives a handle that is not known.
+fn handle_of(ticket: &TicketStatementQuery) -> (&[u8], usize) {
+    let bytes = &*ticket.statement_handle;
+    let (handle, part) = bytes.split_at(bytes.len().saturating_sub(4));
+    (handle, part.try_into().map_or(0, |part| u32::from_be_bytes(part) as usize))
 }
 
 fn timestamp(unix_nano: u64) -> prost_types::Timestamp {
