@@ -54,6 +54,7 @@ use skein_engine::{
     clock::Clock,
     error::{Error, Result},
     query::QueryService,
+    sql::SqlService,
 };
 pub use tenancy::TENANT_HEADER;
 
@@ -68,6 +69,8 @@ use crate::{
 pub struct FrontendParts {
     /// Answers the questions.
     pub queries: Arc<dyn QueryService>,
+    /// Runs SQL.
+    pub sql: Arc<dyn SqlService>,
     /// The process around the API.
     pub operations: Arc<dyn Operations>,
     /// The `query_frontend` section.
@@ -87,6 +90,7 @@ pub struct FrontendParts {
 /// The query API of one process. Shared by all connections.
 pub struct Frontend {
     queries: Arc<dyn QueryService>,
+    sql: Arc<dyn SqlService>,
     operations: Arc<dyn Operations>,
     settings: FrontendSettings,
     multitenancy_enabled: bool,
@@ -95,7 +99,7 @@ pub struct Frontend {
     registry: Registry,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    queue: Queue,
+    queue: Arc<Queue>,
     url_deny_list: RegexSet,
 }
 
@@ -112,9 +116,10 @@ impl Frontend {
         let metrics = Arc::new(Metrics::new(&parts.registry)?);
         register_build_info(&parts.registry, &parts.build)?;
         Ok(Arc::new(Self {
-            queue: Queue::new(&parts.settings, metrics.clone()),
+            queue: Arc::new(Queue::new(&parts.settings, metrics.clone())),
             http_api_prefix: prefix.to_owned(),
             queries: if parts.settings.tempo_parity { Arc::new(TempoParity(parts.queries)) } else { parts.queries },
+            sql: parts.sql,
             operations: parts.operations,
             settings: parts.settings,
             multitenancy_enabled: parts.multitenancy_enabled,

@@ -12,6 +12,7 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
         TraceRequest, TraceResult,
     },
+    sql::{SqlService, SqlStatement},
     stop::Stop,
     tenant::TenantId,
 };
@@ -44,6 +45,8 @@ pub struct Ingester {
     pub sink: Arc<dyn TraceSink>,
     /// Answers questions over live spans and blocks.
     pub queries: Arc<dyn QueryService>,
+    /// Runs SQL over the same.
+    pub sql: Arc<dyn SqlService>,
     /// Merges blocks.
     pub merger: Arc<dyn Merger>,
     /// Flushes and ends.
@@ -78,9 +81,11 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
             Ok(())
         }
     });
+    let queries = Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone() });
     Ok(Ingester {
         sink: Arc::new(handle.clone()),
-        queries: Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone() }),
+        sql: queries.clone(),
+        queries,
         merger: Arc::new(BlockMerger::new(storage.store.clone())),
         lifecycle: Arc::new(IngesterLifecycle { ingester, storage_tenants: storage.catalog.clone() }),
         cutting,
@@ -188,6 +193,15 @@ impl QueryService for OnQueryThreads {
     async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
         self.run(async move { engine.tag_values_in_parts(&tenant, request, parts).await }).await
+    }
+}
+
+#[async_trait]
+impl SqlService for OnQueryThreads {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        let (engine, tenant, text) = (self.engine.clone(), tenant.clone(), text.to_owned());
+        let statement = self.run(async move { engine.prepare(&tenant, &text).await }).await?;
+        Ok(statement.on(self.threads.clone()))
     }
 }
 

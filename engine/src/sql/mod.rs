@@ -8,6 +8,8 @@
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
 //! | `functions` | table functions |
 //! | `session` | a statement from its text to its rows |
+//! | `running` | a statement on the threads for queries |
+//! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
 //! | `error` | whose fault an error is |
 //!
 //! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
@@ -17,12 +19,15 @@ pub mod arrays;
 pub mod columns;
 pub mod error;
 pub mod functions;
+pub mod parameters;
 pub mod pushdown;
+mod running;
 pub mod scan;
 pub mod session;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 use async_trait::async_trait;
 

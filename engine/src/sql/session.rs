@@ -19,11 +19,12 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, stream::BoxStream};
+use tokio::runtime::Handle;
 
 use super::{
     columns::{self, SqlColumn, rare_name},
     error::sql_error,
-    functions,
+    functions, running,
     table::SpanTable,
 };
 use crate::{
@@ -44,6 +45,7 @@ pub struct SqlStatement {
     context: SessionContext,
     sources: Arc<SourceSet>,
     plan: LogicalPlan,
+    threads: Option<Handle>,
 }
 
 /// The rows of a statement under way.
@@ -100,7 +102,12 @@ impl SqlStatement {
         let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
-        Ok(Self { context, sources: parts.sources, plan })
+        Ok(Self { context, sources: parts.sources, plan, threads: None })
+    }
+
+    /// The same, which will run on `threads`, whoever reads its rows.
+    pub fn on(self, threads: Handle) -> Self {
+        Self { threads: Some(threads), ..self }
     }
 
     /// The columns of its rows.
@@ -116,7 +123,14 @@ impl SqlStatement {
     }
 
     /// Runs it. Errors: `Invalid` for parameters that are missing or of a wrong type.
-    pub async fn run(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+    pub async fn run(mut self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        match self.threads.take() {
+            Some(threads) => running::run_on(&threads, self.run_here(parameters)).await,
+            None => self.run_here(parameters).await,
+        }
+    }
+
+    async fn run_here(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
