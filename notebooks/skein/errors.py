@@ -46,6 +46,6 @@ NO_SQL = "the server has no {what}: is this the address of a Skein, and is it re
 def of_status(status: int, text: str) -> SkeinError:
     """The error for an HTTP status with the server's text."""
     text = text.strip() or f"the server answered {status} without a word"
-    if status in (401, 403) and "tenant" not in text.lower() and "org" not in text.lower():
+    if _BY_STATUS.get(status) is Denied:
         text = f"{text} (connect(…, tenant=…) names a tenant, token=… sends a bearer token)"
     return _BY_STATUS.get(status, SkeinError)(text)

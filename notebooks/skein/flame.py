@@ -115,7 +115,7 @@ def _draw(found: dict[Path, Frame], color_of: dict[Path, colors.Color], ax: Any)
     for frame in visible:
         color, left, row = color_of[frame.path], places[frame.path] / unit, len(frame.path) - 1
         width = frame.total_nanos / unit
-        ax.barh(row, width, left=left, height=1.0, align="edge", color=color, edgecolor="white", linewidth=0.5, gid=" > ".join(frame.path))
+        ax.barh(row, width, left=left, height=1.0, align="edge", color=color, edgecolor="grey", linewidth=0.3, gid=" > ".join(frame.path))
         letters = int(width * unit / whole * 150)
         if letters >= 4:
             text = frame.path[-1] if len(frame.path[-1]) <= letters else frame.path[-1][: letters - 1] + "…"

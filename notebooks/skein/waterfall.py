@@ -35,18 +35,22 @@ def waterfall(trace: pa.Table, ax: Any = None, *, spans_max: int = 100) -> Any:
         start, width = (span.start_unix_nano - begin) / unit, span.duration_nanos / unit
         edge = colors.ERROR if span.status == "error" else color
         ax.barh(row, width, left=start, height=0.8, color=color, edgecolor=edge, linewidth=1.5 if span.status == "error" else 0.5, gid=span.span_id)
-        _label(ax, row, start, width, (end - begin) / unit, "  " * span.depth + span.name, unit_name)
+        _label(ax, row, start, width, (end - begin) / unit, f"{span.name} {width:.3g} {unit_name}", color)
     ax.set(xlim=(0, (end - begin) / unit or 1), ylim=(len(shown) - 0.5, -0.5), xlabel=f"{unit_name} since the trace's start", yticks=[])
     left_out = f", {len(spans) - len(shown)} of {len(spans)} spans not shown" if len(shown) < len(spans) else ""
     ax.set_title(f"trace {spans[0].trace_id}{left_out}", fontsize=9, loc="left")
     services = sorted({span.service for span in shown})
-    ax.legend(handles=[Patch(color=colors.of_service(name), label=name) for name in services], fontsize=7, loc="best")
+    handles = [Patch(color=colors.of_service(name), label=name) for name in services]
+    ax.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)
     return ax
 
 
-def _label(ax: Any, row: int, start: float, width: float, whole: float, name: str, unit: str) -> None:
-    """Beside the bar, on the side where there is room."""
-    text = f"{name.strip()} {width:.3g} {unit}"
-    right = start + width / 2 < whole / 2
-    at, align = (start + width, "left") if right else (start, "right")
-    ax.annotate(text, (at, row), xytext=(3 if right else -3, 0), textcoords="offset points", ha=align, va="center", fontsize=6.5, clip_on=True)
+def _label(ax: Any, row: int, start: float, width: float, whole: float, text: str, color: colors.Color) -> None:
+    """In a long bar, else beside it, on the side where there is room."""
+    place = {"textcoords": "offset points", "va": "center", "fontsize": 6.5, "clip_on": True}
+    if width > whole / 2:
+        ax.annotate(text, (start, row), xytext=(3, 0), ha="left", color=colors.readable_on(color), **place)
+    elif start + width / 2 < whole / 2:
+        ax.annotate(text, (start + width, row), xytext=(3, 0), ha="left", **place)
+    else:
+        ax.annotate(text, (start, row), xytext=(-3, 0), ha="right", **place)

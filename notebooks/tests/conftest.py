@@ -16,7 +16,7 @@ matplotlib.use("agg")
 def _address(variable: str) -> str:
     url = os.environ.get(variable)
     if not url:
-        pytest.skip(f"{variable} names no server; `python -m skein.recorded -- pytest notebooks/tests` starts one")
+        pytest.skip(f"{variable} names no server; `python3 notebooks/open.py -- python -m pytest notebooks/tests` starts one")
     return url
 
 
