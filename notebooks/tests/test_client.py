@@ -30,10 +30,9 @@ def test_pandas_polars_and_duckdb_take_the_table(connect: Connect) -> None:
     expected = sum(span.duration for span in recorded.spans("genai"))
     assert found.to_pandas().duration_nanos.sum() == expected
     assert polars.from_arrow(found)["duration_nanos"].sum() == expected  # type: ignore[index]
-    assert duckdb.sql("SELECT sum(duration_nanos), count(system) FROM found").fetchone() == (
-        expected,
-        sum("gen_ai.system" in span.attributes for span in recorded.spans("genai")),
-    )
+    assert duckdb.sql("SELECT sum(duration_nanos), count(system) FROM found").fetchall() == [
+        (expected, sum("gen_ai.system" in span.attributes for span in recorded.spans("genai")))
+    ]
 
 
 def test_parameters_stand_for_values(connect: Connect) -> None:
@@ -93,7 +92,7 @@ def test_what_is_not_there_is_told(connect: Connect) -> None:
     [
         (lambda server: server.sql("SELECT nonsense FROM spans"), "nonsense"),
         (lambda server: server.sql("DROP TABLE spans"), "only statements that read"),
-        (lambda server: server.sql("SELECT $1"), ""),
+        (lambda server: server.sql("SELECT $1"), "1"),
         (lambda server: server.traceql("{ nonsense"), "line 1"),
         (lambda server: server.traceql("{ }", 1), "a window needs both start and end"),
         (lambda server: server.traceql("{ }", -5, 1), "between 1970 and 2262"),

@@ -45,7 +45,7 @@ def http_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[tu
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
