@@ -4,8 +4,8 @@
     python3 notebooks/open.py                                    # JupyterLab
     python3 notebooks/open.py -- python -m pytest notebooks/tests  # any other command, in the same surroundings
 
-Needs nothing but Python and what builds Skein. The command finds the package `skein`, and the server's addresses in SKEIN_URL and SKEIN_FLIGHT_URL;
-each set of traces is the tenant of its name. All ends, and the folder goes, when the command ends.
+Needs nothing but Python and what builds Skein. The command finds the package `skein`, and the server's addresses in SKEIN_URL, SKEIN_FLIGHT_URL and
+SKEIN_OTLP_URL; each set of traces is the tenant of its name. All ends, and the folder goes, when the command ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,8 +42,16 @@ def main() -> int:
     with running(binary) as addresses:
         for dataset in arguments.datasets:
             load(binary, addresses["otlp http"], dataset)
-        surroundings = {**os.environ, "SKEIN_URL": f"http://{addresses['http']}", "SKEIN_FLIGHT_URL": f"grpc://{addresses['grpc']}"}
-        return subprocess.call([str(python) if word == "python" else word for word in command], env=surroundings)
+        urls = {
+            "SKEIN_URL": f"http://{addresses['http']}",
+            "SKEIN_FLIGHT_URL": f"grpc://{addresses['grpc']}",
+            "SKEIN_OTLP_URL": f"http://{addresses['otlp http']}",
+        }
+        child = subprocess.Popen([str(python) if word == "python" else word for word in command], env={**os.environ, **urls})
+        # The command decides what Ctrl-C means: JupyterLab asks back.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        return child.wait()
 
 
 def built() -> Path:
@@ -70,7 +79,7 @@ def running(binary: Path) -> Iterator[dict[str, str]]:
         # JSON is YAML.
         config.write_text(json.dumps(settings(Path(folder))))
         with (Path(folder) / "log").open("wb") as log:
-            server = subprocess.Popen([binary, f"-config.file={config}"], stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)
+            server = subprocess.Popen([binary, f"-config.file={config}"], stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, start_new_session=True)
         try:
             yield addresses_of(server, Path(folder) / "log")
         finally:
@@ -94,7 +103,7 @@ def settings(folder: Path) -> dict[str, object]:
 def addresses_of(server: subprocess.Popen[str], log: Path) -> dict[str, str]:
     """Waits until the server says that it is ready."""
     assert server.stdout is not None
-    addresses = {}
+    addresses: dict[str, str] = {}
     for line in server.stdout:
         line = line.strip()
         if line == "skein: ready":

@@ -49,6 +49,7 @@ impl Package {
         let mut command = self.python_command();
         command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8"]).arg(folder);
         command.env("SKEIN_URL", format!("http://{}", addresses.http)).env("SKEIN_FLIGHT_URL", format!("grpc://{}", addresses.grpc));
+        command.env("SKEIN_OTLP_URL", format!("http://{}", addresses.otlp_http));
         self.check("pytest", &mut command);
     }
 }

@@ -40,6 +40,11 @@ def server_url() -> str:
     return _address("SKEIN_URL")
 
 
+@pytest.fixture
+def otlp_url() -> str:
+    return _address("SKEIN_OTLP_URL")
+
+
 @pytest.fixture(autouse=True)
 def no_open_figures() -> Iterator[None]:
     yield

@@ -18,18 +18,19 @@ def critical_path(spans: list[Span]) -> dict[str, int]:
 
 
 def _walk(span: Span, begin: int, end: int, nanos: dict[str, int]) -> None:
-    """Shares out the time from `begin` to `end`, in which the trace waits for `span`, from its end backwards."""
-    while end > begin:
-        before = [child for child in span.children if child.start < end and child.start >= begin or child.start < end and child.end > begin]
-        before = [child for child in before if min(child.end, end) > max(child.start, begin)]
+    """Shares out the time from `begin` to `end`, in which the trace waits for `span`: from its end backwards, each time to the child that ends last
+    before the point that is reached; what is between is the span's own."""
+    point = end
+    while True:
+        parts = [(min(child.end, end), max(child.start, begin), child) for child in span.children]
+        before = [part for part in parts if part[1] < part[0] <= point]
         if not before:
-            nanos[span.id] += end - begin
+            nanos[span.id] += point - begin
             return
-        last = max(before, key=lambda child: (min(child.end, end), -child.start))
-        until, since = min(last.end, end), max(last.start, begin)
-        nanos[span.id] += end - until
-        _walk(last, since, until, nanos)
-        end = since
+        until, since, child = max(before, key=lambda part: (part[0], -part[1], -part[2].start))
+        nanos[span.id] += point - until
+        _walk(child, since, until, nanos)
+        point = since
 
 
 def self_time_by_path(traces: list[list[Span]]) -> dict[tuple[str, ...], float]:

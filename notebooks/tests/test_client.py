@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -11,6 +13,7 @@ import duckdb
 import polars
 import pyarrow as pa
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 import recorded
 import skein
@@ -121,6 +124,29 @@ def test_metrics_count_spans_by_service(connect: Connect) -> None:
     for service, value in zip(found[labels[0]].to_pylist(), found["value"].to_pylist()):
         counted[service] += value
     assert counted == Counter(span.service for span in spans)
+
+
+def send(otlp_url: str, tenant: str, number: int, name: str) -> None:
+    """Sends a span that has just ended."""
+    request = ExportTraceServiceRequest()
+    now = time.time_ns()
+    request.resource_spans.add().scope_spans.add().spans.add(
+        trace_id=number.to_bytes(16, "big"), span_id=number.to_bytes(8, "big"), name=name, start_time_unix_nano=now - 1000, end_time_unix_nano=now
+    )
+    headers = {"X-Scope-OrgID": tenant, "Content-Type": "application/x-protobuf"}
+    with urllib.request.urlopen(urllib.request.Request(f"{otlp_url}/v1/traces", request.SerializeToString(), headers), timeout=60) as response:
+        assert response.status == 200
+
+
+def test_tail_sees_spans_arrive(connect: Connect, otlp_url: str) -> None:
+    # A tenant of its own for each run: both transports, and whoever runs this again.
+    tenant = f"tail-{time.time_ns()}"
+    send(otlp_url, tenant, 1, "first")
+    found = connect(tenant).tail("{ name != `noise` }", columns=["name"], interval=0.05, patience=60)
+    assert next(found).to_pylist() == [{"name": "first"}]
+    send(otlp_url, tenant, 2, "noise")
+    send(otlp_url, tenant, 3, "second")
+    assert next(found).to_pylist() == [{"name": "second"}]
 
 
 class Growing:
