@@ -8,7 +8,7 @@ from matplotlib import colormaps
 
 Color = tuple[float, float, float, float]
 
-_PALETTE: list[Color] = [colormaps["tab20"](at) for at in range(20)]
+_PALETTE: list[Color] = [colormaps[name](at) for name in ("tab20", "tab20b", "tab20c") for at in range(20)]
 ERROR: Color = (0.8, 0.1, 0.1, 1.0)
 
 

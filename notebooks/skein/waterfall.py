@@ -35,7 +35,9 @@ def waterfall(trace: pa.Table, ax: Any = None, *, spans_max: int = 100) -> Any:
         start, width = (span.start_unix_nano - begin) / unit, span.duration_nanos / unit
         edge = colors.ERROR if span.status == "error" else color
         ax.barh(row, width, left=start, height=0.8, color=color, edgecolor=edge, linewidth=1.5 if span.status == "error" else 0.5, gid=span.span_id)
-        _label(ax, row, start, width, (end - begin) / unit, f"{span.name} {width:.3g} {unit_name}", color)
+        own_unit, own_unit_name = colors.unit_of(span.duration_nanos)
+        text = f"{span.name} {span.duration_nanos / own_unit:.3g} {own_unit_name}"
+        _label(ax, row, start, width, (end - begin) / unit, text, color)
     ax.set(xlim=(0, (end - begin) / unit or 1), ylim=(len(shown) - 0.5, -0.5), xlabel=f"{unit_name} since the trace's start", yticks=[])
     left_out = f", {len(spans) - len(shown)} of {len(spans)} spans not shown" if len(shown) < len(spans) else ""
     ax.set_title(f"trace {spans[0].trace_id}{left_out}", fontsize=9, loc="left")
