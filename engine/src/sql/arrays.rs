@@ -54,7 +54,7 @@ fn of_texts(texts: &Texts) -> ArrayRef {
 }
 
 /// A dictionary of `values` by `keys`.
-pub fn dictionary(keys: Int32Array, values: impl Iterator<Item = String>) -> Result<ArrayRef> {
+pub fn dictionary(keys: Int32Array, values: impl Iterator<Item = impl AsRef<str>>) -> Result<ArrayRef> {
     Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::new(StringArray::from_iter_values(values)))?))
 }
 
@@ -103,6 +103,7 @@ fn by_value(vector: &Vector, kind: SqlType) -> ArrayRef {
             values.for_each(|value| texts.append_option(text_of(&value)));
             Arc::new(texts.finish())
         }
+        SqlType::TextList => new_null_array(&kind.data_type(), vector.len()),
     }
 }
 

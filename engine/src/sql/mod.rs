@@ -4,21 +4,27 @@
 //! |---|---|
 //! | `columns` | the columns of spans, events and links, and their values in a frame |
 //! | `arrays` | TraceQL values as Arrow arrays |
+//! | `tree`, `groups`, `calls` | what columns say of whole traces: self time and critical path, traces and services as rows, calls between services |
 //! | `table`, `scan` | the tables as DataFusion asks for them, and the leaf that reads them |
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
 //! | `functions` | table functions |
 //! | `session` | a statement from its text to its rows |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `limits`, `harmless` | what a statement may take; what is kept from it |
 //! | `error` | whose fault an error is |
 //!
 //! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
 //! joins between them are consistent and rows of one trace lie together.
 
 pub mod arrays;
+pub mod calls;
 pub mod columns;
 pub mod error;
 pub mod functions;
+pub mod groups;
+mod harmless;
+mod limits;
 pub mod parameters;
 pub mod pushdown;
 mod running;
@@ -27,10 +33,12 @@ pub mod session;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod tree;
 pub mod write;
 
 use async_trait::async_trait;
 
+pub use self::limits::SqlLimits;
 pub use self::session::{SqlCost, SqlRows, SqlStatement};
 use crate::{error::Result, tenant::TenantId};
 

@@ -230,6 +230,53 @@ async fn traceql_is_a_table() {
     check("SELECT s.name FROM trace('1') s JOIN trace('1') p ON s.parent_span_id = p.span_id ORDER BY 1", &["add", "render"]).await;
 }
 
+/// In trace 1 shop(1) runs from 1000 ns to 1100 ns after the second, its children only after that.
+#[tokio::test]
+async fn functions_take_whole_traces() {
+    check(
+        "SELECT span_id, self_time_nanos, critical_path_nanos FROM critical_path() WHERE duration_nanos >= 100 ORDER BY trace_id, span_id",
+        &["0000000000000001 100 100", "0000000000000002 200 0", "0000000000000003 300 0", "0000000000000001 100 100"],
+    )
+    .await;
+    check("SELECT span_id FROM critical_path('{ name = \"render\" }') ORDER BY 1", &["0000000000000001", "0000000000000002", "0000000000000003"])
+        .await;
+    check("SELECT span_id FROM critical_path('{ name = \"render\" }') WHERE name = 'add'", &["0000000000000002"]).await;
+    check("SELECT count(*) FROM critical_path('{ status = error }', 2, 3)", &["1"]).await;
+    check("SELECT count(*), sum(self_time_nanos) FROM critical_path('1')", &["3 600"]).await;
+    check(
+        "SELECT ordinal, depth, path, service, name FROM span_tree('1') ORDER BY ordinal",
+        &["0 0 GET / shop GET /", "1 1 GET /;add cart add", "2 1 GET /;render shop render"],
+    )
+    .await;
+    check("SELECT * FROM service_graph()", &["shop cart  1 1 200 200 200"]).await;
+    check("SELECT calls FROM service_graph('{ name = \"render\" }') WHERE client = 'shop'", &["1"]).await;
+    check("SELECT count(*) FROM service_graph(NULL, 2, 3)", &["0"]).await;
+}
+
+#[tokio::test]
+async fn traces_and_services_are_tables() {
+    check(
+        "SELECT * FROM traces ORDER BY trace_id",
+        &[
+            "00000000000000000000000000000001 shop GET / 1970-01-01T00:00:01.000001Z 2300 3 1 [cart, shop]",
+            "00000000000000000000000000000002 cart add 1970-01-01T00:00:02.000001Z 100 1 1 [cart]",
+        ],
+    )
+    .await;
+    check("SELECT count(*) FROM traces", &["2"]).await;
+    check("SELECT span_count FROM traces WHERE duration_nanos > 100 AND root_name = 'GET /'", &["3"]).await;
+    check("SELECT count(*) FROM traces WHERE start_time < '1970-01-01T00:00:01.5Z'", &["1"]).await;
+    check("SELECT span_count FROM traces WHERE trace_id = '00000000000000000000000000000002'", &["1"]).await;
+    check(
+        "SELECT * FROM services ORDER BY service",
+        &[
+            "cart 2 2 2 1970-01-01T00:00:01.000002Z 1970-01-01T00:00:02.000001100Z",
+            "shop 2 0 1 1970-01-01T00:00:01.000001Z 1970-01-01T00:00:01.000003300Z",
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn only_reading_is_allowed_and_mistakes_are_named() {
     for query in ["DROP TABLE spans", "CREATE TABLE t AS SELECT 1", "INSERT INTO spans SELECT * FROM spans", "SET a = 1", "COPY spans TO '/tmp/x'"] {

@@ -7,7 +7,10 @@ use datafusion::{
     optimizer::simplify_expressions::ExprSimplifier,
 };
 
-use crate::query::Window;
+use crate::{
+    query::Window,
+    traceql::{self, Pipeline, QueryBody},
+};
 
 /// The constants that `function` was called with. Errors: `Plan` for fewer than `least` or more than `most`, or for one that is no constant.
 pub(crate) fn constants(function: &str, args: &TableFunctionArgs<'_, '_>, least: usize, most: usize) -> Result<Vec<ScalarValue>> {
@@ -55,6 +58,23 @@ pub(crate) fn unix_nanos(function: &str, what: &str, value: &ScalarValue) -> Res
     match found {
         Some(nanos) if nanos >= 0 => Ok(nanos),
         _ => plan_err!("{function}() needs {what} as a timestamp or as Unix seconds since 1970, not {value}"),
+    }
+}
+
+/// The window that the arguments after the first ask for: none, or a start and an end. Errors: `Plan`.
+pub(crate) fn optional_window(function: &str, times: &[ScalarValue]) -> Result<Option<Window>> {
+    match times {
+        [] => Ok(None),
+        [start, end] => window(function, unix_nanos(function, "the start", start)?, unix_nanos(function, "the end", end)?).map(Some),
+        _ => plan_err!("{function}() takes a query, or a query, a start and an end"),
+    }
+}
+
+/// The search that a query is. Errors: `Plan` for one of metrics, else as [`traceql::parse`].
+pub(crate) fn search(function: &str, query: &str) -> Result<Pipeline> {
+    match traceql::parse(query)?.body {
+        QueryBody::Search(pipeline) => Ok(pipeline),
+        QueryBody::Metrics(_) => plan_err!("{function}() takes a search; for metrics there is traceql_metrics()"),
     }
 }
 
