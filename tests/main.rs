@@ -16,6 +16,7 @@
 //! | `flight` | pyarrow, ADBC, DuckDB and Polars read spans over Arrow Flight; hostile messages are refused |
 //! | `formats` | that other tools open the blocks |
 //! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
+//! | `notebooks` | the Python package is typed and agrees with the recorded traces, as do the notebooks, run from top to bottom; one command opens them |
 //! | `naive` | random searches and metrics queries over random traces, in process: the engine answers what a plain evaluator of the language does |
 //!
 //! What the tests stand on: `harness` (the process and its clients), `otlp` (requests, datasets, comparison), `otlp_json` (an encoder),
@@ -44,6 +45,7 @@ mod formats;
 mod harness;
 mod mcp;
 mod naive;
+mod notebooks;
 mod otlp;
 mod otlp_json;
 mod partial_cache;
