@@ -250,7 +250,9 @@ fn traceql_in_sql_finds_what_the_search_api_finds() {
 }
 
 fn matched_by_search(answer: &Value) -> Matched {
-    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+        value[key].as_array().map(Vec::as_slice).unwrap_or_default()
+    }
     let of_trace = |trace: &Value| {
         let spans = list(trace, "spanSets").iter().flat_map(|set| list(set, "spans")).map(|span| span["spanID"].as_str().unwrap().to_owned());
         let mut spans: Vec<String> = spans.collect();
