@@ -18,6 +18,7 @@ import pyarrow.flight as flight
 GRPC, HTTP, TENANT, FILE = sys.argv[1:]
 SPANS = json.load(open(FILE))
 AUTH = [(b"x-scope-orgid", TENANT.encode())]
+ERRORS = (flight.FlightError, pyarrow.ArrowException)
 COLUMNS = "trace_id, span_id, parent_span_id, name, start_time, duration_nanos, \"resource.service.name\" AS service"
 
 
@@ -41,6 +42,14 @@ def refused(kind, what, *texts):
     raise AssertionError(f"not refused as {kind}: {texts}")
 
 
+def message(value):
+    """A protobuf message whose first field is `value`."""
+    length, size = b"", len(value)
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return b"\x0a" + length + bytes([size]) + value
+
+
 def everything_of(client, info):
     tables = [client.do_get(endpoint.ticket, options()).read_all() for endpoint in info.endpoints]
     assert all(table.schema == info.schema for table in tables), (info.schema, tables[0].schema)
@@ -57,7 +66,7 @@ def plain_flight(address):
     assert pyarrow.types.is_dictionary(table.schema.field("name").type), table.schema
     for compression in (b"lz4", b"zstd", b"none"):
         assert rows(read((b"x-skein-compression", compression), sql=f"SELECT {COLUMNS} FROM spans")) == SPANS
-    refused(flight.FlightServerError.__mro__[1], lambda: read((b"x-skein-compression", b"rar"), sql="SELECT 1"), "lz4, zstd or none")
+    refused(pyarrow.ArrowInvalid, lambda: read((b"x-skein-compression", b"rar"), sql="SELECT 1"), "lz4, zstd or none")
 
     by_name = read(sql="SELECT count(*) AS n FROM spans WHERE name = $1", parameters=["op-3"])
     assert by_name["n"].to_pylist() == [sum(span["name"] == "op-3" for span in SPANS)]
@@ -87,8 +96,9 @@ def plain_flight(address):
     info = client.get_flight_info(flight.FlightDescriptor.for_path("spans"), options())
     for _ in range(2):
         assert everything_of(client, info).num_rows == len(SPANS)
-    client.cancel_flight_info(flight.CancelFlightInfoRequest(info), options())
-    refused(flight.FlightError, lambda: everything_of(client, info), "no such ticket")
+    cancelled = list(client.do_action(("CancelFlightInfo", message(info.serialize())), options()))
+    assert [bytes(result.body) for result in cancelled] == [b"\x08\x01"], "CANCEL_STATUS_CANCELLED"
+    refused(ERRORS, lambda: everything_of(client, info), "no such ticket")
 
     # Whoever stops reading stops the work.
     reader = client.do_get(ticket(sql="SELECT a.name FROM spans a, spans b, spans c"), options())
@@ -103,7 +113,7 @@ def plain_flight(address):
     other = flight.FlightCallOptions(headers=[(b"x-scope-orgid", b"stranger")])
     assert client.do_get(ticket(sql="SELECT count(*) AS n FROM spans"), other).read_all()["n"].to_pylist() == [0]
     info = client.get_flight_info(flight.FlightDescriptor.for_path("spans"), options())
-    refused(flight.FlightError, lambda: client.do_get(info.endpoints[0].ticket, other).read_all(), "no such ticket")
+    refused(ERRORS, lambda: client.do_get(info.endpoints[0].ticket, other).read_all(), "no such ticket")
     client.close()
 
 
@@ -134,7 +144,7 @@ def adbc():
             refused(adbc_driver_manager.Error, lambda: cursor.execute("SELECT count(*) FROM spans WHERE name = $1", ("a", "b")), "1 parameters, 2 were bound")
         info = connection.adbc_get_info()
         assert info["vendor_name"] == "skein", info
-        assert connection.adbc_get_table_types() == ["BASE TABLE", "VIEW"] or "BASE TABLE" in connection.adbc_get_table_types()
+        assert "BASE TABLE" in connection.adbc_get_table_types()
         schema = connection.adbc_get_table_schema("spans")
         assert schema.field("duration_nanos").type == pyarrow.int64(), schema
         objects = connection.adbc_get_objects(depth="all").read_all().to_pylist()
@@ -158,8 +168,8 @@ def other_engines():
         expected[span["name"]] = expected.get(span["name"], 0) + span["duration_nanos"]
     found = duckdb.sql("SELECT name, sum(duration_nanos)::BIGINT FROM spans GROUP BY name").fetchall()
     assert dict(found) == expected, found
-    children = duckdb.sql("SELECT count(*) FROM spans c JOIN spans p ON c.trace_id = p.trace_id AND c.parent_span_id = p.span_id").fetchone()
-    assert children == (sum(span["parent_span_id"] is not None for span in SPANS),), children
+    children = duckdb.sql("SELECT count(*) FROM spans c JOIN spans p ON c.trace_id = p.trace_id AND c.parent_span_id = p.span_id").fetchall()
+    assert children == [(sum(span["parent_span_id"] is not None for span in SPANS),)], children
     frame = polars.from_arrow(spans)
     sums = frame.group_by("name").agg(polars.col("duration_nanos").sum())
     assert dict(sums.rows()) == expected, sums

@@ -24,6 +24,7 @@ CLEAR = {
 }
 PREFIX = "type.googleapis.com/arrow.flight.protocol.sql."
 told = {"refused": 0, "answered": 0}
+wrong = []
 
 
 def varint(number):
@@ -59,11 +60,12 @@ def hostile(what, method, *messages, may_answer=False, metadata=METADATA):
     except grpc.RpcError as error:
         # A frame that is no protobuf at all is refused below the service, as INTERNAL by the gRPC library.
         broken_frame = error.code() == grpc.StatusCode.INTERNAL and "decode" in error.details()
-        assert error.code() in CLEAR or broken_frame, f"{what}: {error.code()} {error.details()}"
-        assert error.details(), f"{what}: {error.code()} without a text"
+        if not (error.code() in CLEAR or broken_frame) or not error.details():
+            wrong.append(f"{what}: {error.code()} {error.details()!r:.300}")
         told["refused"] += 1
         return
-    assert may_answer, f"{what}: answered {answers!r:.200}"
+    if not may_answer:
+        wrong.append(f"{what}: answered {answers!r:.200}")
     told["answered"] += 1
 
 
@@ -79,7 +81,7 @@ texts = [
     b'{"sql": "SELECT * FROM stranger.spans"}', b'{"sql": "SELECT * FROM skein.stranger.spans"}', b'{"sql": "SELECT * FROM \'/etc/passwd\'"}',
     b'{"sql": "SELECT $1", "parameters": "x"}', b'{"sql": "SELECT $2", "parameters": [1]}', b'{"sql": "SELECT 1", "parameters": [[1]]}',
     b'{"traceql": "{ status = }"}', b'{"traceql": "{ }", "start": 5}', b'{"traceql": "{ }", "start": -1, "end": -2}', b'{"traceql": "{ }", "limit": -1}',
-    b'{"traceql": "{ }", "start": 1e400, "end": 5}', b'{"traceql": "{ }", "start": {}, "end": []}', b'{"trace": "nonsense"}', b'{"trace": ""}',
+    b'{"traceql": "{ }", "start": 1e400, "end": 5}', b'{"traceql": "{ }", "start": {}, "end": []}', b'{"trace": "nonsense"}',
     b'{"trace": "1\') UNION SELECT * FROM spans --"}', b'{"metrics": "{ } |"}', b'{"metrics": "{ } | rate()", "step": "1m"}', b'{"sql": "a", "trace": "b"}',
     b'{"sql": "SELECT ' + b"(" * 5000 + b'"}', b'{"sql": ' + b"[" * 100_000, b'{"traceql": "' + b"{" * 10_000 + b'"}', b'{"sql": "' + b"x" * (2 << 20) + b'"}',
     b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", b"\x00" * 64, b"\xff" * 64, any_of("", b""), any_of("NoSuchThing", b""),
@@ -104,8 +106,8 @@ for number in range(40):
 # Metadata commands that were cut or changed.
 for name in ("CommandGetTables", "CommandGetDbSchemas", "CommandGetSqlInfo", "CommandGetXdbcTypeInfo", "CommandGetPrimaryKeys", "CommandGetCrossReference"):
     hostile(f"{name} of noise", "DoGet", ticket(any_of(name, b"\x0a\xff\xff")))
-hostile("a pattern of a megabyte", "DoGet", ticket(any_of("CommandGetTables", field(3, b"%" * 100_000))), may_answer=True)
-hostile("a million kinds of info", "DoGet", ticket(any_of("CommandGetSqlInfo", field(1, b"\x01" * 1_000_000))), may_answer=True)
+hostile("a pattern that is longer than any name", "DoGet", ticket(any_of("CommandGetTables", field(3, b"%" * 100_000))))
+hostile("a million kinds of info", "DoGet", ticket(any_of("CommandGetSqlInfo", field(1, b"\x01" * 1_000_000))))
 
 # Actions.
 bodies = [b"", noise(50), any_of("CommandStatementQuery", b""), any_of("ActionCreatePreparedStatementRequest", b"\x0a\xff")]
@@ -166,8 +168,7 @@ for batch in (batch, pa.record_batch([["x", "y"]], names=["a"]), pa.record_batch
     try:
         bound(handle, batch)
         client.do_get(flight.Ticket(any_of("CommandPreparedStatementQuery", field(1, handle))), options).read_all()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, flight.FlightError) as error:
-        assert "internal" not in str(error).lower(), error
+    except pa.ArrowInvalid:
         told["refused"] += 1
     else:
         raise AssertionError(f"bound {batch}")
@@ -196,4 +197,5 @@ for _ in range(70):
 hostile("a ticket that gave way", "DoGet", ticket(old))
 
 assert client.do_get(flight.Ticket(json.dumps({"sql": "SELECT 1 AS one"})), options).read_all()["one"].to_pylist() == [1]
+assert not wrong, "\n".join(wrong)
 print(told["refused"])

@@ -46,7 +46,8 @@ impl<'a> Calls<'a> {
     /// The services of the parents.
     pub fn clients(&self) -> Result<ArrayRef> {
         let code = |row| self.parent(row).and_then(|parent| self.services.code(parent));
-        arrays::dictionary(Int32Array::from_iter((0..self.frame.len()).map(|row| code(row).map(|code| code as i32))), StringArray::from_iter_values(&self.services.names))
+        let codes = Int32Array::from_iter((0..self.frame.len()).map(|row| code(row).map(|code| code as i32)));
+        arrays::dictionary(codes, StringArray::from_iter_values(self.services.names.iter()))
     }
 
     /// `messaging_system` where the parent is a producer or the span a consumer, else empty. [`Column::Kind`] is loaded.
@@ -54,7 +55,8 @@ impl<'a> Calls<'a> {
         let kinds = self.frame.small_ints(Column::Kind)?;
         let kind = |row: usize| kind_of(kinds.value(row));
         let messaging = |row| kind(row) == Kind::Consumer || self.parent(row).is_some_and(|parent| kind(parent) == Kind::Producer);
-        arrays::dictionary(Int32Array::from_iter_values((0..self.frame.len()).map(|row| i32::from(messaging(row)))), StringArray::from_iter_values(["", MESSAGING]))
+        let codes = Int32Array::from_iter_values((0..self.frame.len()).map(|row| i32::from(messaging(row))));
+        arrays::dictionary(codes, StringArray::from(vec!["", MESSAGING]))
     }
 
     /// Whether either side has status error. [`Column::StatusCode`] is loaded.

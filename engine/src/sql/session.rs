@@ -217,7 +217,7 @@ impl SqlStatement {
         let (part, limits, memory, sources, state) = (self.part, self.limits, self.memory.clone(), self.parts.sources.clone(), self.context.state());
         let plan = self.physical(parameters).await?;
         let runtime = limits.runtime(state.runtime_env())?;
-        // A statement runs once.
+        // Parts of a statement that run beside each other share the memory of the first.
         let _ = memory.set(runtime.memory_pool.clone());
         let task = Arc::new(TaskContext::from(&state).with_runtime(runtime));
         let stream = match part {

@@ -58,6 +58,7 @@ impl FlightSql {
 
     /// The answer to a metadata command. Errors: `Unimplemented` for an unknown command.
     pub(crate) async fn metadata_rows(&self, caller: &Caller, command: Command, encoding: Encoding) -> Reply<Messages<FlightData>> {
+        check_size(&command)?;
         let batch = match command {
             Command::CommandGetCatalogs(command) => {
                 let mut catalogs = command.into_builder();
@@ -152,6 +153,26 @@ impl FlightSql {
             tables.append(&table.catalog, &table.schema, &table.name, &table.kind, &columns).map_err(unbuilt)?;
         }
         tables.build().map_err(unbuilt)
+    }
+}
+
+/// Longest pattern of a name, and most kinds of information that are asked for: several times what any client has reason to ask.
+const ASKED_MAX: usize = 4096;
+
+/// Errors: `Invalid` for a command that asks for more than there can be.
+fn check_size(command: &Command) -> Result<()> {
+    let size = match command {
+        Command::CommandGetDbSchemas(command) => command.db_schema_filter_pattern.as_ref().map_or(0, String::len),
+        Command::CommandGetTables(command) => {
+            let patterns = [&command.db_schema_filter_pattern, &command.table_name_filter_pattern];
+            patterns.into_iter().flatten().map(String::len).max().unwrap_or(0).max(command.table_types.len())
+        }
+        Command::CommandGetSqlInfo(command) => command.info.len(),
+        _ => 0,
+    };
+    match size > ASKED_MAX {
+        true => Err(Error::invalid(format!("a pattern of {size} bytes or {size} things asked for at once: at most {ASKED_MAX} are read"))),
+        false => Ok(()),
     }
 }
 

@@ -24,9 +24,8 @@ use super::{
     asks::Statement,
     encode::schema_bytes,
     kept::Bounds,
-    service::{Caller, FlightSql},
+    service::{Caller, FlightSql, unreadable},
 };
-use crate::status::from_status;
 
 /// Bounds of prepared statements.
 pub(crate) const PREPARED: Bounds = Bounds { what: "prepared statement", all: 4096, of_tenant: 512, seconds: 3600 };
@@ -108,7 +107,7 @@ impl FlightSql {
         let prepared = self.state.prepared.get(&caller.tenant, &handle, self.backend.now_unix_nano())?;
         let mut batches = FlightRecordBatchStream::new_from_flight_data(messages.map_err(FlightError::from));
         let mut bound = false;
-        while let Some(batch) = batches.try_next().await.map_err(|error| unreadable(error))? {
+        while let Some(batch) = batches.try_next().await.map_err(no_arrow)? {
             if batch.num_rows() == 0 {
                 continue;
             }
@@ -123,9 +122,9 @@ impl FlightSql {
 }
 
 /// What a client sent is no Arrow.
-fn unreadable(error: FlightError) -> Error {
+fn no_arrow(error: FlightError) -> Error {
     match error {
-        FlightError::Tonic(status) => from_status(&status),
+        FlightError::Tonic(status) => unreadable(&status),
         error => Error::invalid("reading the record batches that were sent").with_source(error),
     }
 }

@@ -12,7 +12,7 @@ use datafusion::arrow::error::ArrowError;
 use futures::{StreamExt, stream};
 use prost::Message;
 use skein_engine::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     tenant::TenantId,
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -23,7 +23,7 @@ use super::{
     auth,
     encode::{Encoding, schema_bytes},
 };
-use crate::status::client_status;
+use crate::status::{client_status, from_status};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -125,7 +125,7 @@ impl FlightSql {
 
     /// Takes parameters of prepared statements; nothing else is written this way.
     async fn put(&self, caller: &Caller, mut messages: Streaming<FlightData>) -> Reply<Messages<PutResult>> {
-        let first = messages.message().await.map_err(|status| crate::status::from_status(&status))?;
+        let first = messages.message().await.map_err(|status| unreadable(&status))?;
         let first = first.ok_or_else(|| Error::invalid("DoPut without a message: the first one has the descriptor and the schema"))?;
         let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
         let command = Any::decode(&*descriptor.cmd).ok().and_then(|any| Command::try_from(any).ok());
@@ -141,6 +141,14 @@ impl FlightSql {
             }
             _ => Err(unimplemented("DoPut takes the parameters of prepared statements; spans are written with OTLP")),
         }
+    }
+}
+
+/// Why a message of a client could not be read. What the gRPC library calls `INTERNAL` is a message that is no protobuf.
+pub(crate) fn unreadable(status: &Status) -> Error {
+    match from_status(status) {
+        error if error.kind() == ErrorKind::Internal => Error::invalid(format!("reading the messages that were sent: {}", error.message())),
+        error => error,
     }
 }
 
