@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `conformance` | the answers recorded from Grafana Tempo, in `golden/conformance` |
 //! | `truth` | every figure of the truth files of `data/`, over each transport, live, flushed and restarted |
+//! | `sql` | SQL over HTTP: forms, limits, tenants, statements that mean harm; figures and searches in SQL |
 //! | `stores` | the same over S3 and Azure servers that the tests start |
 //! | `durability` | no acknowledged span is lost or doubled by SIGKILL, a torn log or a full disk |
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
@@ -48,6 +49,7 @@ mod otlp_json;
 mod partial_cache;
 mod receive;
 mod sha256;
+mod sql;
 mod stalling_store;
 mod stores;
 mod streaming;

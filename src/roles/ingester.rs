@@ -26,7 +26,7 @@ use skein_ingest::{
 };
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{Shared, Task, memory, storage::Storage};
+use super::{Shared, Task, memory, overrides::Overrides, storage::Storage};
 
 /// What the process needs of the ingester besides spans going in.
 #[async_trait]
@@ -81,7 +81,7 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
             Ok(())
         }
     });
-    let queries = Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone() });
+    let queries = Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone(), overrides: shared.overrides.clone() });
     Ok(Ingester {
         sink: Arc::new(handle.clone()),
         sql: queries.clone(),
@@ -127,6 +127,7 @@ fn engine_settings(shared: &Shared) -> EngineSettings {
 struct OnQueryThreads {
     engine: Arc<Engine>,
     threads: Handle,
+    overrides: Arc<Overrides>,
 }
 
 impl OnQueryThreads {
@@ -199,9 +200,10 @@ impl QueryService for OnQueryThreads {
 #[async_trait]
 impl SqlService for OnQueryThreads {
     async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        let limits = self.overrides.limits(tenant).sql_limits();
         let (engine, tenant, text) = (self.engine.clone(), tenant.clone(), text.to_owned());
-        let statement = self.run(async move { engine.prepare(&tenant, &text).await }).await?;
-        Ok(statement.on(self.threads.clone()))
+        let statement = limits.within_time(self.run(async move { engine.prepare(&tenant, &text).await })).await?;
+        Ok(statement.on(self.threads.clone()).within(limits))
     }
 }
 

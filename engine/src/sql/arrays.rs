@@ -55,7 +55,12 @@ fn of_texts(texts: &Texts) -> ArrayRef {
 }
 
 /// A dictionary of `values` by `keys`.
-pub fn dictionary(keys: Int32Array, values: StringArray) -> Result<ArrayRef> {
+pub fn dictionary(keys: Int32Array, values: impl Iterator<Item = impl AsRef<str>>) -> Result<ArrayRef> {
+    coded(keys, StringArray::from_iter_values(values))
+}
+
+/// The dictionary `values` by `keys`.
+pub fn coded(keys: Int32Array, values: StringArray) -> Result<ArrayRef> {
     Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::new(values))?))
 }
 
@@ -63,7 +68,7 @@ pub fn dictionary(keys: Int32Array, values: StringArray) -> Result<ArrayRef> {
 fn of_codes(codes: &Int32Array, count: i32, meaning: impl Fn(i32) -> Static) -> Result<ArrayRef> {
     let known =
         Int32Array::new(codes.values().iter().map(|&code| if (0..count).contains(&code) { code } else { 0 }).collect(), codes.nulls().cloned());
-    dictionary(known, StringArray::from_iter_values((0..count).map(|code| meaning(code).to_string())))
+    dictionary(known, (0..count).map(|code| meaning(code).to_string()))
 }
 
 /// Values by their place in a table: each entry is converted once.
@@ -84,7 +89,7 @@ fn by_key(keys: &Int32Array, table: &[Value], kind: SqlType) -> Result<ArrayRef>
             })
         }));
     }
-    dictionary(Int32Array::from_iter(keys.iter().map(|key| place(key).and_then(|key| codes[key]))), StringArray::from_iter_values(texts))
+    dictionary(Int32Array::from_iter(keys.iter().map(|key| place(key).and_then(|key| codes[key]))), texts.iter())
 }
 
 fn by_value(vector: &Vector, kind: SqlType) -> ArrayRef {
@@ -104,6 +109,7 @@ fn by_value(vector: &Vector, kind: SqlType) -> ArrayRef {
             values.for_each(|value| texts.append_option(text_of(&value)));
             Arc::new(texts.finish())
         }
+        SqlType::TextList => new_null_array(&kind.data_type(), vector.len()),
     }
 }
 

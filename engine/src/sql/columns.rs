@@ -11,12 +11,22 @@ use arrow::{
     compute::take,
     datatypes::{DataType, Field, TimeUnit},
 };
+use serde::{Deserialize, Serialize};
 
-use super::arrays::{self, hex_array};
+use super::{
+    arrays::{self, hex_array},
+    calls::{CALLS, Calls},
+    groups::{self, Groups},
+    tree::{self, TIMED_TREE, TimedTree},
+};
 use crate::{
     error::{Error, Result},
     exec::{
-        eval::{ColumnNeeds, Frame, frame::FieldLevel},
+        eval::{
+            ColumnNeeds, Frame,
+            frame::FieldLevel,
+            vector::{Vector, status_of},
+        },
         source::SourceRef,
     },
     spans::{
@@ -25,11 +35,11 @@ use crate::{
         tables::Shared,
         value::Value,
     },
-    traceql::{AttributeScope, FieldRef, Intrinsic},
+    traceql::{AttributeScope, FieldRef, Intrinsic, Status},
 };
 
 /// The type of a column in SQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SqlType {
     /// Strings with few distinct values: `Dictionary(Int32, Utf8)`.
     Dictionary,
@@ -45,6 +55,8 @@ pub enum SqlType {
     Bool,
     /// `Timestamp(Nanosecond, "UTC")`.
     Time,
+    /// `List(Utf8)`; of no field of TraceQL.
+    TextList,
 }
 
 /// The time zone of all times.
@@ -61,6 +73,7 @@ impl SqlType {
             Self::Float => DataType::Float64,
             Self::Bool => DataType::Boolean,
             Self::Time => DataType::Timestamp(TimeUnit::Nanosecond, Some(UTC.into())),
+            Self::TextList => DataType::List(Arc::new(Field::new("item", DataType::Utf8, false))),
         }
     }
 
@@ -85,11 +98,11 @@ impl SqlType {
 }
 
 /// Where the values of a column come from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Content {
-    /// A field of TraceQL.
-    Field(FieldRef),
+    /// A field of TraceQL; its text, where it travels.
+    Field(#[serde(with = "field_text")] FieldRef),
     /// 32 hexadecimal digits.
     TraceId,
     /// 16 hexadecimal digits.
@@ -106,10 +119,46 @@ pub enum Content {
     LinkSpanId,
     /// The number of the spanset in its trace.
     Spanset,
+    /// Nanoseconds in which no child runs.
+    SelfTime,
+    /// Nanoseconds on the critical path of its root.
+    CriticalPath,
+    /// How many spans are above it.
+    Depth,
+    /// Its place in the trace, from 0, parents before children, children by start.
+    Ordinal,
+    /// The names from the root down to it.
+    Path,
+    /// The `service.name` of the resource, where it is text.
+    Service,
+    /// Of a call, see [`Calls`].
+    CallClient,
+    CallConnection,
+    CallFailed,
+    /// Of the groups that rows stand for, see [`Groups`].
+    GroupSpans,
+    GroupErrors,
+    GroupStart,
+    GroupEnd,
+    GroupServices,
+}
+
+mod field_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::traceql::{FieldRef, parse_identifier};
+
+    pub(super) fn serialize<S: Serializer>(field: &FieldRef, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(field)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FieldRef, D::Error> {
+        parse_identifier(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 /// A column of a table over spans, events or links.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SqlColumn {
     /// Its name.
     pub name: String,
@@ -142,6 +191,11 @@ impl SqlColumn {
         Self::new("spanset", SqlType::Int, Content::Spanset, false)
     }
 
+    /// The nanoseconds that a span lies on the critical path of its root.
+    pub fn critical_path() -> Self {
+        Self::new("critical_path_nanos", SqlType::Int, Content::CriticalPath, false)
+    }
+
     /// The column in Arrow.
     pub fn field(&self) -> Field {
         Field::new(&self.name, self.kind.data_type(), self.nullable)
@@ -163,6 +217,17 @@ impl SqlColumn {
                 &[Column::TraceStart, Column::StartOffset]
             }
             Content::LinkTraceId | Content::LinkSpanId => &[Column::Links],
+            Content::SelfTime | Content::CriticalPath => &TIMED_TREE,
+            Content::Ordinal | Content::GroupSpans => &[],
+            Content::Depth => &[Column::ParentDistance],
+            Content::Path => &[Column::ParentDistance, Column::Name],
+            Content::Service | Content::GroupServices => &[Column::Service],
+            Content::CallClient => &CALLS,
+            Content::CallConnection => &[Column::ParentDistance, Column::Service, Column::Kind],
+            Content::CallFailed => &[Column::ParentDistance, Column::Service, Column::StatusCode],
+            Content::GroupErrors => &[Column::StatusCode],
+            Content::GroupStart => &[Column::TraceStart, Column::StartOffset],
+            Content::GroupEnd => &[Column::TraceStart, Column::StartOffset, Column::Duration],
         };
         columns.iter().filter(|&&column| source.schema().has(column)).for_each(|&column| needs.add(column));
     }
@@ -179,12 +244,28 @@ pub struct Selection {
     pub entries: Option<UInt32Array>,
     /// The number of the spanset of each row.
     pub spansets: Option<Int64Array>,
+    /// What rows stand for, where they stand for groups.
+    pub groups: Option<Groups>,
 }
 
 impl Selection {
+    /// One span a row: `spans`, or all.
+    pub fn of(spans: Option<UInt32Array>) -> Self {
+        Self { level: FieldLevel::Span, spans, entries: None, spansets: None, groups: None }
+    }
+
     /// How many rows it has in a frame of `spans` spans.
     pub fn len(&self, spans: usize) -> usize {
         self.spans.as_ref().map_or(spans, Array::len)
+    }
+
+    /// The span of each row in a frame of `spans` spans.
+    fn rows(&self, spans: usize) -> UInt32Array {
+        self.spans.clone().unwrap_or_else(|| UInt32Array::from_iter_values(0..spans as u32))
+    }
+
+    fn groups(&self) -> Result<&Groups> {
+        self.groups.as_ref().ok_or_else(|| Error::internal("a scan without groups was asked for what they add up to"))
     }
 
     fn of_spans(&self, array: ArrayRef) -> Result<ArrayRef> {
@@ -220,8 +301,41 @@ impl SqlColumn {
             }
             Content::TraceStartTime => times(frame.ints(Column::TraceStart)?.values().to_vec()),
             Content::Count(column) => counts(frame, *column)?,
+            Content::Service => arrays::of_vector(&Vector::Text(frame.texts(Column::Service)?, frame.len()), self.kind)?,
+            Content::SelfTime => ints(TimedTree::of(frame)?.self_nanos()),
+            Content::CriticalPath => ints(TimedTree::of(frame)?.critical_path_nanos()),
+            Content::Depth => ints(tree::depths(frame.small_ints(Column::ParentDistance)?.values())),
+            Content::Ordinal => ints(groups::traces(frame, group)?.into_iter().flat_map(|(_, rows)| 0..rows.len() as i64).collect()),
+            Content::Path => {
+                let distance = frame.small_ints(Column::ParentDistance)?.values();
+                return tree::paths(frame, distance, &frame.texts(Column::Name)?, &selection.rows(frame.len()));
+            }
+            Content::CallClient => Calls::of(frame)?.clients()?,
+            Content::CallConnection => Calls::of(frame)?.connections()?,
+            Content::CallFailed => Arc::new(Calls::of(frame)?.failures()?),
+            Content::GroupServices => return selection.groups()?.service_lists(frame, &selection.rows(frame.len())),
+            Content::GroupSpans | Content::GroupErrors | Content::GroupStart | Content::GroupEnd => self.totals(frame, selection.groups()?)?,
         };
         selection.of_spans(array)
+    }
+
+    /// What the spans of each group add up to, in the row that stands for it.
+    fn totals(&self, frame: &Frame, groups: &Groups) -> Result<ArrayRef> {
+        Ok(match &self.content {
+            Content::GroupErrors => {
+                let codes = frame.small_ints(Column::StatusCode)?.values();
+                ints(groups.fold(0, |errors, row| errors + i64::from(status_of(codes[row]) == Status::Error)))
+            }
+            Content::GroupStart => {
+                let starts = starts(frame)?;
+                times(groups.fold(i64::MAX, |first, row| first.min(starts[row])))
+            }
+            Content::GroupEnd => {
+                let (starts, durations) = (starts(frame)?, frame.ints(Column::Duration)?.values());
+                times(groups.fold(i64::MIN, |last, row| last.max(starts[row].wrapping_add(durations[row].max(0)))))
+            }
+            _ => ints(groups.fold(0, |spans, _| spans + 1)),
+        })
     }
 
     fn field_values(&self, field: &FieldRef, frame: &Frame, selection: &Selection) -> Result<ArrayRef> {
@@ -234,6 +348,10 @@ impl SqlColumn {
 
 fn no_spansets() -> Error {
     Error::internal("a scan without spansets was asked for their numbers")
+}
+
+fn ints(values: Vec<i64>) -> ArrayRef {
+    Arc::new(Int64Array::from(values))
 }
 
 fn times(nanos: Vec<i64>) -> ArrayRef {
@@ -261,18 +379,9 @@ fn counts(frame: &Frame, column: Column) -> Result<ArrayRef> {
 
 /// Trace ids as a dictionary: the rows of a trace lie together, so each id is written once. The index knows them, no column is read.
 fn trace_ids(frame: &Frame, group: usize) -> Result<ArrayRef> {
-    let source = frame.source();
-    let rows = source.row_groups()[group];
-    let first = rows.first_row as usize;
-    let mut cursor = source.traces().cursor();
-    let (mut keys, mut ids) = (Vec::with_capacity(frame.len()), Vec::new());
-    while keys.len() < rows.rows as usize {
-        let (id, trace) = cursor.trace_at(first + keys.len()).ok_or_else(|| Error::data("the index names no trace for a row"))?;
-        let end = (trace.end - first).min(rows.rows as usize);
-        keys.resize(end, ids.len() as i32);
-        ids.push(id);
-    }
-    arrays::dictionary(Int32Array::from(keys), hex_array(ids.into_iter().map(u128::to_be_bytes), None)?)
+    let traces = groups::traces(frame, group)?;
+    let keys = traces.iter().enumerate().flat_map(|(key, (_, rows))| std::iter::repeat_n(key as i32, rows.len()));
+    arrays::coded(Int32Array::from_iter_values(keys), hex_array(traces.iter().map(|(id, _)| id.to_be_bytes()), None)?)
 }
 
 fn event_times(frame: &Frame, selection: &Selection) -> Result<ArrayRef> {
@@ -336,8 +445,64 @@ static SPAN_COLUMNS: LazyLock<Vec<SqlColumn>> = LazyLock::new(|| {
         column("root_service_name", Dictionary, intrinsic(Intrinsic::RootService), true),
         column("root_name", Dictionary, intrinsic(Intrinsic::RootName), true),
         column("child_count", Int, intrinsic(Intrinsic::ChildCount), false),
+        column("self_time_nanos", Int, Content::SelfTime, false),
     ]
 });
+
+/// The columns of `traces`, a row a trace.
+pub fn trace_columns() -> Vec<SqlColumn> {
+    let column = SqlColumn::new;
+    let intrinsic = |intrinsic| Content::Field(FieldRef::Intrinsic(intrinsic));
+    vec![
+        column("trace_id", SqlType::Dictionary, Content::TraceId, false),
+        column("root_service_name", SqlType::Dictionary, intrinsic(Intrinsic::RootService), true),
+        column("root_name", SqlType::Dictionary, intrinsic(Intrinsic::RootName), true),
+        column("start_time", SqlType::Time, Content::TraceStartTime, false),
+        column("duration_nanos", SqlType::Int, intrinsic(Intrinsic::TraceDuration), false),
+        column("span_count", SqlType::Int, Content::GroupSpans, false),
+        column("error_count", SqlType::Int, Content::GroupErrors, false),
+        column("services", SqlType::TextList, Content::GroupServices, false),
+    ]
+}
+
+/// What `services` adds up: a row for each service of a trace.
+pub fn service_columns() -> Vec<SqlColumn> {
+    let column = SqlColumn::new;
+    vec![
+        column("service", SqlType::Dictionary, Content::Service, true),
+        column("spans", SqlType::Int, Content::GroupSpans, false),
+        column("errors", SqlType::Int, Content::GroupErrors, false),
+        column("first_seen", SqlType::Time, Content::GroupStart, false),
+        column("last_seen", SqlType::Time, Content::GroupEnd, false),
+    ]
+}
+
+/// What `service_graph()` adds up: a row for each call of a service by another.
+pub fn call_columns() -> Vec<SqlColumn> {
+    let column = SqlColumn::new;
+    let duration = Content::Field(FieldRef::Intrinsic(Intrinsic::Duration));
+    vec![
+        column("client", SqlType::Dictionary, Content::CallClient, false),
+        column("server", SqlType::Dictionary, Content::Service, false),
+        column("connection_type", SqlType::Dictionary, Content::CallConnection, false),
+        column("failed", SqlType::Bool, Content::CallFailed, false),
+        column("duration_nanos", SqlType::Int, duration, false),
+    ]
+}
+
+/// The columns of `span_tree()`: what tells where a span stands and how long it takes.
+pub fn tree_columns() -> Vec<SqlColumn> {
+    let column = SqlColumn::new;
+    let own = |name: &str| SPAN_COLUMNS.iter().find(|column| column.name == name).cloned();
+    let mut columns: Vec<SqlColumn> = ["trace_id", "span_id", "parent_span_id"].into_iter().filter_map(own).collect();
+    columns.push(column("ordinal", SqlType::Int, Content::Ordinal, false));
+    columns.push(column("depth", SqlType::Int, Content::Depth, false));
+    columns.push(column("path", SqlType::Text, Content::Path, false));
+    columns.push(column("service", SqlType::Dictionary, Content::Service, true));
+    columns.extend(["name", "kind", "status", "start_time", "duration_nanos", "self_time_nanos"].into_iter().filter_map(own));
+    columns.push(SqlColumn::critical_path());
+    columns
+}
 
 /// The attribute that every table of spans has a column for, whether or not any span has it.
 const SERVICE_NAME: &str = "service.name";

@@ -18,7 +18,7 @@ use crate::{
 /// What a scan need not look at.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ScanBounds {
-    /// Earliest and latest start of a span, in Unix nanoseconds, where there are such.
+    /// Earliest and latest start of a span or trace, in Unix nanoseconds, where there are such.
     pub times: (Option<i64>, Option<i64>),
     /// The only traces wanted.
     pub traces: Option<Vec<TraceId>>,
@@ -77,7 +77,8 @@ impl ScanBounds {
         let Some(nanos) = nanos_of(literal) else { return };
         let least = |known: Option<i64>| Some(known.map_or(nanos, |known| known.max(nanos)));
         let most = |known: Option<i64>| Some(known.map_or(nanos, |known| known.min(nanos)));
-        if column.content != Content::StartTime {
+        // The start of a trace lies in the trace as any other does, so the same row groups are left.
+        if !matches!(column.content, Content::StartTime | Content::TraceStartTime) {
             return;
         }
         match op {

@@ -1,6 +1,13 @@
 //! `SqlScanExec`: the leaf of a SQL query over spans, events or links.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use arrow::{
     array::{Int64Array, UInt32Array},
@@ -17,9 +24,12 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 use super::{
+    calls::{CALLS, Calls},
     columns::{Selection, SqlColumn},
+    groups::Groups,
     pushdown::ScanBounds,
 };
 use crate::{
@@ -30,7 +40,7 @@ use crate::{
         memory::{Pool, Reservation},
         source::SourceRef,
         sources::{ScanUnit, SourceSet, active_rows, scan_units},
-        spansets::{SpansetPipeline, filter_rows},
+        spansets::{SpansetPipeline, TraceMatch, filter_rows},
         stats::{Pruned, ScanMetrics},
     },
     optimize::filter_terms,
@@ -39,9 +49,26 @@ use crate::{
         properties,
     },
     query::Window,
+    spans::schema::Column,
     stop,
-    traceql::Pipeline,
+    traceql::{FieldRef, Intrinsic, Pipeline},
 };
+
+/// Which spans are rows, of those that a scan of spans looks at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpanRows {
+    /// With a query those of its spansets, as often as they are in one; else all.
+    #[default]
+    Matches,
+    /// All of the traces in which the query finds something; else all.
+    WholeTraces,
+    /// Of these the ones that a span of another service called.
+    Calls,
+    /// The first of each trace, for the whole trace.
+    Traces,
+    /// The first of each service in each trace, for all of them.
+    Services,
+}
 
 /// What a scan reads.
 #[derive(Debug, Clone)]
@@ -52,7 +79,9 @@ pub struct SqlScan {
     pub level: FieldLevel,
     /// The columns of its batches.
     pub columns: Vec<SqlColumn>,
-    /// The spans whose spansets are the rows; None: all spans.
+    /// Which spans are rows, where rows are spans.
+    pub rows: SpanRows,
+    /// The query that finds spansets; None: all spans.
     pub pipeline: Option<Pipeline>,
     /// The window that traces must overlap; None: all.
     pub window: Option<Window>,
@@ -82,6 +111,16 @@ impl SqlScanExec {
         let schema: SchemaRef = Arc::new(arrow::datatypes::Schema::new(fields));
         let properties = properties(schema.clone(), partitions, EmissionType::Incremental);
         Self { scan: Arc::new(scan), schema, partitions, metrics: Arc::default(), properties }
+    }
+
+    /// What it reads.
+    pub fn scan(&self) -> &SqlScan {
+        &self.scan
+    }
+
+    /// Partitions.
+    pub fn partitions(&self) -> usize {
+        self.partitions
     }
 }
 
@@ -115,10 +154,17 @@ impl SqlScan {
         if let Some(wanted) = wanted {
             active = &active & &bits_of(&wanted, frame.len());
         }
+        let mut kept = active.clone();
         if let Some(filter) = &self.bounds.filter {
-            active = filter_rows(&filter_terms(filter), &mut frame, unit.group, &active, metrics).await?;
+            kept = filter_rows(&filter_terms(filter), &mut frame, unit.group, &active, metrics).await?;
         }
-        let batch = self.batch(&mut frame, unit.group, &active, schema, metrics, pool).await?;
+        let batch = match kept.count_set_bits() {
+            0 => None,
+            _ => {
+                let selected = self.selected(&mut frame, unit.group, &active, kept, metrics).await?;
+                self.batch(&mut frame, unit.group, selected, schema, metrics, pool).await?
+            }
+        };
         match frame.pruned() {
             Some(why) if batch.is_none() => metrics.pruned(why, 1),
             _ => metrics.row_group(frame.len() as u64),
@@ -138,35 +184,65 @@ impl SqlScan {
         Some(wanted)
     }
 
-    async fn batch(
+    /// The rows, of those in `kept`. `active` has all spans of the traces that are looked at.
+    async fn selected(
         &self,
         frame: &mut Frame,
         group: usize,
         active: &BooleanBuffer,
+        mut kept: BooleanBuffer,
+        metrics: &ScanMetrics,
+    ) -> Result<Selection> {
+        if let Some(pipeline) = &self.pipeline {
+            let found = SpansetPipeline::from(pipeline.clone()).run(frame, group, active, usize::MAX, metrics).await?;
+            metrics.traces(found.len() as u64);
+            if self.rows == SpanRows::Matches {
+                return Ok(spanset_rows(&found));
+            }
+            let traces: Vec<Range<usize>> = found.iter().map(|trace| trace.rows.start as usize..trace.rows.end as usize).collect();
+            kept = &kept & &bits_of(&traces, frame.len());
+        }
+        match self.level {
+            FieldLevel::Span => self.span_rows(frame, group, &kept, metrics).await,
+            level => entry_rows(frame, level, &kept, metrics).await,
+        }
+    }
+
+    async fn span_rows(&self, frame: &mut Frame, group: usize, kept: &BooleanBuffer, metrics: &ScanMetrics) -> Result<Selection> {
+        let load = |columns: &[Column]| ColumnNeeds { columns: columns.to_vec(), events: Vec::new() };
+        let groups = match self.rows {
+            SpanRows::Matches | SpanRows::WholeTraces => return Ok(Selection::of(rows_of(kept))),
+            SpanRows::Calls => {
+                frame.load(&load(&CALLS), metrics).await?;
+                let calls = Calls::of(frame)?;
+                return Ok(Selection::of(Some(chosen(kept, |row| calls.is_call(row)))));
+            }
+            SpanRows::Traces => Groups::of_traces(frame, group)?,
+            SpanRows::Services => {
+                frame.load(&load(&[Column::Service]), metrics).await?;
+                Groups::of_services(frame, group)?
+            }
+        };
+        let firsts = chosen(kept, |row| groups.is_first(row));
+        Ok(Selection { groups: Some(groups), ..Selection::of(Some(firsts)) })
+    }
+
+    async fn batch(
+        &self,
+        frame: &mut Frame,
+        group: usize,
+        selected: Selection,
         schema: &SchemaRef,
         metrics: &ScanMetrics,
         pool: &Pool,
     ) -> Result<Option<RecordBatch>> {
-        let selected = match &self.pipeline {
-            Some(pipeline) => spanset_rows(pipeline, frame, group, active, metrics).await?,
-            None => Selection { level: self.level, spans: span_rows(active), entries: None, spansets: None },
-        };
-        if selected.len(frame.len()) == 0 {
-            return Ok(None);
-        }
-        let mut needs = ColumnNeeds::default();
-        self.columns.iter().for_each(|column| column.add_needs(&mut needs, frame.source()));
-        if self.level == FieldLevel::Event {
-            needs.add_field(&crate::traceql::FieldRef::Intrinsic(crate::traceql::Intrinsic::EventTimeSinceStart), frame.source());
-        } else if self.level == FieldLevel::Link {
-            needs.add(crate::spans::schema::Column::Links);
-        }
-        frame.load(&needs, metrics).await?;
-        let selected = if self.level == FieldLevel::Span { selected } else { entry_rows(frame, self.level, active)? };
         let rows = selected.len(frame.len());
         if rows == 0 {
             return Ok(None);
         }
+        let mut needs = ColumnNeeds::default();
+        self.columns.iter().for_each(|column| column.add_needs(&mut needs, frame.source()));
+        frame.load(&needs, metrics).await?;
         let arrays = self.columns.iter().map(|column| column.values(frame, group, &selected)).collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?;
@@ -184,37 +260,50 @@ fn bits_of(ranges: &[Range<usize>], length: usize) -> BooleanBuffer {
     bits.finish()
 }
 
-/// The active rows; None when they are all.
-fn span_rows(active: &BooleanBuffer) -> Option<UInt32Array> {
-    (active.count_set_bits() < active.len()).then(|| UInt32Array::from_iter_values(active.set_indices().map(|row| row as u32)))
+/// The rows that are kept; None when they are all.
+fn rows_of(kept: &BooleanBuffer) -> Option<UInt32Array> {
+    (kept.count_set_bits() < kept.len()).then(|| chosen(kept, |_| true))
+}
+
+fn chosen(kept: &BooleanBuffer, choose: impl Fn(usize) -> bool) -> UInt32Array {
+    UInt32Array::from_iter_values(kept.set_indices().filter(|&row| choose(row)).map(|row| row as u32))
 }
 
 /// The rows of the spansets of all traces, with the number of the spanset in its trace. A span in several spansets comes several times.
-async fn spanset_rows(pipeline: &Pipeline, frame: &mut Frame, group: usize, active: &BooleanBuffer, metrics: &ScanMetrics) -> Result<Selection> {
-    let found = SpansetPipeline::from(pipeline.clone()).run(frame, group, active, usize::MAX, metrics).await?;
-    metrics.traces(found.len() as u64);
+fn spanset_rows(found: &[TraceMatch]) -> Selection {
     let (mut spans, mut numbers) = (Vec::new(), Vec::new());
     for (number, spanset) in found.iter().flat_map(|trace| trace.spansets.iter().enumerate()) {
         spans.extend_from_slice(&spanset.rows);
         numbers.resize(spans.len(), number as i64);
     }
-    Ok(Selection { level: FieldLevel::Span, spans: Some(spans.into()), entries: None, spansets: Some(Int64Array::from(numbers)) })
+    Selection { spansets: Some(Int64Array::from(numbers)), ..Selection::of(Some(spans.into())) }
 }
 
-/// All events or links of the active spans.
-fn entry_rows(frame: &Frame, level: FieldLevel, active: &BooleanBuffer) -> Result<Selection> {
-    let bindings = frame.bindings(active, level == FieldLevel::Event, level == FieldLevel::Link)?;
+/// All events or links of the spans that are kept.
+async fn entry_rows(frame: &mut Frame, level: FieldLevel, kept: &BooleanBuffer, metrics: &ScanMetrics) -> Result<Selection> {
+    let mut needs = ColumnNeeds::default();
+    match level {
+        FieldLevel::Event => needs.add_field(&FieldRef::Intrinsic(Intrinsic::EventTimeSinceStart), frame.source()),
+        _ => needs.add(Column::Links),
+    }
+    frame.load(&needs, metrics).await?;
+    let bindings = frame.bindings(kept, level == FieldLevel::Event, level == FieldLevel::Link)?;
     let chosen = if level == FieldLevel::Event { &bindings.events } else { &bindings.links };
-    let kept: Vec<(u32, u32)> = bindings.spans.values().iter().zip(chosen).filter_map(|(&span, entry)| Some((span, entry?))).collect();
-    let (spans, entries): (Vec<u32>, Vec<u32>) = kept.into_iter().unzip();
-    Ok(Selection { level, spans: Some(spans.into()), entries: Some(entries.into()), spansets: None })
+    let found: Vec<(u32, u32)> = bindings.spans.values().iter().zip(chosen).filter_map(|(&span, entry)| Some((span, entry?))).collect();
+    let (spans, entries): (Vec<u32>, Vec<u32>) = found.into_iter().unzip();
+    Ok(Selection { level, entries: Some(entries.into()), ..Selection::of(Some(spans.into())) })
 }
 
 impl DisplayAs for SqlScanExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scan = &self.scan;
         let names: Vec<&str> = scan.columns.iter().map(|column| column.name.as_str()).collect();
-        write!(f, "SqlScanExec: rows={:?}s, columns=[{}], sources=[{}]", scan.level, names.join(", "), scan.sources)?;
+        let rows = match (scan.level, scan.rows) {
+            (FieldLevel::Span, SpanRows::Matches) => "Spans".to_owned(),
+            (FieldLevel::Span, rows) => format!("{rows:?}"),
+            (level, _) => format!("{level:?}s"),
+        };
+        write!(f, "SqlScanExec: rows={rows}, columns=[{}], sources=[{}]", names.join(", "), scan.sources)?;
         if let Some(pipeline) = &scan.pipeline {
             write!(f, ", query=[{pipeline}]")?;
         }
@@ -249,22 +338,21 @@ impl ExecutionPlan for SqlScanExec {
                 .map_ok(|units| stream::iter(units.into_iter().map(Ok::<_, crate::error::Error>)))
                 .try_flatten()
         };
-        let mut left = scan.limit.unwrap_or(usize::MAX);
+        let left = Arc::new(AtomicUsize::new(scan.limit.unwrap_or(usize::MAX)));
+        let wanted = left.clone();
         let batches = units
+            .try_take_while(move |_| futures::future::ready(Ok(wanted.load(Relaxed) > 0)))
             .and_then(move |unit| {
-                let (scan, schema, metrics, pool) = (scan.clone(), schema.clone(), metrics.clone(), pool.clone());
+                let (scan, schema, metrics, pool, left) = (scan.clone(), schema.clone(), metrics.clone(), pool.clone(), left.clone());
                 async move {
                     let watch = Stopwatch::start();
                     let batch = scan.run(unit, &schema, &metrics, &pool).await?;
+                    let rows = batch.as_ref().map_or(0, RecordBatch::num_rows);
+                    left.store(left.load(Relaxed).saturating_sub(rows), Relaxed);
                     metrics.busy(watch.elapsed());
-                    metrics.output(batch.as_ref().map_or(0, RecordBatch::num_rows));
+                    metrics.output(rows);
                     Ok(batch)
                 }
-            })
-            .try_take_while(move |batch| {
-                let going = left > 0;
-                left = left.saturating_sub(batch.as_ref().map_or(0, RecordBatch::num_rows));
-                futures::future::ready(Ok(going))
             })
             .map_ok(move |batch| stream::iter(slices(batch, batch_size).map(Ok::<_, crate::error::Error>)))
             .try_flatten()
@@ -274,7 +362,7 @@ impl ExecutionPlan for SqlScanExec {
 }
 
 /// `batch` in parts of at most `size` rows; nothing is copied.
-fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
+pub(super) fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
     batch.into_iter().flat_map(move |batch| {
         (0..batch.num_rows()).step_by(size).map(move |from| batch.slice(from, size.min(batch.num_rows() - from))).collect::<Vec<_>>()
     })

@@ -8,13 +8,13 @@ use datafusion::{
     catalog::{Session, TableProvider},
     common::Result,
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
-    physical_plan::ExecutionPlan,
+    physical_plan::{ExecutionPlan, union::UnionExec},
 };
 
 use super::{
     columns::SqlColumn,
     pushdown::ScanBounds,
-    scan::{SqlScan, SqlScanExec},
+    scan::{SpanRows, SqlScan, SqlScanExec},
 };
 use crate::{
     exec::{eval::frame::FieldLevel, sources::SourceSet},
@@ -30,6 +30,7 @@ pub struct SpanTable {
     level: FieldLevel,
     columns: Vec<SqlColumn>,
     schema: SchemaRef,
+    rows: SpanRows,
     pipeline: Option<Pipeline>,
     window: Option<Window>,
     traces: Option<Vec<TraceId>>,
@@ -39,12 +40,22 @@ impl SpanTable {
     /// All spans, events or links, as `level` says, with `columns`.
     pub fn new(sources: Arc<SourceSet>, level: FieldLevel, columns: Vec<SqlColumn>) -> Self {
         let schema = Arc::new(Schema::new(columns.iter().map(SqlColumn::field).collect::<Vec<_>>()));
-        Self { sources, level, columns, schema, pipeline: None, window: None, traces: None }
+        Self { sources, level, columns, schema, rows: SpanRows::default(), pipeline: None, window: None, traces: None }
     }
 
-    /// Only the spans in the spansets of `pipeline`, of traces that overlap `window`.
-    pub fn spansets(self, pipeline: Pipeline, window: Option<Window>) -> Self {
-        Self { pipeline: Some(pipeline), window, ..self }
+    /// Only what `pipeline` finds.
+    pub fn found_by(self, pipeline: Pipeline) -> Self {
+        Self { pipeline: Some(pipeline), ..self }
+    }
+
+    /// These of the spans.
+    pub fn rows(self, rows: SpanRows) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Only traces that overlap `window`.
+    pub fn within(self, window: Option<Window>) -> Self {
+        Self { window, ..self }
     }
 
     /// Only these traces.
@@ -74,18 +85,21 @@ impl TableProvider for SpanTable {
             Some(wanted) => wanted.iter().map(|&at| self.columns[at].clone()).collect(),
             None => self.columns.clone(),
         };
-        let mut bounds = match &self.pipeline {
+        let mut bounds = match (&self.pipeline, self.rows) {
             // A spanset is what it is whatever SQL asks of its spans: only whole traces can be left out.
-            Some(_) => ScanBounds { filter: None, ..ScanBounds::of(filters, &self.columns) },
-            None => ScanBounds::of(filters, &self.columns),
+            (Some(_), SpanRows::Matches) => ScanBounds { filter: None, ..ScanBounds::of(filters, &self.columns) },
+            _ => ScanBounds::of(filters, &self.columns),
         };
         if let Some(traces) = &self.traces {
             let known = bounds.traces.take();
             bounds.traces = Some(traces.iter().filter(|id| known.as_ref().is_none_or(|known| known.contains(id))).copied().collect());
         }
-        let (sources, level, pipeline) = (self.sources.clone(), self.level, self.pipeline.clone());
-        let scan = SqlScan { sources, level, columns, pipeline, window: self.window, bounds, limit };
-        Ok(Arc::new(SqlScanExec::new(scan, state.config().target_partitions())))
+        let (sources, level, rows, pipeline) = (self.sources.clone(), self.level, self.rows, self.pipeline.clone());
+        let scan = SqlScan { sources, level, columns, rows, pipeline, window: self.window, bounds, limit };
+        let partitions = state.config().target_partitions();
+        let Some(here) = self.sources.here().cloned() else { return Ok(Arc::new(SqlScanExec::new(scan, partitions))) };
+        let here = SqlScanExec::new(SqlScan { sources: here, ..scan.clone() }, partitions);
+        UnionExec::try_new(vec![Arc::new(SqlScanExec::new(scan, partitions)), Arc::new(here)])
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {

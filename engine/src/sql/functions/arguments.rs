@@ -7,7 +7,11 @@ use datafusion::{
     optimizer::simplify_expressions::ExprSimplifier,
 };
 
-use crate::query::Window;
+use crate::{
+    clock::{nanos, parse_duration},
+    query::Window,
+    traceql::{self, Pipeline, QueryBody},
+};
 
 /// The constants that `function` was called with. Errors: `Plan` for fewer than `least` or more than `most`, or for one that is no constant.
 pub(crate) fn constants(function: &str, args: &TableFunctionArgs<'_, '_>, least: usize, most: usize) -> Result<Vec<ScalarValue>> {
@@ -55,6 +59,40 @@ pub(crate) fn unix_nanos(function: &str, what: &str, value: &ScalarValue) -> Res
     match found {
         Some(nanos) if nanos >= 0 => Ok(nanos),
         _ => plan_err!("{function}() needs {what} as a timestamp or as Unix seconds since 1970, not {value}"),
+    }
+}
+
+/// A length of time in nanoseconds: an interval, text such as `1m`, or a number of seconds. Errors: `Plan`.
+pub(crate) fn duration_nanos(function: &str, what: &str, value: &ScalarValue) -> Result<u64> {
+    const DAY_NANOS: i64 = 86_400_000_000_000;
+    let whole = |nanos: Option<i64>| nanos.and_then(|nanos| u64::try_from(nanos).ok());
+    let found = match value {
+        ScalarValue::Int64(Some(seconds)) => whole(seconds.checked_mul(1_000_000_000)),
+        ScalarValue::IntervalMonthDayNano(Some(interval)) if interval.months == 0 => {
+            whole(i64::from(interval.days).checked_mul(DAY_NANOS).and_then(|days| days.checked_add(interval.nanoseconds)))
+        }
+        other => other.try_as_str().flatten().and_then(parse_duration).map(nanos),
+    };
+    match found {
+        Some(nanos) if nanos > 0 => Ok(nanos),
+        _ => plan_err!("{function}() needs {what} as an interval, as text such as '1m', or in seconds, not {value}"),
+    }
+}
+
+/// The window that the arguments after the first ask for: none, or a start and an end. Errors: `Plan`.
+pub(crate) fn optional_window(function: &str, times: &[ScalarValue]) -> Result<Option<Window>> {
+    match times {
+        [] => Ok(None),
+        [start, end] => window(function, unix_nanos(function, "the start", start)?, unix_nanos(function, "the end", end)?).map(Some),
+        _ => plan_err!("{function}() takes a query, or a query, a start and an end"),
+    }
+}
+
+/// The search that a query is. Errors: `Plan` for one of metrics, else as [`traceql::parse`].
+pub(crate) fn search(function: &str, query: &str) -> Result<Pipeline> {
+    match traceql::parse(query)?.body {
+        QueryBody::Search(pipeline) => Ok(pipeline),
+        QueryBody::Metrics(_) => plan_err!("{function}() takes a search; for metrics there is traceql_metrics()"),
     }
 }
 

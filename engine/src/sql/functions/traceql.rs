@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use datafusion::{
     catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider},
-    common::{Result, plan_err},
+    common::Result,
 };
 
 use super::{
     super::{columns::SqlColumn, table::SpanTable},
     arguments,
 };
-use crate::{
-    exec::{eval::frame::FieldLevel, sources::SourceSet},
-    traceql::{self, QueryBody},
-};
+use crate::exec::{eval::frame::FieldLevel, sources::SourceSet};
 
 const NAME: &str = "traceql";
 
@@ -36,18 +33,9 @@ impl TraceqlFunction {
 impl TableFunctionImpl for TraceqlFunction {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let given = arguments::constants(NAME, &args, 1, 3)?;
-        let window = match given.as_slice() {
-            [_] => None,
-            [_, start, end] => {
-                let (start, end) = (arguments::unix_nanos(NAME, "the start", start)?, arguments::unix_nanos(NAME, "the end", end)?);
-                Some(arguments::window(NAME, start, end)?)
-            }
-            _ => return plan_err!("{NAME}() takes a query, or a query, a start and an end"),
-        };
-        let query = traceql::parse(&arguments::text(NAME, "the query", &given[0])?)?;
-        let QueryBody::Search(pipeline) = query.body else {
-            return plan_err!("{NAME}() takes a search; for metrics there is traceql_metrics()");
-        };
-        Ok(Arc::new(SpanTable::new(self.sources.clone(), FieldLevel::Span, self.columns.clone()).spansets(pipeline, window)))
+        let pipeline = arguments::search(NAME, &arguments::text(NAME, "the query", &given[0])?)?;
+        let window = arguments::optional_window(NAME, &given[1..])?;
+        let table = SpanTable::new(self.sources.clone(), FieldLevel::Span, self.columns.clone());
+        Ok(Arc::new(table.found_by(pipeline).within(window)))
     }
 }
