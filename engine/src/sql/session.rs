@@ -176,6 +176,10 @@ impl SqlStatement {
     /// parameters that are missing or of a wrong type.
     pub async fn parts(&self, parameters: Option<ParamValues>) -> Result<usize> {
         let spans = self.parts.sources.sources().await?.iter().flat_map(|source| source.row_groups()).map(|group| u64::from(group.rows)).sum();
+        if self.limits.rows > 0 && spans > self.limits.rows {
+            // Streams are counted each on its own: an answer that may have too many rows comes as one.
+            return Ok(1);
+        }
         Ok(parts_of(&self.clone().physical(parameters).await?, spans))
     }
 
@@ -214,10 +218,11 @@ impl SqlStatement {
     }
 
     async fn started(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
-        let (part, limits, memory, sources, state) = (self.part, self.limits, self.memory.clone(), self.parts.sources.clone(), self.context.state());
+        let Self { part, limits, parts: SessionParts { sources, .. }, memory, .. } = self.clone();
+        let state = self.context.state();
         let plan = self.physical(parameters).await?;
         let runtime = limits.runtime(state.runtime_env())?;
-        // Parts of a statement that run beside each other share the memory of the first.
+        // Where a clone of the statement runs already, its pool counts the functions of both.
         let _ = memory.set(runtime.memory_pool.clone());
         let task = Arc::new(TaskContext::from(&state).with_runtime(runtime));
         let stream = match part {

@@ -36,8 +36,9 @@ use super::{
     service::{Caller, FlightSql, Reply, all, internal, unimplemented},
 };
 
-/// The tables that a client may list, in order.
-const TABLES: &str = "SELECT table_catalog, table_schema, table_name, table_type FROM information_schema.tables ORDER BY 1, 2, 3";
+/// The tables that a client may list, in order; settings are named there and cannot be read.
+const TABLES: &str = "SELECT table_catalog, table_schema, table_name, table_type FROM information_schema.tables \
+                      WHERE table_name <> 'df_settings' ORDER BY 1, 2, 3";
 
 /// Where a table is, and what it is.
 struct Table {
