@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `conformance` | the answers recorded from Grafana Tempo, in `golden/conformance` |
 //! | `truth` | every figure of the truth files of `data/`, over each transport, live, flushed and restarted |
+//! | `sql` | SQL over HTTP: forms, limits, tenants, statements that mean harm; figures and searches in SQL |
 //! | `stores` | the same over S3 and Azure servers that the tests start |
 //! | `durability` | no acknowledged span is lost or doubled by SIGKILL, a torn log or a full disk |
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
@@ -12,6 +13,7 @@
 //! | `streaming` | parts of answers over gRPC, also to a Python client made from the project's own `.proto` |
 //! | `cli` | the command line |
 //! | `cluster` | a coordinator and three workers answer as one process does |
+//! | `flight` | pyarrow, ADBC, DuckDB and Polars read spans over Arrow Flight; hostile messages are refused |
 //! | `formats` | that other tools open the blocks |
 //! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
 //! | `naive` | random searches and metrics queries over random traces, in process: the engine answers what a plain evaluator of the language does |
@@ -37,6 +39,7 @@ mod cluster;
 mod compare;
 mod conformance;
 mod durability;
+mod flight;
 mod formats;
 mod harness;
 mod mcp;
@@ -46,6 +49,7 @@ mod otlp_json;
 mod partial_cache;
 mod receive;
 mod sha256;
+mod sql;
 mod stalling_store;
 mod stores;
 mod streaming;

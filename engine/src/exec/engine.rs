@@ -448,7 +448,8 @@ impl SqlService for Engine {
         let opening = ScanMetrics::default();
         let sources = self.core.sources(tenant, None, &opening).await?;
         let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
-        let parts = SessionParts { sources, runtime: self.context.runtime_env(), partitions: self.settings.partitions, log: self.log.clone() };
+        let (runtime, partitions) = (self.context.runtime_env(), self.settings.partitions);
+        let parts = SessionParts { sources, runtime, partitions, distribution: None, log: self.log.clone() };
         SqlStatement::prepare(tenant, parts, text).await
     }
 }

@@ -197,7 +197,7 @@ impl SqlMetrics {
     /// All samples in one batch. It is computed when asked for.
     async fn run(&self, schema: SchemaRef, context: Arc<TaskContext>, metrics: &ScanMetrics, pool: &Pool) -> Result<RecordBatch> {
         let watch = Stopwatch::start();
-        let FoundSeries { series, stats, .. } = metrics_over(self.sources.clone(), &self.request, None, self.partitions, &context).await?;
+        let FoundSeries { series, stats, .. } = metrics_over(self.sources.together().await?, &self.request, None, self.partitions, &context).await?;
         metrics.add(&stats);
         let points =
             series.iter().flat_map(|series| series.values.iter().enumerate().map(move |(interval, &value)| Sample { series, interval, value }));

@@ -11,6 +11,10 @@
 //! | `functions` | table functions, and `attr()` |
 //! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
+//! | `parts` | rows that can be read over several streams |
+//! | `running` | a statement on the threads for queries |
+//! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `limits`, `harmless` | what a statement may take; what is kept from it |
 //! | `error` | whose fault an error is |
 //!
 //! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
@@ -22,8 +26,13 @@ pub mod columns;
 pub mod error;
 pub mod functions;
 pub mod groups;
+mod harmless;
+mod limits;
 pub mod metrics_scan;
+pub mod parameters;
+mod parts;
 pub mod pushdown;
+mod running;
 pub mod scan;
 pub mod session;
 pub mod system;
@@ -31,9 +40,11 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+pub mod write;
 
 use async_trait::async_trait;
 
+pub use self::limits::SqlLimits;
 pub use self::session::{SqlCost, SqlRows, SqlStatement};
 use crate::{error::Result, tenant::TenantId};
 

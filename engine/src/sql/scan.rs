@@ -24,6 +24,7 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 use super::{
     calls::{CALLS, Calls},
@@ -54,7 +55,7 @@ use crate::{
 };
 
 /// Which spans are rows, of those that a scan of spans looks at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpanRows {
     /// With a query those of its spansets, as often as they are in one; else all.
     #[default]
@@ -110,6 +111,16 @@ impl SqlScanExec {
         let schema: SchemaRef = Arc::new(arrow::datatypes::Schema::new(fields));
         let properties = properties(schema.clone(), partitions, EmissionType::Incremental);
         Self { scan: Arc::new(scan), schema, partitions, metrics: Arc::default(), properties }
+    }
+
+    /// What it reads.
+    pub fn scan(&self) -> &SqlScan {
+        &self.scan
+    }
+
+    /// Partitions.
+    pub fn partitions(&self) -> usize {
+        self.partitions
     }
 }
 

@@ -1,6 +1,6 @@
 //! A session of one SQL statement: the tables and functions of a tenant over one snapshot of its spans.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{fmt, ops::ControlFlow, sync::Arc};
 
 use arrow::{
     datatypes::{Schema, SchemaRef},
@@ -8,12 +8,12 @@ use arrow::{
 };
 use datafusion::{
     catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, view::ViewTable},
-    common::{DataFusionError, ParamValues},
+    common::{DataFusionError, ParamValues, Result as DataFusionResult},
     datasource::provider_as_source,
-    execution::{SessionStateBuilder, context::SQLOptions, runtime_env::RuntimeEnv},
+    execution::{SessionStateBuilder, TaskContext, context::SQLOptions, runtime_env::RuntimeEnv},
     functions_aggregate::expr_fn::{count, max, min, sum},
     logical_expr::{LogicalPlan, LogicalPlanBuilder, col, lit},
-    physical_plan::{ExecutionPlan, execute_stream},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream},
     prelude::{SessionConfig, SessionContext},
     sql::{
         parser::Statement,
@@ -24,11 +24,16 @@ use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
+use tokio::runtime::Handle;
 
 use super::{
     columns::{self, SqlColumn, rare_name},
     error::sql_error,
     functions,
+    harmless::{self, FunctionMemory},
+    limits::{Given, SqlLimits},
+    parts::parts_of,
+    running,
     scan::SpanRows,
     system,
     table::SpanTable,
@@ -50,16 +55,21 @@ use crate::{
 /// The name of the catalog that holds the tenant's tables.
 pub const CATALOG: &str = "skein";
 
-/// Longest text of a statement, in bytes.
-const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Longest text of a statement, in bytes; that of TraceQL by default.
+pub const TEXT_BYTES_MAX: usize = 128 << 10;
 
-/// A statement that was read, checked and planned against a snapshot of the tenant's spans.
+/// A statement that was read, checked and planned against a snapshot of the tenant's spans. A clone reads the same snapshot.
+#[derive(Clone)]
 pub struct SqlStatement {
     context: SessionContext,
     tenant: TenantId,
     parts: SessionParts,
     text: String,
     plan: LogicalPlan,
+    threads: Option<Handle>,
+    limits: SqlLimits,
+    memory: FunctionMemory,
+    part: Option<usize>,
 }
 
 /// The rows of a statement under way.
@@ -89,6 +99,16 @@ impl SqlCost {
     }
 }
 
+/// Adds to a session what runs its plans on several processes.
+#[derive(Clone)]
+pub struct Distribution(pub Arc<dyn Fn(SessionStateBuilder) -> SessionStateBuilder + Send + Sync>);
+
+impl fmt::Debug for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Distribution")
+    }
+}
+
 /// What a session is made of.
 #[derive(Debug, Clone)]
 pub struct SessionParts {
@@ -98,6 +118,8 @@ pub struct SessionParts {
     pub runtime: Arc<RuntimeEnv>,
     /// Partitions of a scan.
     pub partitions: usize,
+    /// How plans are distributed; None: they run here.
+    pub distribution: Option<Distribution>,
     /// Where it is noted what ran.
     pub log: Arc<QueryLog>,
 }
@@ -119,16 +141,42 @@ impl SqlStatement {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Error::invalid(format!("the statement has {} bytes, at most {TEXT_BYTES_MAX} are read", text.len())));
         }
-        let context = empty_context(tenant, &parts);
+        harmless::check_text(text)?;
+        let memory = FunctionMemory::default();
+        let context = empty_context(tenant, &parts, &memory);
         let state = context.state();
         let dialect = state.config_options().sql_parser.dialect;
         let mut statement = state.sql_to_statement(text, &dialect).map_err(sql_error)?;
+        harmless::check_statement(&statement)?;
         let rare = name_rare_attributes(&mut statement);
         add_tables(&context, tenant, &parts, rare).await?;
         let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
-        Ok(Self { context, tenant: tenant.clone(), parts, text: text.to_owned(), plan })
+        let (tenant, text) = (tenant.clone(), text.to_owned());
+        Ok(Self { context, tenant, parts, text, plan, threads: None, limits: SqlLimits::default(), memory, part: None })
+    }
+
+    /// The same, which will run on `threads`, whoever reads its rows.
+    pub fn on(self, threads: Handle) -> Self {
+        Self { threads: Some(threads), ..self }
+    }
+
+    /// The same, which may take as much as `limits` say.
+    pub fn within(self, limits: SqlLimits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The same, of whose rows only one of [`SqlStatement::parts`] will be told, counted from 0.
+    pub fn part(self, part: usize) -> Self {
+        Self { part: Some(part), ..self }
+    }
+
+    /// Into how many parts its rows fall that can be read each on its own, in any order; together they are all rows. Errors: `Invalid` for
+    /// parameters that are missing or of a wrong type.
+    pub async fn parts(&self, parameters: Option<ParamValues>) -> Result<usize> {
+        let spans = self.parts.sources.sources().await?.iter().flat_map(|source| source.row_groups()).map(|group| u64::from(group.rows)).sum();
+        Ok(parts_of(&self.clone().physical(parameters).await?, spans))
     }
 
     /// The columns of its rows.
@@ -144,7 +192,14 @@ impl SqlStatement {
     }
 
     /// Runs it. Errors: `Invalid` for parameters that are missing or of a wrong type.
-    pub async fn run(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+    pub async fn run(mut self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        match self.threads.take() {
+            Some(threads) => running::run_on(&threads, self.limits, self.noting(parameters)).await,
+            None => self.noting(parameters).await,
+        }
+    }
+
+    async fn noting(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
         let running = self.parts.log.begin(&self.tenant, Language::Sql, &self.text);
         match self.started(parameters).await {
             Ok(SqlRows { schema, batches, cost }) => {
@@ -159,17 +214,52 @@ impl SqlStatement {
     }
 
     async fn started(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let (part, limits, memory, sources, state) = (self.part, self.limits, self.memory.clone(), self.parts.sources.clone(), self.context.state());
+        let plan = self.physical(parameters).await?;
+        let runtime = limits.runtime(state.runtime_env())?;
+        // A statement runs once.
+        let _ = memory.set(runtime.memory_pool.clone());
+        let task = Arc::new(TaskContext::from(&state).with_runtime(runtime));
+        let stream = match part {
+            Some(part) if part >= plan.output_partitioning().partition_count() => {
+                return Err(Error::invalid(format!("the rows have no part {part}")));
+            }
+            Some(part) => plan.execute(part, task),
+            None => execute_stream(plan.clone(), task),
+        };
+        let stream = stream.map_err(sql_error)?;
+        let schema = stream.schema();
+        let mut given = Given::default();
+        let counted = move |batch: DataFusionResult<RecordBatch>| {
+            let batch = batch.map_err(sql_error)?;
+            given.count(&batch, &limits)?;
+            Ok(batch)
+        };
+        let batches = stream.map(counted).boxed();
+        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources } })
+    }
+
+    async fn physical(self, parameters: Option<ParamValues>) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
         };
+        check_given(&plan)?;
         let state = self.context.state();
-        let plan = state.create_physical_plan(&plan).await.map_err(sql_error)?;
-        let stream = execute_stream(plan.clone(), state.task_ctx()).map_err(sql_error)?;
-        let schema = stream.schema();
-        let batches = stream.map(|batch| batch.map_err(sql_error)).boxed();
-        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.parts.sources } })
+        let plan = state.optimize(&plan).map_err(sql_error)?;
+        harmless::check_constants(&plan)?;
+        state.query_planner().create_physical_plan(&plan, &state).await.map_err(sql_error)
     }
+}
+
+/// Errors: `Invalid` when a parameter has no value.
+fn check_given(plan: &LogicalPlan) -> Result<()> {
+    let mut missing: Vec<String> = plan.get_parameter_names().map_err(sql_error)?.into_iter().collect();
+    missing.sort_unstable();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("no value is given for the parameters {}", missing.join(", "))))
 }
 
 /// Rows of a statement that the log of queries is told of, also when they are not read to their end.
@@ -205,14 +295,19 @@ fn read_only(error: &DataFusionError) -> Error {
     Error::invalid(format!("only statements that read are allowed (SELECT, EXPLAIN, SHOW): {}", error.strip_backtrace()))
 }
 
-fn empty_context(tenant: &TenantId, parts: &SessionParts) -> SessionContext {
+fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemory) -> SessionContext {
     let config = SessionConfig::new()
         .with_target_partitions(parts.partitions)
         .with_information_schema(true)
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, tenant.as_str());
-    let state = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features().build();
-    SessionContext::new_with_state(state)
+    let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
+    let builder = harmless::make_harmless(builder, memory);
+    let builder = match &parts.distribution {
+        Some(Distribution(distributed)) => distributed(builder),
+        None => builder,
+    };
+    SessionContext::new_with_state(builder.build())
 }
 
 async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &SessionParts, rare: Vec<String>) -> Result<()> {
