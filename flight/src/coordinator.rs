@@ -233,7 +233,8 @@ impl Coordinator {
         });
         let (runtime, partitions) = (self.engine.runtime(), self.engine.partitions());
         let sources = Arc::new(sources.beside(joined));
-        let parts = SessionParts { sources, runtime, partitions, distribution: Some(self.distribution.clone()), log: self.engine.query_log().clone() };
+        let parts =
+            SessionParts { sources, runtime, partitions, distribution: Some(self.distribution.clone()), log: self.engine.query_log().clone() };
         SqlStatement::prepare(tenant, parts, text).await
     }
 
