@@ -27,10 +27,11 @@ use skein_engine::{
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
-    query::Window,
+    query::{MetricsRequest, Window},
     spans::TraceId,
     sql::{
         columns::SqlColumn,
+        metrics_scan::{MetricsColumn, SqlMetrics, SqlMetricsExec},
         pushdown::ScanBounds,
         scan::{SpanRows, SqlScan, SqlScanExec},
     },
@@ -97,6 +98,13 @@ enum Node {
         traces: Option<Vec<TraceId>>,
         filter: Option<String>,
         limit: Option<usize>,
+        partitions: usize,
+    },
+    SqlMetrics {
+        sources: Sources,
+        query: String,
+        intervals: Intervals,
+        columns: Vec<MetricsColumn>,
         partitions: usize,
     },
 }
@@ -251,6 +259,10 @@ impl PhysicalExtensionCodec for PlanCodec {
                 let scan = SqlScan { sources, level, columns, rows, pipeline, window: window.map(window_of), bounds, limit };
                 Arc::new(SqlScanExec::new(scan, partitions))
             }
+            Node::SqlMetrics { sources, query, intervals, columns, partitions } => {
+                let request = MetricsRequest::new(query, intervals);
+                Arc::new(SqlMetricsExec::new(SqlMetrics { sources: self.sources(sources)?, request, columns, partitions }))
+            }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
     }
@@ -301,6 +313,15 @@ impl PhysicalExtensionCodec for PlanCodec {
                 filter: scan.bounds.filter.as_ref().map(FieldExpr::to_string),
                 limit: scan.limit,
                 partitions: node.partitions(),
+            }
+        } else if let Some(node) = node.downcast_ref::<SqlMetricsExec>() {
+            let asked = node.asked();
+            Node::SqlMetrics {
+                sources: Sources::from(&*asked.sources),
+                query: asked.request.query.clone(),
+                intervals: asked.request.intervals,
+                columns: asked.columns.clone(),
+                partitions: asked.partitions,
             }
         } else if let Some(merge) = node.downcast_ref::<MetricsMergeExec>() {
             Node::MetricsMerge { kind: merge.kind(), intervals: merge.intervals() }

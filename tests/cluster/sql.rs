@@ -6,7 +6,7 @@ use skein_engine::sql::SqlService;
 
 use super::*;
 
-const STATEMENTS: [&str; 14] = [
+const STATEMENTS: [&str; 17] = [
     "SELECT count(*) FROM spans",
     "SELECT trace_id, span_id, parent_span_id, name, kind, status, start_time, duration_nanos, child_count FROM spans",
     "SELECT name, status, count(*), sum(duration_nanos), min(start_time), max(end_time) FROM spans GROUP BY 1, 2",
@@ -18,6 +18,9 @@ const STATEMENTS: [&str; 14] = [
     "SELECT * FROM services",
     "SELECT trace_id, span_id, spanset FROM traceql('{ name = `work` } > { name = `leaf` }')",
     r#"SELECT "resource.service.name", sum(self_time_nanos), sum(critical_path_nanos) FROM critical_path() GROUP BY 1"#,
+    "SELECT trace_id, ordinal, depth, path, self_time_nanos FROM span_tree()",
+    "SELECT count(*), sum(calls), sum(errors), max(p99_nanos) FROM service_graph()",
+    "SELECT name, sum(value) FROM traceql_metrics('{ } | count_over_time() by (name)') GROUP BY 1",
     "SELECT a.name, b.name, count(*) FROM spans a JOIN spans b ON a.trace_id = b.trace_id AND a.span_id = b.parent_span_id GROUP BY 1, 2",
     "WITH slow AS (SELECT trace_id, max(duration_nanos) AS most FROM spans GROUP BY 1) SELECT most, count(*) FROM slow GROUP BY 1",
     "SELECT trace_id, span_id, row_number() OVER (PARTITION BY trace_id ORDER BY start_time, span_id) FROM spans",

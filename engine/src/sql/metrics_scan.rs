@@ -19,6 +19,7 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 use skein_proto::otlp::common::v1::{KeyValue, any_value::Value as OtlpValue};
 
 use super::columns::SqlType;
@@ -51,14 +52,17 @@ const BUCKET: &str = "__bucket";
 const QUANTILE: &str = "p";
 
 /// A column of samples.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MetricsColumn {
     /// The end of the sample's interval.
     Time,
     /// A label of the grouping, as text.
     Label(String),
-    /// A label that is a number, and the name of its column.
-    Number(&'static str, &'static str),
+    /// Which quantile it is.
+    Quantile,
+    /// The upper end of its bucket.
+    Bucket,
     /// `baseline`, `selection`, and both with `_total`.
     MetaType,
     /// Which attribute `compare()` tells of.
@@ -78,10 +82,10 @@ impl MetricsColumn {
         let mut columns = vec![Self::Time];
         columns.extend(evaluate::grouping(query).into_iter().map(|field| Self::Label(field.to_string())));
         if any(|function| matches!(function, MetricsFunction::QuantileOverTime { .. })) {
-            columns.push(Self::Number(QUANTILE, "p"));
+            columns.push(Self::Quantile);
         }
         if any(|function| matches!(function, MetricsFunction::OverTime { function: OverTime::Histogram, .. })) {
-            columns.push(Self::Number(BUCKET, "bucket"));
+            columns.push(Self::Bucket);
         }
         if any(|function| matches!(function, MetricsFunction::Compare { .. })) {
             columns.extend([Self::MetaType, Self::Attribute, Self::AttributeValue]);
@@ -98,7 +102,8 @@ impl MetricsColumn {
         match self {
             Self::Time => Field::new("time", SqlType::Time.data_type(), false),
             Self::Label(name) => text(name),
-            Self::Number(_, name) => Field::new(*name, DataType::Float64, true),
+            Self::Quantile => Field::new("p", DataType::Float64, true),
+            Self::Bucket => Field::new("bucket", DataType::Float64, true),
             Self::MetaType => text("meta_type"),
             Self::Attribute => text("attribute"),
             Self::AttributeValue => text("attribute_value"),
@@ -114,7 +119,8 @@ impl MetricsColumn {
                 Arc::new(TimestampNanosecondArray::from_iter_values(samples.iter().map(time)).with_timezone(super::columns::UTC))
             }
             Self::Value => Arc::new(Float64Array::from_iter_values(samples.iter().map(|sample| sample.value))),
-            Self::Number(label, _) => {
+            Self::Quantile | Self::Bucket => {
+                let label = if *self == Self::Quantile { QUANTILE } else { BUCKET };
                 let mut numbers = Float64Builder::with_capacity(samples.len());
                 samples.iter().for_each(|sample| numbers.append_option(sample.series.number(label)));
                 Arc::new(numbers.finish())
@@ -135,7 +141,7 @@ impl MetricsColumn {
             Self::Attribute => series.compared().map(|label| label.key.clone()),
             Self::AttributeValue if series.text(META_TYPE)?.ends_with("_total") => None,
             Self::AttributeValue => series.compared().map(|label| label_text(label.value.as_ref())),
-            Self::Time | Self::Number(..) | Self::Value => None,
+            Self::Time | Self::Quantile | Self::Bucket | Self::Value => None,
         }
     }
 }
@@ -247,6 +253,11 @@ impl SqlMetricsExec {
         let schema = asked.schema();
         let properties = properties(schema.clone(), 1, EmissionType::Final);
         Self { asked: Arc::new(asked), schema, metrics: Arc::default(), properties }
+    }
+
+    /// What is asked.
+    pub fn asked(&self) -> &SqlMetrics {
+        &self.asked
     }
 }
 

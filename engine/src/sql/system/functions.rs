@@ -42,7 +42,7 @@ const FUNCTIONS: [Described; 7] = [
         kind: "table",
         arguments: "[query or trace id [, start, end]]",
         description: "Spans with their place in the trace (ordinal, depth, path), self time and time on the critical path.",
-        example: "SELECT repeat('  ', depth) || name AS span, duration_nanos FROM span_tree('0123456789abcdef0123456789abcdef') ORDER BY ordinal",
+        example: "SELECT concat(repeat('  ', depth), name) AS span, duration_nanos FROM span_tree('0123456789abcdef0123456789abcdef') ORDER BY ordinal",
     },
     Described {
         name: "trace",
