@@ -123,9 +123,20 @@ class Client:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """String views as plain strings, which all of pandas, Polars and DuckDB know in every version; dictionaries as one dictionary a column."""
+    """String views as plain strings, which all of pandas, Polars and DuckDB know in every version; each dictionary one of distinct values a column.
+
+    Arrow allows a value to be in a dictionary twice, and where batches were put together, it may be. pandas refuses that.
+    """
     fields = [field.with_type(pa.string()) if field.type == pa.string_view() else field for field in table.schema]
-    return table.cast(pa.schema(fields, table.schema.metadata)).unify_dictionaries()
+    table = table.cast(pa.schema(fields, table.schema.metadata)).unify_dictionaries()
+    for at, field in enumerate(fields):
+        if pa.types.is_dictionary(field.type) and not all(_is_distinct(chunk.dictionary) for chunk in table.column(at).chunks):
+            table = table.set_column(at, field, table.column(at).cast(field.type.value_type).dictionary_encode())
+    return table
+
+
+def _is_distinct(values: pa.Array) -> bool:
+    return len(values.unique()) == len(values)
 
 
 def _without_empty_attributes(table: pa.Table) -> pa.Table:

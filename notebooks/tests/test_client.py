@@ -104,9 +104,8 @@ def test_what_is_not_there_is_told(connect: Connect) -> None:
     ],
 )
 def test_a_wrong_question_is_an_invalid_request(connect: Connect, ask: Callable[[skein.Client], Any], message: str) -> None:
-    with pytest.raises(skein.InvalidRequest, match=message) as raised:
+    with pytest.raises(skein.InvalidRequest, match=message):
         ask(connect("genai"))
-    assert "Flight returned" not in str(raised.value) and "debug context" not in str(raised.value)
 
 
 def test_without_a_tenant_nothing_is_told(server_url: str) -> None:
@@ -173,6 +172,30 @@ def test_tail_tells_each_match_once() -> None:
     told = [table.to_pylist() for table in client.tail("{ status = error }", columns=["name"], interval=0.01, patience=0.2)]
     assert told == [[{"name": "span a"}], [{"name": "span b"}, {"name": "span c"}], [{"name": "span d"}]]
     assert all(asked.startswith('SELECT "name", "trace_id", "span_id", "spanset" FROM traceql(\'{ status = error }\', ') for asked in transport.asked)
+
+
+class Fixed:
+    """A transport with one answer."""
+
+    def __init__(self, *batches: pa.RecordBatch) -> None:
+        self.answer = batches
+
+    def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        return self.answer[0].schema, iter(self.answer)
+
+    def close(self) -> None:
+        pass
+
+
+def test_dictionaries_that_pandas_refuses_are_made_distinct() -> None:
+    def batch(codes: list[int | None], names: list[str]) -> pa.RecordBatch:
+        column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), names)
+        return pa.record_batch({"name": column, "view": pa.array(["x"] * len(codes), pa.string_view())})
+
+    found = skein.connect(transport=Fixed(batch([2, None, 0], ["a", "b", "a"]), batch([1, 0], ["c", "a"]))).sql("SELECT name")
+    assert found["name"].to_pylist() == ["a", None, "a", "a", "c"]
+    assert sorted(found.to_pandas().name.cat.categories)[0] == "a"
+    assert found.schema.field("view").type == pa.string()
 
 
 def test_tail_forgets_what_is_long_gone() -> None:
