@@ -13,6 +13,7 @@
 //! | `streaming` | parts of answers over gRPC, also to a Python client made from the project's own `.proto` |
 //! | `cli` | the command line |
 //! | `cluster` | a coordinator and three workers answer as one process does |
+//! | `flight` | pyarrow, ADBC, DuckDB and Polars read spans over Arrow Flight; hostile messages are refused |
 //! | `formats` | that other tools open the blocks |
 //! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
 //! | `notebooks` | the Python package is typed and agrees with the recorded traces, as do the notebooks, run from top to bottom; one command opens them |
@@ -39,6 +40,7 @@ mod cluster;
 mod compare;
 mod conformance;
 mod durability;
+mod flight;
 mod formats;
 mod harness;
 mod mcp;

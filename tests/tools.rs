@@ -10,15 +10,18 @@ use std::sync::OnceLock;
 use crate::harness::{PATIENCE, until};
 
 /// What the Python tests need, with the versions they were written for.
-const PYTHON_PACKAGES: [&str; 14] = [
+const PYTHON_PACKAGES: [&str; 16] = [
     "moto[server]==5.2.5",
     "pyarrow==26.0.1",
     "duckdb==2.0.0",
     "mcp==2.3.0",
     "grpcio-tools==1.85.1",
-    // Of the notebooks and their package.
     "pandas==3.1.1",
     "polars==2.1.0",
+    // Of Flight SQL.
+    "adbc-driver-manager==1.13.0",
+    "adbc-driver-flightsql==1.13.0",
+    // Of the notebooks and their package.
     "matplotlib==3.11.2",
     "nbclient==0.11.0",
     "ipykernel==7.4.0",

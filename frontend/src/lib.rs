@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`http`] | one endpoint a file; parameters in, Tempo's bytes out |
-//! | [`grpc`] | `tempopb.StreamingQuerier` and the health service |
+//! | [`grpc`] | `tempopb.StreamingQuerier`, Arrow Flight and the health service |
 //! | [`server`] | one port for HTTP/1, HTTP/2 and gRPC |
 //! | [`settings`], [`operations`] | what the binary passes in: settings, and the process around the API |
 //! | `asks` | requests as HTTP and gRPC share them: checks, defaults, fan-out over tenants |
@@ -56,6 +56,7 @@ use skein_engine::{
     query::QueryService,
     sql::SqlService,
 };
+use skein_flight::sql::FlightState;
 pub use tenancy::TENANT_HEADER;
 
 use crate::{
@@ -100,6 +101,7 @@ pub struct Frontend {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     queue: Arc<Queue>,
+    flight: Arc<FlightState>,
     url_deny_list: RegexSet,
 }
 
@@ -117,6 +119,7 @@ impl Frontend {
         register_build_info(&parts.registry, &parts.build)?;
         Ok(Arc::new(Self {
             queue: Arc::new(Queue::new(&parts.settings, metrics.clone())),
+            flight: Arc::default(),
             http_api_prefix: prefix.to_owned(),
             queries: if parts.settings.tempo_parity { Arc::new(TempoParity(parts.queries)) } else { parts.queries },
             sql: parts.sql,

@@ -202,7 +202,7 @@ impl SqlService for OnQueryThreads {
     async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
         let limits = self.overrides.limits(tenant).sql_limits();
         let (engine, tenant, text) = (self.engine.clone(), tenant.clone(), text.to_owned());
-        let statement = self.run(async move { engine.prepare(&tenant, &text).await }).await?;
+        let statement = limits.within_time(self.run(async move { engine.prepare(&tenant, &text).await })).await?;
         Ok(statement.on(self.threads.clone()).within(limits))
     }
 }

@@ -96,10 +96,11 @@ pub fn class_of(value: f64) -> i32 {
     if value < 0.0 { -size } else { size }
 }
 
-/// The hash of a trace.
+/// The hash of a trace by its start in Unix nanoseconds, which scans have at hand, its id not. Traces that start at the same time are told
+/// apart by their ids where it matters.
 #[inline]
-pub fn hash_of_trace(id: u128) -> u64 {
-    mix((id >> 64) as u64 ^ mix(id as u64))
+pub fn hash_of_start(start: i64) -> u64 {
+    mix(start as u64 ^ 0x9e37_79b9_7f4a_7c15)
 }
 
 /// The hash of a trace in a slot: each slot prefers other traces.
@@ -162,14 +163,15 @@ impl Exemplars {
         self.slots.contains_key(&slot)
     }
 
-    /// Whether a span with this hash would stay in `slot`.
-    pub fn wants(&self, slot: Slot, hash: u64) -> bool {
-        hash <= self.ceiling && self.slots.get(&slot).is_none_or(|known| hash < known.hash)
+    /// Whether a span with this hash may stay in `slot`.
+    pub fn may_want(&self, slot: Slot, hash: u64) -> bool {
+        hash <= self.ceiling && self.slots.get(&slot).is_none_or(|known| hash <= known.hash)
     }
 
-    /// Takes a span, if it is wanted. Between equal hashes, which are of one trace, the first stays.
+    /// Takes a span, if it is wanted. Between equal hashes the least trace stays, and of one trace the first that is offered.
     pub fn offer(&mut self, slot: Slot, candidate: Candidate) {
-        if !self.wants(slot, candidate.hash) {
+        let before = |known: &Candidate| (candidate.hash, candidate.trace) < (known.hash, known.trace);
+        if candidate.hash > self.ceiling || !self.slots.get(&slot).is_none_or(before) {
             return;
         }
         self.slots.insert(slot, candidate);
@@ -293,11 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_trace_stays() {
-        let mut exemplars = Exemplars::default();
-        exemplars.offer((0, 0, 0), candidate(1, 9, 1.0));
-        exemplars.offer((0, 0, 0), candidate(1, 9, 2.0));
-        assert_eq!(exemplars.in_order()[0].1.value, 1.0);
+    fn of_equal_hashes_the_least_trace_stays_and_of_a_trace_the_first() {
+        for offers in [[(1, 1.0), (1, 2.0), (3, 3.0)], [(3, 3.0), (1, 1.0), (1, 2.0)], [(1, 1.0), (3, 3.0), (1, 2.0)]] {
+            let mut exemplars = Exemplars::default();
+            offers.into_iter().for_each(|(trace, value)| exemplars.offer((0, 0, 0), candidate(trace, 9, value)));
+            assert_eq!(exemplars.in_order()[0].1.value, 1.0);
+        }
     }
 
     #[test]

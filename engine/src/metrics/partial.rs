@@ -7,8 +7,8 @@ use std::{
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BinaryBuilder, BooleanArray, Decimal128Builder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, ListBuilder,
-        UInt32Builder, UInt64Builder,
+        Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, Decimal128Builder, DictionaryArray, FixedSizeBinaryBuilder,
+        Float64Builder, Int32Builder, ListBuilder, UInt32Builder, UInt64Builder,
     },
     compute::filter_record_batch,
     datatypes::{DataType, Decimal128Type, Field, Float64Type, Int32Type, Schema, SchemaRef, UInt32Type, UInt64Type},
@@ -56,8 +56,9 @@ pub struct Partial {
     intervals: usize,
     /// Labels as an encoded `KeyValueList`, and cells.
     series: Vec<(Box<[u8]>, Cells)>,
-    /// Places of series by their labels.
+    /// Places of series by their labels, of the first `indexed` ones.
     places: HashTable<usize>,
+    indexed: usize,
     hasher: DefaultHashBuilder,
     memory: Reservation,
     exemplars: Exemplars,
@@ -67,7 +68,7 @@ impl Partial {
     /// No series yet; `memory` is to hold theirs.
     pub fn new(kind: CellKind, intervals: usize, memory: Reservation) -> Self {
         let (places, hasher) = (HashTable::new(), DefaultHashBuilder::default());
-        Self { kind, intervals, series: Vec::new(), places, hasher, memory, exemplars: Exemplars::default() }
+        Self { kind, intervals, series: Vec::new(), places, indexed: 0, hasher, memory, exemplars: Exemplars::default() }
     }
 
     /// The place of the series with these labels, made if there is none. Errors: `Exhausted` when there is no memory for more.
@@ -77,16 +78,38 @@ impl Partial {
 
     /// The same for labels as an encoded `KeyValueList`. Cost: a look-up, and a copy of them for a new series.
     pub fn place_of_key(&mut self, key: &[u8]) -> Result<usize> {
+        self.index();
         let hash = self.hasher.hash_one(key);
         if let Some(place) = self.known(hash, key) {
             return Ok(place);
         }
+        let place = self.push(key)?;
+        let (series, hasher) = (&self.series, &self.hasher);
+        self.places.insert_unique(hash, place, |&place| hasher.hash_one(&*series[place].0));
+        self.indexed = series.len();
+        Ok(place)
+    }
+
+    /// Adds a series that is not there yet, and leaves its place to [`Partial::index`].
+    fn push(&mut self, key: &[u8]) -> Result<usize> {
         let cells = Cells::new(self.kind, self.intervals);
         self.hold(cells.memory_bytes() + key.len() + size_of::<(Box<[u8]>, Cells)>() + size_of::<usize>())?;
         self.series.push((key.into(), cells));
-        let (series, hasher) = (&self.series, &self.hasher);
-        self.places.insert_unique(hash, series.len() - 1, |&place| hasher.hash_one(&*series[place].0));
         Ok(self.series.len() - 1)
+    }
+
+    /// Makes sure that the places of all series are known.
+    fn index(&mut self) {
+        if self.indexed == self.series.len() {
+            return;
+        }
+        let (series, hasher) = (&self.series, &self.hasher);
+        let hash_at = |&place: &usize| hasher.hash_one(&*series[place].0);
+        self.places.reserve(series.len() - self.indexed, hash_at);
+        for place in self.indexed..series.len() {
+            self.places.insert_unique(hash_at(&place), place, hash_at);
+        }
+        self.indexed = series.len();
     }
 
     /// What was added since it was last taken.
@@ -101,7 +124,8 @@ impl Partial {
     }
 
     /// The place of the series with these labels, if there is one.
-    pub fn find(&self, labels: Labels) -> Option<usize> {
+    pub fn find(&mut self, labels: Labels) -> Option<usize> {
+        self.index();
         let key = KeyValueList { values: labels }.encode_to_vec();
         self.known(self.hasher.hash_one(&*key), &key)
     }
@@ -113,13 +137,6 @@ impl Partial {
     /// Reserves memory for what cells grow by. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
         self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
-    }
-
-    /// Makes room for that many series.
-    fn reserve(&mut self, series: usize) {
-        let (known, hasher) = (&self.series, &self.hasher);
-        self.places.reserve(series, |&place| hasher.hash_one(&*known[place].0));
-        self.series.reserve(series);
     }
 
     /// How many series there are.
@@ -149,7 +166,7 @@ impl Partial {
 
     /// Takes a span that may become an exemplar, if it is wanted. Errors: `Exhausted`.
     pub fn offer(&mut self, slot: Slot, candidate: Candidate) -> Result<()> {
-        if !self.exemplars.has(slot) && self.exemplars.wants(slot, candidate.hash) {
+        if !self.exemplars.has(slot) && self.exemplars.may_want(slot, candidate.hash) {
             self.hold(size_of::<(Slot, Candidate)>() + candidate_bytes(&candidate))?;
         }
         self.exemplars.offer(slot, candidate);
@@ -168,29 +185,29 @@ impl Partial {
 
     /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`], `Exhausted`.
     pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.merge_batch_by(batch, Self::place_of_key)
+        // The labels of a batch are distinct: where there is nothing yet, nothing has to be looked up.
+        let first = self.is_empty();
+        self.merge_batch_by(batch, |partial, key| if first { partial.push(key) } else { partial.place_of_key(key) })
     }
 
-    /// The same where `place_of` says which series the rows of some labels are added to. Errors: also its own.
+    /// The same where `place_of` says which series the rows of some labels are added to. It is asked once for each. Errors: also its own.
     pub fn merge_batch_by(&mut self, batch: &RecordBatch, mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
+        let wrong = || Error::internal("a batch is not one of partial series");
         if batch.schema_ref().fields() != SCHEMA.fields() {
-            return Err(Error::internal("a batch is not one of partial series"));
+            return Err(wrong());
         }
-        let labels = batch.column(0).as_binary::<i32>();
-        let intervals = batch.column(1).as_primitive::<UInt32Type>();
+        let labels = batch.column(0).as_dictionary::<Int32Type>();
+        let (keys, labels) = (labels.keys().values(), labels.values().as_binary_opt::<i32>().ok_or_else(wrong)?);
+        let intervals = batch.column(1).as_primitive::<UInt32Type>().values();
         let traces = batch.column(EXEMPLAR_TRACE).as_fixed_size_binary();
-        if self.is_empty() {
-            self.reserve((1..batch.num_rows()).filter(|&row| labels.value(row) != labels.value(row - 1)).count() + 1);
-        }
-        let mut last: Option<(&[u8], usize)> = None;
-        for row in 0..batch.num_rows() {
-            let key = labels.value(row);
-            let place = match last {
-                Some((known, place)) if known == key => place,
-                _ => place_of(self, key)?,
+        let mut places: Vec<Option<usize>> = vec![None; labels.len()];
+        for (row, &key) in keys.iter().enumerate() {
+            let key = key as usize;
+            let place = match places.get(key).ok_or_else(wrong)? {
+                Some(place) => *place,
+                None => *places[key].insert(place_of(self, labels.value(key))?),
             };
-            last = Some((key, place));
-            if intervals.value(row) as usize >= self.intervals {
+            if intervals[row] as usize >= self.intervals {
                 return Err(Error::internal("a partial series has an interval that does not exist"));
             }
             if traces.is_valid(row) { self.merge_exemplar(batch, row, place)? } else { self.merge_cell(batch, row, place)? }
@@ -204,8 +221,9 @@ impl Partial {
         let count = batch.column(3).as_primitive::<UInt64Type>().value(row);
         let number = |column: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
         let weight = || Weight(batch.column(WEIGHT).as_primitive::<Decimal128Type>().value(row).unsigned_abs());
-        let sums = batch.column(SUMS).as_list::<i32>().value(row);
-        let mut sums: &[f64] = sums.as_primitive::<Float64Type>().values();
+        let sums = batch.column(SUMS).as_list::<i32>();
+        let mut sums =
+            &sums.values().as_primitive::<Float64Type>().values()[sums.value_offsets()[row] as usize..sums.value_offsets()[row + 1] as usize];
         let damaged = || Error::internal("a partial series lacks a bucket or a part of an estimate");
         let mut grown = 0;
         match self.cells(place) {
@@ -257,39 +275,34 @@ impl Partial {
     /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         let held = self.memory.another();
-        let mut label_bytes = 0;
-        for (key, cells) in &self.series {
-            label_bytes += cells.filled() * key.len();
-            held.grow(cells.filled() * (ROW_BYTES + key.len())).map_err(|error| error.context("handing on the series of the query"))?;
-        }
-        for ((place, ..), candidate) in self.exemplars.in_order() {
-            let labels = self.series[place as usize].0.len();
-            label_bytes += labels;
-            held.grow(2 * ROW_BYTES + labels + candidate_bytes(candidate)).map_err(|error| error.context("handing on exemplars"))?;
-        }
+        let label_bytes: usize = self.series.iter().map(|(key, _)| key.len()).sum();
         check_label_bytes(label_bytes)?;
-        held.attach(self.rows()?)
+        let rows: usize = self.series.iter().map(|(_, cells)| cells.filled()).sum();
+        held.grow(label_bytes + rows * ROW_BYTES).map_err(|error| error.context("handing on the series of the query"))?;
+        let exemplars = self.exemplars.in_order();
+        let exemplar_bytes = exemplars.iter().map(|(_, candidate)| 2 * ROW_BYTES + candidate_bytes(candidate)).sum();
+        held.grow(exemplar_bytes).map_err(|error| error.context("handing on exemplars"))?;
+        held.attach(self.rows(&exemplars)?)
     }
 
-    fn rows(&self) -> Result<RecordBatch> {
+    fn rows(&self, exemplars: &[(Slot, &Candidate)]) -> Result<RecordBatch> {
         let mut rows = Rows::default();
-        for (key, cells) in &self.series {
-            rows.push_cells(key, cells);
+        for (place, (_, cells)) in self.series.iter().enumerate() {
+            rows.push_cells(place as i32, cells);
         }
-        for ((place, stretch, class), candidate) in self.exemplars.in_order() {
-            rows.push_exemplar(&self.series[place as usize].0, stretch, class, candidate);
+        for ((place, stretch, class), candidate) in exemplars {
+            rows.push_exemplar(*place as i32, *stretch, *class, candidate);
         }
-        rows.finish()
+        rows.finish(BinaryArray::from_iter_values(self.series.iter().map(|(key, _)| key)))
     }
 }
 
-/// Labels stand on every row, and offsets into them have 32 bits. Errors: `Exhausted` for more.
+/// Offsets into labels have 32 bits. Errors: `Exhausted` for more.
 fn check_label_bytes(bytes: usize) -> Result<()> {
     if i32::try_from(bytes).is_ok() {
         return Ok(());
     }
-    let text = format!("the series of the query have {bytes} bytes of labels in all their intervals: group by fewer values, or take a longer step");
-    Err(Error::exhausted(text))
+    Err(Error::exhausted(format!("the series of the query have {bytes} bytes of labels: group by fewer values")))
 }
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -297,7 +310,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let weight = DataType::Decimal128(38, 0);
     let sums = DataType::List(Arc::new(Field::new_list_field(DataType::Float64, true)));
     Arc::new(Schema::new(vec![
-        Field::new("labels", DataType::Binary, false),
+        Field::new_dictionary("labels", DataType::Int32, DataType::Binary, false),
         Field::new("interval", DataType::UInt32, false),
         Field::new("bucket", DataType::Int32, false),
         Field::new("count", DataType::UInt64, false),
@@ -321,7 +334,7 @@ const SUMS: usize = 9;
 /// The first column of exemplars.
 const EXEMPLAR_TRACE: usize = 10;
 
-/// The schema of partial series: `labels` is an OTLP `KeyValueList`; `sum_lost` is what rounding lost of `sum`; `weight` is a [`Weight`] and
+/// The schema of partial series: `labels` is an OTLP `KeyValueList`, and the labels of a batch are distinct; `sum_lost` is what rounding lost of `sum`; `weight` is a [`Weight`] and
 /// `estimate` the sums beside it, for weighted cells. A row that has an `exemplar_trace` is an exemplar of the series, in the class `bucket`
 /// and its own `interval`, and says nothing of its cells.
 pub fn schema() -> SchemaRef {
@@ -344,7 +357,7 @@ pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBat
 
 #[derive(Default)]
 struct Rows {
-    labels: BinaryBuilder,
+    labels: Int32Builder,
     intervals: UInt32Builder,
     buckets: Int32Builder,
     counts: UInt64Builder,
@@ -355,59 +368,59 @@ struct Rows {
 }
 
 impl Rows {
-    fn push_cells(&mut self, labels: &[u8], cells: &Cells) {
+    fn push_cells(&mut self, series: i32, cells: &Cells) {
         match cells {
             Cells::Counts(cells) => {
                 for (at, &count) in cells.iter().enumerate().filter(|(_, count)| **count > 0) {
-                    self.push_count(labels, at, 0, count);
+                    self.push_count(series, at, 0, count);
                 }
             }
             Cells::Numbers(cells) => {
-                cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(labels, at, 0, cell));
+                cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(series, at, 0, cell));
             }
             Cells::Buckets(cells) => {
                 let filled = cells.iter().enumerate().filter_map(|(at, buckets)| Some((at, buckets.as_ref()?)));
                 for (at, buckets) in filled {
                     for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
-                        self.push_count(labels, at, bucket as i32, count);
+                        self.push_count(series, at, bucket as i32, count);
                     }
                 }
             }
             Cells::Sketches(cells) => {
                 for (at, cell) in cells.iter().enumerate() {
-                    in_order(cell).into_iter().for_each(|(bucket, count)| self.push_count(labels, at, bucket, count));
+                    in_order(cell).into_iter().for_each(|(bucket, count)| self.push_count(series, at, bucket, count));
                 }
             }
             Cells::WeightedCounts(cells) => {
                 for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.weight > Weight::default()) {
-                    self.push_estimate(labels, at, 0, cell.weight, &cell.sums());
+                    self.push_estimate(series, at, 0, cell.weight, &cell.sums());
                 }
             }
             Cells::WeightedNumbers(cells) => {
                 for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.spans.weight > Weight::default()) {
-                    self.push_estimate(labels, at, 0, cell.spans.weight, &cell.sums());
+                    self.push_estimate(series, at, 0, cell.spans.weight, &cell.sums());
                 }
             }
             Cells::WeightedBuckets(cells) => {
                 for (at, cell) in cells.iter().enumerate() {
-                    in_order(cell).into_iter().for_each(|(bucket, cell)| self.push_estimate(labels, at, bucket, cell.weight, &cell.sums()));
+                    in_order(cell).into_iter().for_each(|(bucket, cell)| self.push_estimate(series, at, bucket, cell.weight, &cell.sums()));
                 }
             }
         }
     }
 
-    fn push_count(&mut self, labels: &[u8], interval: usize, bucket: i32, count: u64) {
-        self.push(labels, interval, bucket, &NumberCell { count, ..NumberCell::default() });
+    fn push_count(&mut self, series: i32, interval: usize, bucket: i32, count: u64) {
+        self.push(series, interval, bucket, &NumberCell { count, ..NumberCell::default() });
     }
 
-    fn push(&mut self, labels: &[u8], interval: usize, bucket: i32, cell: &NumberCell) {
-        self.push_plain(labels, interval, bucket, cell);
+    fn push(&mut self, series: i32, interval: usize, bucket: i32, cell: &NumberCell) {
+        self.push_plain(series, interval, bucket, cell);
         self.weights.append_null();
         self.sums.append_null();
     }
 
-    fn push_plain(&mut self, labels: &[u8], interval: usize, bucket: i32, cell: &NumberCell) {
-        self.labels.append_value(labels);
+    fn push_plain(&mut self, series: i32, interval: usize, bucket: i32, cell: &NumberCell) {
+        self.labels.append_value(series);
         self.intervals.append_value(interval as u32);
         self.buckets.append_value(bucket);
         self.counts.append_value(cell.count);
@@ -416,20 +429,20 @@ impl Rows {
         }
     }
 
-    fn push_estimate(&mut self, labels: &[u8], interval: usize, bucket: i32, weight: Weight, sums: &[Sum]) {
-        self.push_plain(labels, interval, bucket, &NumberCell::default());
+    fn push_estimate(&mut self, series: i32, interval: usize, bucket: i32, weight: Weight, sums: &[Sum]) {
+        self.push_plain(series, interval, bucket, &NumberCell::default());
         self.weights.append_value(weight.0 as i128);
         sums.iter().for_each(|sum| self.sums.values().append_slice(&[sum.sum, sum.lost]));
         self.sums.append(true);
     }
 
-    fn push_exemplar(&mut self, labels: &[u8], stretch: u64, class: i32, candidate: &Candidate) {
+    fn push_exemplar(&mut self, series: i32, stretch: u64, class: i32, candidate: &Candidate) {
         self.exemplars.push((stretch, candidate.clone()));
-        self.push(labels, candidate.interval as usize, class, &NumberCell::default());
+        self.push(series, candidate.interval as usize, class, &NumberCell::default());
     }
 
-    fn finish(mut self) -> Result<RecordBatch> {
-        let labels: ArrayRef = Arc::new(self.labels.finish());
+    fn finish(mut self, labels: BinaryArray) -> Result<RecordBatch> {
+        let labels: ArrayRef = Arc::new(DictionaryArray::try_new(self.labels.finish(), Arc::new(labels))?);
         let rows = labels.len();
         let mut columns: Vec<ArrayRef> =
             vec![labels, Arc::new(self.intervals.finish()), Arc::new(self.buckets.finish()), Arc::new(self.counts.finish())];

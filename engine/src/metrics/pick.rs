@@ -1,11 +1,13 @@
 //! The spans of a frame that may become exemplars: for each slot the one whose trace has the smallest hash.
 
+use std::ops::Range;
+
 use hashbrown::HashMap;
 
 use super::{
     compare::{META_TYPE, META_TYPES},
     detail::Detail,
-    exemplars::{Candidate, Stretches, class_of, hash_in, hash_of_trace},
+    exemplars::{Candidate, Stretches, class_of, hash_in, hash_of_start},
     intervals::Intervals,
     observe::{Chosen, Number, Numbers, value_field},
     partial::{Labels, Partial},
@@ -71,36 +73,36 @@ impl Picker {
     ) -> Result<()> {
         let classes = values.map(|values| Classes::of(chosen, values, self.bucket_of));
         let (least, count) = classes.as_ref().map_or((0, 2), |classes| (classes.least, classes.count));
-        let first = self.stretches.of_interval(0);
+        // The rows of a frame are close in time: few of the query's stretches have any.
+        let (interval, width) = chosen.range();
+        let first = self.stretches.of_interval(interval);
+        let stretches = (self.stretches.of_interval(interval + width.saturating_sub(1) as u32) - first) as usize + 1;
         // What makes each slot of a series prefer other traces.
-        let salts: Vec<u64> =
-            (0..self.stretches.count() * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
+        let salts: Vec<u64> = (0..stretches * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
         let ceiling = partial.exemplars().ceiling();
         let mut winners = Winners::new(places.len() * salts.len());
-        let mut from = 0;
-        for (id, until) in chosen.traces(frame)? {
-            let hash = hash_of_trace(id);
-            for (at, &group) in (from..until).zip(&groups[from..until]) {
-                let class = match &classes {
-                    None => (hash & 1) as usize,
-                    Some(classes) => match classes.rows[at] {
-                        Some(class) => (class - least) as usize,
-                        None => continue,
-                    },
-                };
-                let slot = (self.stretches.of_interval(chosen.intervals[at]) - first) as usize * count + class;
-                let hash = hash ^ salts[slot];
-                if hash <= ceiling {
-                    winners.offer(group as usize * salts.len() + slot, hash, at as u32);
-                }
+        let mut offer = |rows: Range<usize>, hash: u64, slot: usize| {
+            let hash = hash ^ salts[slot];
+            if hash <= ceiling {
+                rows.for_each(|at| winners.offer(groups[at] as usize * salts.len() + slot, hash, at as u32));
             }
-            from = until;
+        };
+        for (rows, hash) in chosen.runs(frame)? {
+            let slot = (self.stretches.of_interval(chosen.intervals[rows.start]) - first) as usize * count;
+            match &classes {
+                None => offer(rows, hash, slot + (hash & 1) as usize),
+                Some(classes) => rows.for_each(|at| {
+                    if let Some(class) = classes.rows[at] {
+                        offer(at..at + 1, hash, slot + (class - least) as usize);
+                    }
+                }),
+            }
         }
         for (index, hash, at) in winners.into_list() {
             let (group, slot) = (index / salts.len(), index % salts.len());
             let Some(place) = places[group] else { continue };
             let slot = (place as u32, first + (slot / count) as u64, least + (slot % count) as i32);
-            if partial.exemplars().wants(slot, hash) {
+            if partial.exemplars().may_want(slot, hash) {
                 let candidate = self.candidate(frame, chosen, at as usize, hash, values)?;
                 partial.offer(slot, candidate)?;
             }
@@ -137,6 +139,22 @@ impl Picker {
             value: values.and_then(|values| values.get(row)).map_or(f64::NAN, |number| number.as_f64()),
             labels,
         })
+    }
+}
+
+impl Chosen {
+    /// Their runs of one trace in one interval, each with the hash of the trace.
+    fn runs(&self, frame: &Frame) -> Result<impl Iterator<Item = (Range<usize>, u64)>> {
+        let starts = frame.ints(Column::TraceStart)?.values();
+        let mut from = 0;
+        Ok(std::iter::from_fn(move || {
+            let (&row, &interval) = (self.rows.get(from)?, self.intervals.get(from)?);
+            let start = starts[row as usize];
+            let rest = self.rows[from..].iter().zip(&self.intervals[from..]);
+            let run = from..from + rest.take_while(|&(&row, &at)| at == interval && starts[row as usize] == start).count();
+            from = run.end;
+            Some((run, hash_of_start(start)))
+        }))
     }
 }
 

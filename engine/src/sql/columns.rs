@@ -7,9 +7,11 @@ use std::{
 
 use arrow::{
     array::{Array, ArrayRef, Int32Array, Int64Array, TimestampNanosecondArray, UInt32Array},
+    buffer::NullBuffer,
     compute::take,
     datatypes::{DataType, Field, TimeUnit},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     arrays::{self, hex_array},
@@ -37,12 +39,14 @@ use crate::{
 };
 
 /// The type of a column in SQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SqlType {
     /// Strings with few distinct values: `Dictionary(Int32, Utf8)`.
     Dictionary,
     /// Strings with many distinct values, and values of mixed types as text: `Utf8View`.
     Text,
+    /// Strings of one length that all differ: `Utf8`, which is made and sent without looking at each.
+    Hex,
     /// `Int64`.
     Int,
     /// `Float64`.
@@ -64,6 +68,7 @@ impl SqlType {
         match self {
             Self::Dictionary => DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)),
             Self::Text => DataType::Utf8View,
+            Self::Hex => DataType::Utf8,
             Self::Int => DataType::Int64,
             Self::Float => DataType::Float64,
             Self::Bool => DataType::Boolean,
@@ -93,11 +98,11 @@ impl SqlType {
 }
 
 /// Where the values of a column come from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Content {
-    /// A field of TraceQL.
-    Field(FieldRef),
+    /// A field of TraceQL; its text, where it travels.
+    Field(#[serde(with = "field_text")] FieldRef),
     /// 32 hexadecimal digits.
     TraceId,
     /// 16 hexadecimal digits.
@@ -138,8 +143,22 @@ pub enum Content {
     GroupServices,
 }
 
+mod field_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::traceql::{FieldRef, parse_identifier};
+
+    pub(super) fn serialize<S: Serializer>(field: &FieldRef, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(field)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FieldRef, D::Error> {
+        parse_identifier(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
 /// A column of a table over spans, events or links.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SqlColumn {
     /// Its name.
     pub name: String,
@@ -273,8 +292,8 @@ impl SqlColumn {
             Content::EventTime => return event_times(frame, selection),
             Content::LinkTraceId | Content::LinkSpanId => return link_ids(&self.content, frame, selection),
             Content::TraceId => trace_ids(frame, group)?,
-            Content::SpanId => hex_array(frame.ints(Column::SpanId)?.values().iter().map(|&id| Some(id))),
-            Content::ParentSpanId => hex_array(frame.parent_ids()?.into_iter().map(|id| (id != 0).then_some(id))),
+            Content::SpanId => Arc::new(hex_array(frame.ints(Column::SpanId)?.values().iter().map(|id| id.to_be_bytes()), None)?),
+            Content::ParentSpanId => parent_ids(frame)?,
             Content::StartTime => times(starts(frame)?),
             Content::EndTime => {
                 let durations = frame.ints(Column::Duration)?.values();
@@ -344,6 +363,12 @@ fn starts(frame: &Frame) -> Result<Vec<i64>> {
     Ok(traces.iter().zip(offsets).map(|(trace, offset)| trace.wrapping_add(*offset)).collect())
 }
 
+fn parent_ids(frame: &Frame) -> Result<ArrayRef> {
+    let ids = frame.parent_ids()?;
+    let valid = NullBuffer::new(ids.iter().map(|&id| id != 0).collect());
+    Ok(Arc::new(hex_array(ids.into_iter().map(i64::to_be_bytes), Some(valid))?))
+}
+
 fn counts(frame: &Frame, column: Column) -> Result<ArrayRef> {
     if !frame.source().schema().has(column) {
         return Ok(Arc::new(Int64Array::from(vec![0; frame.len()])));
@@ -356,7 +381,8 @@ fn counts(frame: &Frame, column: Column) -> Result<ArrayRef> {
 fn trace_ids(frame: &Frame, group: usize) -> Result<ArrayRef> {
     let traces = groups::traces(frame, group)?;
     let keys = traces.iter().enumerate().flat_map(|(key, (_, rows))| std::iter::repeat_n(key as i32, rows.len()));
-    arrays::dictionary(Int32Array::from_iter_values(keys), traces.iter().map(|(id, _)| format!("{id:032x}")))
+    let ids = traces.iter().map(|(id, _)| id.to_be_bytes());
+    arrays::dictionary(Int32Array::from_iter_values(keys), hex_array(ids, None)?)
 }
 
 fn event_times(frame: &Frame, selection: &Selection) -> Result<ArrayRef> {
@@ -399,13 +425,13 @@ pub fn rare_name(key: &str) -> String {
 
 /// The columns that every table of spans has, in order.
 static SPAN_COLUMNS: LazyLock<Vec<SqlColumn>> = LazyLock::new(|| {
-    use SqlType::{Dictionary, Int, Text, Time};
+    use SqlType::{Dictionary, Hex, Int, Text, Time};
     let intrinsic = |intrinsic| Content::Field(FieldRef::Intrinsic(intrinsic));
     let column = SqlColumn::new;
     vec![
         column("trace_id", Dictionary, Content::TraceId, false),
-        column("span_id", Text, Content::SpanId, false),
-        column("parent_span_id", Text, Content::ParentSpanId, true),
+        column("span_id", Hex, Content::SpanId, false),
+        column("parent_span_id", Hex, Content::ParentSpanId, true),
         column("name", Dictionary, intrinsic(Intrinsic::Name), false),
         column("kind", Dictionary, intrinsic(Intrinsic::Kind), false),
         column("start_time", Time, Content::StartTime, false),

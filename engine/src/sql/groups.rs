@@ -75,7 +75,7 @@ impl Groups {
         totals
     }
 
-    /// The rows from each of `firsts` on that are of the trace it begins.
+    /// The rows of the trace that `first` begins.
     fn rows_from(&self, first: u32) -> impl Iterator<Item = usize> + '_ {
         (first as usize..self.0.len()).take_while(move |&row| self.0[row] == first)
     }

@@ -15,8 +15,10 @@ use arrow::{
 };
 use datafusion::{
     common::{
-        DFSchema, Result, ScalarValue, plan_err,
-        tree_node::{TreeNode, TreeNodeRecursion},
+        DFSchema, Result, ScalarValue,
+        config::ConfigOptions,
+        plan_err,
+        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     execution::SessionStateBuilder,
     logical_expr::{
@@ -25,9 +27,16 @@ use datafusion::{
         planner::{ExprPlanner, PlannerResult, RawBinaryExpr},
         simplify::{ExprSimplifyResult, SimplifyContext},
     },
+    physical_optimizer::PhysicalOptimizerRule,
+    physical_plan::{ExecutionPlan, coop::CooperativeExec},
     sql::{
         parser::Statement,
-        sqlparser::ast::{self, BinaryOperator, ObjectName, Query, Visit, Visitor},
+        sqlparser::{
+            ast::{self, BinaryOperator, ObjectName, Query, Visit, Visitor},
+            dialect::GenericDialect,
+            keywords::Keyword,
+            tokenizer::{Token, Tokenizer},
+        },
     },
 };
 
@@ -45,6 +54,9 @@ const STEPS_MAX: usize = 1 << 20;
 const FIELDS_MAX: usize = 1_000;
 /// Tables that a statement reads, each as often as it is named through the common table expressions that name it.
 const TABLES_MAX: usize = 128;
+
+/// Signs and words of a statement that make its tree deeper: all but names, constants and commas.
+const DEPTH_MAX: usize = 4_000;
 
 /// Functions that tell of the host or have no bound of their own, and what there is instead.
 const ABSENT: [&str; 13] = [
@@ -123,7 +135,29 @@ pub(super) fn make_harmless(mut builder: SessionStateBuilder, memory: &FunctionM
     if let Some(planners) = builder.expr_planners() {
         planners.insert(0, Arc::new(ShortOperands));
     }
-    builder
+    builder.with_physical_optimizer_rule(Arc::new(Yielding))
+}
+
+/// Lets nodes that make many rows of few give way to others now and then; else a statement that nobody waits for would run on.
+#[derive(Debug)]
+struct Yielding;
+
+impl PhysicalOptimizerRule for Yielding {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let yielding = |node: Arc<dyn ExecutionPlan>| match node.children().len() > 1 || matches!(node.name(), "UnnestExec" | "RecursiveQueryExec") {
+            true => Ok(Transformed::yes(Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>)),
+            false => Ok(Transformed::no(node)),
+        };
+        Ok(plan.transform_up(yielding)?.data)
+    }
+
+    fn name(&self) -> &str {
+        "yielding"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
 }
 
 /// A function that is not called with arguments of which it would make too much.
@@ -376,6 +410,29 @@ pub(super) fn check_constants(plan: &LogicalPlan) -> EngineResult<()> {
     Ok(())
 }
 
+/// Errors: `Invalid` for a text of so many operators that its tree could be too deep to be walked.
+pub(super) fn check_text(text: &str) -> EngineResult<()> {
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().map_err(|error| Error::invalid(format!("SQL: {error}")))?;
+    let deepens = |token: &&Token| match token {
+        Token::Word(word) => !matches!(word.keyword, Keyword::NoKeyword | Keyword::AS | Keyword::NULL | Keyword::TRUE | Keyword::FALSE),
+        Token::EOF
+        | Token::Number(..)
+        | Token::SingleQuotedString(_)
+        | Token::DoubleQuotedString(_)
+        | Token::Comma
+        | Token::Whitespace(_)
+        | Token::LParen
+        | Token::RParen => false,
+        _ => true,
+    };
+    match tokens.iter().filter(deepens).count() {
+        count if count > DEPTH_MAX => Err(Error::invalid(format!(
+            "the statement has {count} operators and keywords, at most {DEPTH_MAX} are read: use IN for long lists, or split it up"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Errors: `Invalid` for a statement that reads more tables than are allowed, or settings.
 pub(super) fn check_statement(statement: &Statement) -> EngineResult<()> {
     let settings =
@@ -486,6 +543,16 @@ mod tests {
         check(&format!("EXPLAIN {}", doubling(60)), Some("more than 128 tables"));
         check(&vec!["SELECT 1 FROM spans"; 129].join(" UNION ALL "), Some("more than 128 tables"));
         check("WITH RECURSIVE n AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM n) SELECT * FROM n", None);
+    }
+
+    #[test]
+    fn long_lists_are_read_and_deep_trees_are_not() {
+        let check = |text: String, read: bool| assert_eq!(check_text(&text).is_ok(), read, "{}", &text[..50]);
+        check(format!("SELECT 1 FROM spans WHERE name IN ({})", vec!["'x'"; 10_000].join(", ")), true);
+        check(format!("SELECT {} FROM spans", vec!["name AS n"; 5_000].join(", ")), true);
+        check(format!("SELECT {}", vec!["1"; 5_000].join(" + ")), false);
+        check(format!("SELECT 1 {}", "IS NULL ".repeat(5_000)), false);
+        check(vec!["SELECT 1"; 3_000].join(" UNION "), false);
     }
 
     #[test]

@@ -23,6 +23,8 @@ use datafusion::{
     },
 };
 
+use tokio::time::timeout;
+
 use super::error::sql_error;
 use crate::{
     error::{Error, Result},
@@ -59,6 +61,14 @@ impl SqlLimits {
             .with_object_store_registry(Arc::new(stores))
             .build_arc()
             .map_err(sql_error)
+    }
+
+    /// Waits for `work` as long as there is time. Errors: those of `work`; `Exhausted`.
+    pub async fn within_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.duration.is_zero() {
+            return work.await;
+        }
+        timeout(self.duration, work).await.unwrap_or_else(|_| Err(self.out_of_time()))
     }
 
     pub(super) fn out_of_time(&self) -> Error {

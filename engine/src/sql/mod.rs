@@ -6,9 +6,12 @@
 //! | `arrays` | TraceQL values as Arrow arrays |
 //! | `tree`, `groups`, `calls` | what columns say of whole traces: self time and critical path, traces and services as rows, calls between services |
 //! | `table`, `scan` | the tables as DataFusion asks for them, and the leaf that reads them |
+//! | `metrics_scan` | the samples of a TraceQL metrics query as rows |
 //! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
-//! | `functions` | table functions |
+//! | `functions` | table functions, and `attr()` |
+//! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
+//! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
 //! | `limits`, `harmless` | what a statement may take; what is kept from it |
@@ -25,11 +28,14 @@ pub mod functions;
 pub mod groups;
 mod harmless;
 mod limits;
+pub mod metrics_scan;
 pub mod parameters;
+mod parts;
 pub mod pushdown;
 mod running;
 pub mod scan;
 pub mod session;
+pub mod system;
 pub mod table;
 #[cfg(test)]
 mod tests;

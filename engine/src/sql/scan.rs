@@ -1,6 +1,13 @@
 //! `SqlScanExec`: the leaf of a SQL query over spans, events or links.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use arrow::{
     array::{Int64Array, UInt32Array},
@@ -17,6 +24,7 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 use super::{
     calls::{CALLS, Calls},
@@ -47,7 +55,7 @@ use crate::{
 };
 
 /// Which spans are rows, of those that a scan of spans looks at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpanRows {
     /// With a query those of its spansets, as often as they are in one; else all.
     #[default]
@@ -103,6 +111,16 @@ impl SqlScanExec {
         let schema: SchemaRef = Arc::new(arrow::datatypes::Schema::new(fields));
         let properties = properties(schema.clone(), partitions, EmissionType::Incremental);
         Self { scan: Arc::new(scan), schema, partitions, metrics: Arc::default(), properties }
+    }
+
+    /// What it reads.
+    pub fn scan(&self) -> &SqlScan {
+        &self.scan
+    }
+
+    /// Partitions.
+    pub fn partitions(&self) -> usize {
+        self.partitions
     }
 }
 
@@ -320,22 +338,21 @@ impl ExecutionPlan for SqlScanExec {
                 .map_ok(|units| stream::iter(units.into_iter().map(Ok::<_, crate::error::Error>)))
                 .try_flatten()
         };
-        let mut left = scan.limit.unwrap_or(usize::MAX);
+        let left = Arc::new(AtomicUsize::new(scan.limit.unwrap_or(usize::MAX)));
+        let wanted = left.clone();
         let batches = units
+            .try_take_while(move |_| futures::future::ready(Ok(wanted.load(Relaxed) > 0)))
             .and_then(move |unit| {
-                let (scan, schema, metrics, pool) = (scan.clone(), schema.clone(), metrics.clone(), pool.clone());
+                let (scan, schema, metrics, pool, left) = (scan.clone(), schema.clone(), metrics.clone(), pool.clone(), left.clone());
                 async move {
                     let watch = Stopwatch::start();
                     let batch = scan.run(unit, &schema, &metrics, &pool).await?;
+                    let rows = batch.as_ref().map_or(0, RecordBatch::num_rows);
+                    left.store(left.load(Relaxed).saturating_sub(rows), Relaxed);
                     metrics.busy(watch.elapsed());
-                    metrics.output(batch.as_ref().map_or(0, RecordBatch::num_rows));
+                    metrics.output(rows);
                     Ok(batch)
                 }
-            })
-            .try_take_while(move |batch| {
-                let going = left > 0;
-                left = left.saturating_sub(batch.as_ref().map_or(0, RecordBatch::num_rows));
-                futures::future::ready(Ok(going))
             })
             .map_ok(move |batch| stream::iter(slices(batch, batch_size).map(Ok::<_, crate::error::Error>)))
             .try_flatten()
@@ -345,7 +362,7 @@ impl ExecutionPlan for SqlScanExec {
 }
 
 /// `batch` in parts of at most `size` rows; nothing is copied.
-fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
+pub(super) fn slices(batch: Option<RecordBatch>, size: usize) -> impl Iterator<Item = RecordBatch> {
     batch.into_iter().flat_map(move |batch| {
         (0..batch.num_rows()).step_by(size).map(move |from| batch.slice(from, size.min(batch.num_rows() - from))).collect::<Vec<_>>()
     })

@@ -1,6 +1,6 @@
 //! A session of one SQL statement: the tables and functions of a tenant over one snapshot of its spans.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{fmt, ops::ControlFlow, sync::Arc};
 
 use arrow::{
     datatypes::{Schema, SchemaRef},
@@ -13,14 +13,17 @@ use datafusion::{
     execution::{SessionStateBuilder, TaskContext, context::SQLOptions, runtime_env::RuntimeEnv},
     functions_aggregate::expr_fn::{count, max, min, sum},
     logical_expr::{LogicalPlan, LogicalPlanBuilder, col, lit},
-    physical_plan::{ExecutionPlan, execute_stream},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream},
     prelude::{SessionConfig, SessionContext},
     sql::{
         parser::Statement,
         sqlparser::ast::{self, visit_expressions_mut},
     },
 };
-use futures::{StreamExt, stream::BoxStream};
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use tokio::runtime::Handle;
 
 use super::{
@@ -29,13 +32,22 @@ use super::{
     functions,
     harmless::{self, FunctionMemory},
     limits::{Given, SqlLimits},
+    parts::parts_of,
     running,
     scan::SpanRows,
+    system,
     table::SpanTable,
 };
 use crate::{
     error::{Error, Result},
-    exec::{engine::add_blocks, eval::frame::FieldLevel, sources::SourceSet, stats::stats_of_plan},
+    exec::{
+        engine::add_blocks,
+        eval::frame::FieldLevel,
+        history::{Language, QueryLog, RunningQuery},
+        source::SourceRef,
+        sources::SourceSet,
+        stats::stats_of_plan,
+    },
     query::ScanStats,
     tenant::TenantId,
 };
@@ -44,16 +56,20 @@ use crate::{
 pub const CATALOG: &str = "skein";
 
 /// Longest text of a statement, in bytes; that of TraceQL by default.
-const TEXT_BYTES_MAX: usize = 128 << 10;
+pub const TEXT_BYTES_MAX: usize = 128 << 10;
 
-/// A statement that was read, checked and planned against a snapshot of the tenant's spans.
+/// A statement that was read, checked and planned against a snapshot of the tenant's spans. A clone reads the same snapshot.
+#[derive(Clone)]
 pub struct SqlStatement {
     context: SessionContext,
-    sources: Arc<SourceSet>,
+    tenant: TenantId,
+    parts: SessionParts,
+    text: String,
     plan: LogicalPlan,
     threads: Option<Handle>,
     limits: SqlLimits,
     memory: FunctionMemory,
+    part: Option<usize>,
 }
 
 /// The rows of a statement under way.
@@ -83,6 +99,16 @@ impl SqlCost {
     }
 }
 
+/// Adds to a session what runs its plans on several processes.
+#[derive(Clone)]
+pub struct Distribution(pub Arc<dyn Fn(SessionStateBuilder) -> SessionStateBuilder + Send + Sync>);
+
+impl fmt::Debug for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Distribution")
+    }
+}
+
 /// What a session is made of.
 #[derive(Debug, Clone)]
 pub struct SessionParts {
@@ -92,15 +118,30 @@ pub struct SessionParts {
     pub runtime: Arc<RuntimeEnv>,
     /// Partitions of a scan.
     pub partitions: usize,
+    /// How plans are distributed; None: they run here.
+    pub distribution: Option<Distribution>,
+    /// Where it is noted what ran.
+    pub log: Arc<QueryLog>,
 }
 
 impl SqlStatement {
     /// Reads, checks and plans `text` for `tenant`. Errors: `Invalid` for anything but one statement that reads, and for what cannot be
     /// planned.
     pub async fn prepare(tenant: &TenantId, parts: SessionParts, text: &str) -> Result<Self> {
+        let running = parts.log.begin(tenant, Language::Sql, text);
+        let statement = Self::planned(tenant, parts, text).await;
+        match &statement {
+            Ok(_) => running.forget(),
+            Err(error) => running.end(Some(error)),
+        }
+        statement
+    }
+
+    async fn planned(tenant: &TenantId, parts: SessionParts, text: &str) -> Result<Self> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Error::invalid(format!("the statement has {} bytes, at most {TEXT_BYTES_MAX} are read", text.len())));
         }
+        harmless::check_text(text)?;
         let memory = FunctionMemory::default();
         let context = empty_context(tenant, &parts, &memory);
         let state = context.state();
@@ -112,7 +153,8 @@ impl SqlStatement {
         let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
-        Ok(Self { context, sources: parts.sources, plan, threads: None, limits: SqlLimits::default(), memory })
+        let (tenant, text) = (tenant.clone(), text.to_owned());
+        Ok(Self { context, tenant, parts, text, plan, threads: None, limits: SqlLimits::default(), memory, part: None })
     }
 
     /// The same, which will run on `threads`, whoever reads its rows.
@@ -123,6 +165,18 @@ impl SqlStatement {
     /// The same, which may take as much as `limits` say.
     pub fn within(self, limits: SqlLimits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// The same, of whose rows only one of [`SqlStatement::parts`] will be told, counted from 0.
+    pub fn part(self, part: usize) -> Self {
+        Self { part: Some(part), ..self }
+    }
+
+    /// Into how many parts its rows fall that can be read each on its own, in any order; together they are all rows. Errors: `Invalid` for
+    /// parameters that are missing or of a wrong type.
+    pub async fn parts(&self, parameters: Option<ParamValues>) -> Result<usize> {
+        let spans = self.parts.sources.sources().await?.iter().flat_map(|source| source.row_groups()).map(|group| u64::from(group.rows)).sum();
+        Ok(parts_of(&self.clone().physical(parameters).await?, spans))
     }
 
     /// The columns of its rows.
@@ -140,12 +194,52 @@ impl SqlStatement {
     /// Runs it. Errors: `Invalid` for parameters that are missing or of a wrong type.
     pub async fn run(mut self, parameters: Option<ParamValues>) -> Result<SqlRows> {
         match self.threads.take() {
-            Some(threads) => running::run_on(&threads, self.limits, self.run_here(parameters)).await,
-            None => self.run_here(parameters).await,
+            Some(threads) => running::run_on(&threads, self.limits, self.noting(parameters)).await,
+            None => self.noting(parameters).await,
         }
     }
 
-    async fn run_here(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+    async fn noting(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let running = self.parts.log.begin(&self.tenant, Language::Sql, &self.text);
+        match self.started(parameters).await {
+            Ok(SqlRows { schema, batches, cost }) => {
+                let batches = noted(batches, NotedRows { running: Some(running), cost: cost.clone(), rows: 0 });
+                Ok(SqlRows { schema, batches, cost })
+            }
+            Err(error) => {
+                running.end(Some(&error));
+                Err(error)
+            }
+        }
+    }
+
+    async fn started(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
+        let (part, limits, memory, sources, state) = (self.part, self.limits, self.memory.clone(), self.parts.sources.clone(), self.context.state());
+        let plan = self.physical(parameters).await?;
+        let runtime = limits.runtime(state.runtime_env())?;
+        // A statement runs once.
+        let _ = memory.set(runtime.memory_pool.clone());
+        let task = Arc::new(TaskContext::from(&state).with_runtime(runtime));
+        let stream = match part {
+            Some(part) if part >= plan.output_partitioning().partition_count() => {
+                return Err(Error::invalid(format!("the rows have no part {part}")));
+            }
+            Some(part) => plan.execute(part, task),
+            None => execute_stream(plan.clone(), task),
+        };
+        let stream = stream.map_err(sql_error)?;
+        let schema = stream.schema();
+        let mut given = Given::default();
+        let counted = move |batch: DataFusionResult<RecordBatch>| {
+            let batch = batch.map_err(sql_error)?;
+            given.count(&batch, &limits)?;
+            Ok(batch)
+        };
+        let batches = stream.map(counted).boxed();
+        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources } })
+    }
+
+    async fn physical(self, parameters: Option<ParamValues>) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = match parameters {
             Some(values) => self.plan.with_param_values(values).map_err(sql_error)?,
             None => self.plan,
@@ -154,20 +248,7 @@ impl SqlStatement {
         let state = self.context.state();
         let plan = state.optimize(&plan).map_err(sql_error)?;
         harmless::check_constants(&plan)?;
-        let plan = state.query_planner().create_physical_plan(&plan, &state).await.map_err(sql_error)?;
-        let runtime = self.limits.runtime(state.runtime_env())?;
-        // A statement runs once.
-        let _ = self.memory.set(runtime.memory_pool.clone());
-        let stream = execute_stream(plan.clone(), Arc::new(TaskContext::from(&state).with_runtime(runtime))).map_err(sql_error)?;
-        let schema = stream.schema();
-        let (limits, mut given) = (self.limits, Given::default());
-        let counted = move |batch: DataFusionResult<RecordBatch>| {
-            let batch = batch.map_err(sql_error)?;
-            given.count(&batch, &limits)?;
-            Ok(batch)
-        };
-        let batches = stream.map(counted).boxed();
-        Ok(SqlRows { schema, batches, cost: SqlCost { plan, sources: self.sources } })
+        state.query_planner().create_physical_plan(&plan, &state).await.map_err(sql_error)
     }
 }
 
@@ -181,6 +262,35 @@ fn check_given(plan: &LogicalPlan) -> Result<()> {
     Err(Error::invalid(format!("no value is given for the parameters {}", missing.join(", "))))
 }
 
+/// Rows of a statement that the log of queries is told of, also when they are not read to their end.
+struct NotedRows {
+    running: Option<RunningQuery>,
+    cost: SqlCost,
+    rows: u64,
+}
+
+impl NotedRows {
+    async fn end(&mut self, error: Option<&Error>) {
+        if let (Ok(stats), Some(mut running)) = (self.cost.stats().await, self.running.take()) {
+            running.so_far(self.rows, stats);
+            running.end(error);
+        }
+    }
+}
+
+fn noted(batches: BoxStream<'static, Result<RecordBatch>>, noted: NotedRows) -> BoxStream<'static, Result<RecordBatch>> {
+    let next = |(mut batches, mut noted): (BoxStream<'static, Result<RecordBatch>>, NotedRows)| async move {
+        let batch = batches.next().await;
+        match &batch {
+            Some(Ok(batch)) => noted.rows += batch.num_rows() as u64,
+            Some(Err(error)) => noted.end(Some(error)).await,
+            None => noted.end(None).await,
+        }
+        batch.map(|batch| (batch, (batches, noted)))
+    };
+    stream::unfold((batches, noted), next).boxed()
+}
+
 fn read_only(error: &DataFusionError) -> Error {
     Error::invalid(format!("only statements that read are allowed (SELECT, EXPLAIN, SHOW): {}", error.strip_backtrace()))
 }
@@ -192,7 +302,12 @@ fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemor
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, tenant.as_str());
     let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
-    SessionContext::new_with_state(harmless::make_harmless(builder, memory).build())
+    let builder = harmless::make_harmless(builder, memory);
+    let builder = match &parts.distribution {
+        Some(Distribution(distributed)) => distributed(builder),
+        None => builder,
+    };
+    SessionContext::new_with_state(builder.build())
 }
 
 async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &SessionParts, rare: Vec<String>) -> Result<()> {
@@ -209,10 +324,23 @@ async fn add_tables(context: &SessionContext, tenant: &TenantId, parts: &Session
     add("traces", Arc::new(traces))?;
     schema.register_table("services".to_owned(), Arc::new(services(&parts.sources).map_err(sql_error)?)).map_err(sql_error)?;
     let catalog = Arc::new(MemoryCatalogProvider::new());
+    if tenant.as_str() == system::SCHEMA {
+        system::add_tables(&schema, tenant, &parts.sources, &parts.log).map_err(sql_error)?;
+    } else {
+        let own = Arc::new(MemorySchemaProvider::new());
+        system::add_tables(&own, tenant, &parts.sources, &parts.log).map_err(sql_error)?;
+        catalog.register_schema(system::SCHEMA, own).map_err(sql_error)?;
+    }
     catalog.register_schema(tenant.as_str(), schema).map_err(sql_error)?;
     context.register_catalog(CATALOG, catalog);
-    functions::register(context, &parts.sources, &spans);
+    functions::register(context, parts, times_of(sources), &spans);
     Ok(())
+}
+
+/// From the first start to the last end of all traces.
+fn times_of(sources: &[SourceRef]) -> Option<(u64, u64)> {
+    let groups = || sources.iter().flat_map(|source| source.row_groups());
+    Some((groups().map(|group| group.trace_start_min).min()?, groups().map(|group| group.trace_end_max).max()?))
 }
 
 /// `services`: what the services of all traces add up to. A service has a row in each trace, so traces are counted as rows.

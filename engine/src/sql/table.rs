@@ -8,7 +8,7 @@ use datafusion::{
     catalog::{Session, TableProvider},
     common::Result,
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
-    physical_plan::ExecutionPlan,
+    physical_plan::{ExecutionPlan, union::UnionExec},
 };
 
 use super::{
@@ -96,7 +96,10 @@ impl TableProvider for SpanTable {
         }
         let (sources, level, rows, pipeline) = (self.sources.clone(), self.level, self.rows, self.pipeline.clone());
         let scan = SqlScan { sources, level, columns, rows, pipeline, window: self.window, bounds, limit };
-        Ok(Arc::new(SqlScanExec::new(scan, state.config().target_partitions())))
+        let partitions = state.config().target_partitions();
+        let Some(here) = self.sources.here().cloned() else { return Ok(Arc::new(SqlScanExec::new(scan, partitions))) };
+        let here = SqlScanExec::new(SqlScan { sources: here, ..scan.clone() }, partitions);
+        UnionExec::try_new(vec![Arc::new(SqlScanExec::new(scan, partitions)), Arc::new(here)])
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {

@@ -21,6 +21,7 @@ use crate::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
     },
+    query::{QueryService, ScanStats, SearchRequest},
     spans::{
         BlockId,
         builder::{SpanBuilder, SpanFields},
@@ -275,6 +276,139 @@ async fn traces_and_services_are_tables() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn metrics_are_a_table_with_a_column_for_each_label() {
+    let by_service = "traceql_metrics('{ } | count_over_time() by (resource.service.name, span.code)'";
+    check(
+        &format!("SELECT \"resource.service.name\", \"span.code\", value FROM {by_service}) ORDER BY 1, 2"),
+        &["cart 404 1.0", "cart 500 1.0", "shop 200 1.0", "shop  1.0"],
+    )
+    .await;
+    check(&format!("SELECT time, sum(value) FROM {by_service}, 0, 2, INTERVAL '1 second') GROUP BY 1 ORDER BY 1"), &["1970-01-01T00:00:02Z 3.0"])
+        .await;
+    check(&format!("SELECT time, sum(value) FROM {by_service}, 1, 3, '2s') GROUP BY 1"), &["1970-01-01T00:00:02Z 3.0", "1970-01-01T00:00:04Z 1.0"])
+        .await;
+    check("SELECT p, value FROM traceql_metrics('{ } | quantile_over_time(span.code, 1) with (exact=true)')", &["1.0 500.0"]).await;
+    check("SELECT bucket, value FROM traceql_metrics('{ } | histogram_over_time(span.code)') ORDER BY 1", &["256.0 1.0", "512.0 2.0"]).await;
+    check(
+        "SELECT value FROM traceql_metrics('{ } | compare({ status = error })') \
+         WHERE meta_type = 'selection' AND attribute = 'resource.service.name' AND attribute_value = 'cart'",
+        &["2.0"],
+    )
+    .await;
+    check("SELECT a.value / b.value FROM traceql_metrics('{ status = error } | rate()') a, traceql_metrics('{ } | rate()') b", &["0.5"]).await;
+    assert!(refused("SELECT * FROM traceql_metrics('{ }')").await.contains("metrics"));
+    assert!(refused("SELECT * FROM traceql_metrics('{ } | rate()', 1, 2, 'soon')").await.contains("'1m'"));
+}
+
+#[tokio::test]
+async fn blocks_and_their_columns_are_tables() {
+    let engine = engine(2).await;
+    let one = |query: &'static str| {
+        let engine = &engine;
+        async move { rows(engine, query).await.unwrap() }
+    };
+    assert_eq!(
+        one("SELECT traces, spans, row_groups, compaction_level, start_time FROM system.blocks").await,
+        ["1 2 1 0 1970-01-01T00:00:01.000001Z"]
+    );
+    assert_eq!(one("SELECT count(*) FROM system.blocks WHERE bytes > 0").await, ["1"]);
+    // One of the two stored spans has an array, which never has a column; the third and fourth span are live.
+    assert_eq!(
+        one("SELECT scope, key, type, blocks, rows, distinct_values FROM system.columns WHERE key NOT LIKE 'host%' ORDER BY 1, 2, 3").await,
+        [
+            "event why string 1 1 ",
+            "resource service.name string 1  2",
+            "span code int 1 2 ",
+            "span list any 1  ",
+            "span mixed int 1 1 ",
+            "span mixed string 1 1 ",
+            "span ratio float 0  ",
+        ]
+    );
+    assert_eq!(one("SELECT count(*) FROM system.columns WHERE compressed_bytes > 0").await, ["4"]);
+}
+
+#[tokio::test]
+async fn what_ran_is_a_table() {
+    let engine = engine(4).await;
+    rows(&engine, "SELECT name FROM spans WHERE status = 'error'").await.unwrap();
+    rows(&engine, "SELECT nonsense FROM spans").await.unwrap_err();
+    let request = SearchRequest { query: "{ status = error }".into(), limit: 20, spans_per_spanset: 3, window: None };
+    engine.search(&TenantId::single(), request).await.unwrap();
+    let ran = rows(&engine, "SELECT language, text, rows, spans_read, error IS NULL FROM system.queries ORDER BY time").await.unwrap();
+    assert_eq!(
+        ran,
+        [
+            "sql SELECT name FROM spans WHERE status = 'error' 2 4 true",
+            "sql SELECT nonsense FROM spans 0 0 false",
+            "traceql { status = error } 2 4 true"
+        ]
+    );
+    let statement = engine.prepare(&TenantId::parse("other").unwrap(), "SELECT count(*) FROM system.queries").await.unwrap();
+    let batches: Vec<_> = statement.run(None).await.unwrap().batches.try_collect().await.unwrap();
+    assert!(pretty_format_batches(&batches).unwrap().to_string().contains("| 0        |"), "another tenant's queries are not shown");
+}
+
+#[tokio::test]
+async fn functions_are_described() {
+    let unlisted = "SELECT routine_name FROM information_schema.routines WHERE function_type = 'TABLE' AND routine_name NOT IN ('generate_series', 'range') \
+         EXCEPT SELECT name FROM system.functions";
+    check(unlisted, &[]).await;
+    check("SELECT count(*) FROM system.functions WHERE length(description) < 10 OR length(example) < 10", &["0"]).await;
+    check("SELECT description IS NOT NULL FROM information_schema.routines WHERE routine_name = 'attr'", &["true"]).await;
+    for example in rows(&engine(2).await, "SELECT example FROM system.functions").await.unwrap() {
+        rows(&engine(2).await, &example).await.unwrap_or_else(|error| panic!("{example}: {error}"));
+    }
+    assert!(refused("SELECT attr(name) FROM spans").await.contains("attr"));
+}
+
+/// The statements of `docs/sql.md` are read, planned and run.
+#[tokio::test]
+async fn the_examples_of_the_documentation_run() {
+    let documentation = include_str!("../../../docs/sql.md");
+    let examples: Vec<&str> = documentation.split("```sql").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(examples.len() >= 5);
+    for example in examples {
+        rows(&engine(2).await, example).await.unwrap_or_else(|error| panic!("{example}: {error}"));
+    }
+}
+
+/// Blocks of one trace each, a second apart, and what a statement reads of them.
+async fn read_of(query: &str) -> (usize, ScanStats) {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let catalog = Arc::new(Catalog::new(CatalogMetrics::new(&Registry::new()).unwrap()));
+    for trace in 1..=8 {
+        let span = Span { trace, id: 1, parent: 0, service: "shop", name: "GET /", attributes: Vec::new(), events: Vec::new() };
+        let set = set_of(&[span]);
+        let (order, schema) = (order_spans(&set), SpanSchema::of(&set, ColumnPolicy::BLOCK));
+        let objects = write_block(&OrderedSpans::new(set, order, schema)).unwrap();
+        catalog.add_block(put_block(&*store, &TenantId::single(), BlockId::random(), objects).await.unwrap());
+    }
+    let engine = Engine::new(store, catalog, Arc::new(Live(Vec::new())), EngineSettings { partitions: 1, ..EngineSettings::default() });
+    let run = engine.prepare(&TenantId::single(), query).await.unwrap().run(None).await.unwrap();
+    let batches: Vec<_> = run.batches.try_collect().await.unwrap();
+    (batches.iter().map(|batch| batch.num_rows()).sum(), run.cost.stats().await.unwrap())
+}
+
+#[tokio::test]
+async fn times_and_limits_keep_row_groups_from_being_read() {
+    for table in ["spans", "traces", "critical_path()", "span_tree()"] {
+        let (rows, stats) =
+            read_of(&format!("SELECT trace_id FROM {table} WHERE start_time >= to_timestamp(3) AND start_time < to_timestamp(5)")).await;
+        assert_eq!((rows, stats.row_groups, stats.row_groups_skipped), (2, 3, 5), "{table}: the window is of whole seconds, both ends included");
+        let (rows, stats) = read_of(&format!("SELECT trace_id FROM {table} WHERE trace_id = '00000000000000000000000000000004'")).await;
+        assert_eq!((rows, stats.row_groups, stats.row_groups_skipped), (1, 1, 7), "{table}");
+        let (rows, stats) = read_of(&format!("SELECT trace_id FROM {table} LIMIT 2")).await;
+        assert_eq!(rows, 2);
+        assert_eq!(stats.row_groups, 2, "{table}: each row group has a row");
+    }
+    let (rows, stats) = read_of("SELECT * FROM traceql('{ }', 3, 4)").await;
+    assert_eq!((rows, stats.row_groups_skipped), (2, 6));
+    let (rows, stats) = read_of("SELECT * FROM traceql_metrics('{ } | rate()', 3, 4)").await;
+    assert_eq!((rows, stats.row_groups_skipped), (1, 6));
 }
 
 #[tokio::test]

@@ -33,6 +33,9 @@ use crate::{Frontend, queue::Turn, tenancy::Tenants};
 /// What a trailer of the answer tells of the rows: what was read for them, as JSON.
 const COST_TRAILER: &str = "skein-query-cost";
 
+/// Turns of a connection that send what was given to it.
+const FLUSH_TURNS: usize = 4;
+
 /// Types of answers, the first is that of requests without `Accept`.
 const FORMATS: [(&str, RowFormat); 6] = [
     ("application/json", RowFormat::Json),
@@ -190,7 +193,17 @@ fn frames(format: RowFormat, first: Bytes, rest: Rest) -> impl Stream<Item = Res
             Rest::End(cost) => (cost_frame(cost).await, None),
         })
     });
-    stream::iter([Ok(Frame::data(first))]).chain(others.flat_map(stream::iter))
+    stream::iter([Ok(Frame::data(first))]).chain(others.flat_map(stream::iter).then(flushed))
+}
+
+/// Lets the connection send what it has before it hears of an error, which closes it.
+async fn flushed(frame: Result<Frame<Bytes>>) -> Result<Frame<Bytes>> {
+    if frame.is_err() {
+        for _ in 0..FLUSH_TURNS {
+            tokio::task::yield_now().await;
+        }
+    }
+    frame
 }
 
 /// The end of an answer that cannot be completed. Text says why, on a line of its own.

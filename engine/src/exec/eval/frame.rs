@@ -8,6 +8,7 @@ use arrow::{
     datatypes::{Int32Type, Int64Type},
     record_batch::RecordBatch,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{value::Matcher, vector::Vector};
 use crate::{
@@ -119,7 +120,7 @@ impl ColumnNeeds {
 }
 
 /// What a field is a field of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FieldLevel {
     /// The span, its resource, scope or trace.
     Span,

@@ -8,6 +8,7 @@ use datafusion::{
 };
 
 use crate::{
+    clock::{nanos, parse_duration},
     query::Window,
     traceql::{self, Pipeline, QueryBody},
 };
@@ -58,6 +59,23 @@ pub(crate) fn unix_nanos(function: &str, what: &str, value: &ScalarValue) -> Res
     match found {
         Some(nanos) if nanos >= 0 => Ok(nanos),
         _ => plan_err!("{function}() needs {what} as a timestamp or as Unix seconds since 1970, not {value}"),
+    }
+}
+
+/// A length of time in nanoseconds: an interval, text such as `1m`, or a number of seconds. Errors: `Plan`.
+pub(crate) fn duration_nanos(function: &str, what: &str, value: &ScalarValue) -> Result<u64> {
+    const DAY_NANOS: i64 = 86_400_000_000_000;
+    let whole = |nanos: Option<i64>| nanos.and_then(|nanos| u64::try_from(nanos).ok());
+    let found = match value {
+        ScalarValue::Int64(Some(seconds)) => whole(seconds.checked_mul(1_000_000_000)),
+        ScalarValue::IntervalMonthDayNano(Some(interval)) if interval.months == 0 => {
+            whole(i64::from(interval.days).checked_mul(DAY_NANOS).and_then(|days| days.checked_add(interval.nanoseconds)))
+        }
+        other => other.try_as_str().flatten().and_then(parse_duration).map(nanos),
+    };
+    match found {
+        Some(nanos) if nanos > 0 => Ok(nanos),
+        _ => plan_err!("{function}() needs {what} as an interval, as text such as '1m', or in seconds, not {value}"),
     }
 }
 
