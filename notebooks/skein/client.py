@@ -63,12 +63,17 @@ class Client:
         """
         return self.sql(f"SELECT {_columns(columns)} FROM traceql({_arguments(query, start, end)})")
 
-    def metrics(self, query: str, start: Time, end: Time, step: float | None = None) -> pa.Table:
-        """The series of a TraceQL metrics query over a window: a row for each series and interval of `step` seconds.
+    def metrics(self, query: str, start: Time | None = None, end: Time | None = None, step: float | str | None = None) -> pa.Table:
+        """The series of a TraceQL metrics query: a row for each series and interval of `step` (seconds, or text such as `"1m"`).
 
-        Has `time`, a column for each label of `by`, and `value`.
+        Has `time` (the end of the interval), a column for each label of `by`, and `value`; some queries have more, see docs/sql.md. Without a step,
+        there is one interval, from `start` to `end`, without these over all there is.
         """
-        arguments = _arguments(query, start, end) + (f", {float(step)!r}" if step is not None else "")
+        arguments = _arguments(query, start, end)
+        if step is not None:
+            if start is None:
+                raise errors.InvalidRequest("a step needs a window: pass start and end too")
+            arguments += ", " + _text(step if isinstance(step, str) else f"{round(step * 1e9)}ns")
         return self.sql(f"SELECT * FROM traceql_metrics({arguments}) ORDER BY time")
 
     def trace(self, trace_id: str) -> pa.Table:

@@ -100,7 +100,8 @@ def test_what_is_not_there_is_told(connect: Connect) -> None:
         (lambda server: server.traceql("{ }", 1), "a window needs both start and end"),
         (lambda server: server.traceql("{ }", -5, 1), "between 1970 and 2262"),
         (lambda server: server.traceql("{ }", "yesterday", "today"), "yesterday"),
-        (lambda server: server.metrics("{ }", 0, 1), "rate"),
+        (lambda server: server.metrics("{ }", 0, 1), "not a metrics query"),
+        (lambda server: server.metrics("{ } | rate()", step=60), "a step needs a window"),
     ],
 )
 def test_a_wrong_question_is_an_invalid_request(connect: Connect, ask: Callable[[skein.Client], Any], message: str) -> None:
@@ -117,13 +118,15 @@ def test_metrics_count_spans_by_service(connect: Connect) -> None:
     spans = recorded.spans("trainticket")
     first = min(span.start for span in spans) // 60_000_000_000 * 60
     last = max(span.end for span in spans) // 60_000_000_000 * 60 + 60
-    found = connect("trainticket").metrics("{ } | count_over_time() by (resource.service.name)", first, last, 60)
-    labels = [name for name in found.column_names if name not in ("time", "value")]
-    assert len(labels) == 1 and "service.name" in labels[0]
-    counted: Counter[str] = Counter()
-    for service, value in zip(found[labels[0]].to_pylist(), found["value"].to_pylist()):
-        counted[service] += value
-    assert counted == Counter(span.service for span in spans)
+    expected = Counter((span.service, -(-span.start // 60_000_000_000) * 60) for span in spans)
+    for step in (60, "1m"):
+        found = connect("trainticket").metrics("{ } | count_over_time() by (resource.service.name)", first, last, step)
+        assert found.column_names == ["time", "resource.service.name", "value"]
+        times = found["time"].cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_pylist()
+        counted = dict(zip(zip(found["resource.service.name"].to_pylist(), times), found["value"].to_pylist()))
+        assert {key: value for key, value in counted.items() if value} == expected
+    whole = connect("trainticket").metrics("{ } | count_over_time()")
+    assert whole["value"].to_pylist() == [len(spans)]
 
 
 def send(otlp_url: str, tenant: str, number: int, name: str) -> None:
