@@ -1,6 +1,6 @@
 //! Calls between services: spans whose parent is a span of another service.
 
-use arrow::array::{ArrayRef, BooleanArray, Int32Array};
+use arrow::array::{ArrayRef, BooleanArray, Int32Array, StringArray};
 
 use super::{arrays, groups::ServiceCodes};
 use crate::{
@@ -46,7 +46,7 @@ impl<'a> Calls<'a> {
     /// The services of the parents.
     pub fn clients(&self) -> Result<ArrayRef> {
         let code = |row| self.parent(row).and_then(|parent| self.services.code(parent));
-        arrays::dictionary(Int32Array::from_iter((0..self.frame.len()).map(|row| code(row).map(|code| code as i32))), self.services.names.iter())
+        arrays::dictionary(Int32Array::from_iter((0..self.frame.len()).map(|row| code(row).map(|code| code as i32))), StringArray::from_iter_values(&self.services.names))
     }
 
     /// `messaging_system` where the parent is a producer or the span a consumer, else empty. [`Column::Kind`] is loaded.
@@ -54,7 +54,7 @@ impl<'a> Calls<'a> {
         let kinds = self.frame.small_ints(Column::Kind)?;
         let kind = |row: usize| kind_of(kinds.value(row));
         let messaging = |row| kind(row) == Kind::Consumer || self.parent(row).is_some_and(|parent| kind(parent) == Kind::Producer);
-        arrays::dictionary(Int32Array::from_iter_values((0..self.frame.len()).map(|row| i32::from(messaging(row)))), ["", MESSAGING].iter())
+        arrays::dictionary(Int32Array::from_iter_values((0..self.frame.len()).map(|row| i32::from(messaging(row)))), StringArray::from_iter_values(["", MESSAGING]))
     }
 
     /// Whether either side has status error. [`Column::StatusCode`] is loaded.
