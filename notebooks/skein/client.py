@@ -63,12 +63,17 @@ class Client:
         """
         return self.sql(f"SELECT {_columns(columns)} FROM traceql({_arguments(query, start, end)})")
 
-    def metrics(self, query: str, start: Time, end: Time, step: float | None = None) -> pa.Table:
-        """The series of a TraceQL metrics query over a window: a row for each series and interval of `step` seconds.
+    def metrics(self, query: str, start: Time | None = None, end: Time | None = None, step: float | str | None = None) -> pa.Table:
+        """The series of a TraceQL metrics query: a row for each series and interval of `step` (seconds, or text such as `"1m"`).
 
-        Has `time`, a column for each label of `by`, and `value`.
+        Has `time` (the end of the interval), a column for each label of `by`, and `value`; some queries have more, see docs/sql.md. Without a step,
+        there is one interval, from `start` to `end`, without these over all there is.
         """
-        arguments = _arguments(query, start, end) + (f", {float(step)!r}" if step is not None else "")
+        arguments = _arguments(query, start, end)
+        if step is not None:
+            if start is None:
+                raise errors.InvalidRequest("a step needs a window: pass start and end too")
+            arguments += ", " + _text(step if isinstance(step, str) else f"{round(step * 1e9)}ns")
         return self.sql(f"SELECT * FROM traceql_metrics({arguments}) ORDER BY time")
 
     def trace(self, trace_id: str) -> pa.Table:
@@ -123,9 +128,20 @@ class Client:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """String views as plain strings, which all of pandas, Polars and DuckDB know in every version; dictionaries as one dictionary a column."""
+    """String views as plain strings, which all of pandas, Polars and DuckDB know in every version; each dictionary one of distinct values a column.
+
+    Arrow allows a value to be in a dictionary twice, and where batches were put together, it may be. pandas refuses that.
+    """
     fields = [field.with_type(pa.string()) if field.type == pa.string_view() else field for field in table.schema]
-    return table.cast(pa.schema(fields, table.schema.metadata)).unify_dictionaries()
+    table = table.cast(pa.schema(fields, table.schema.metadata)).unify_dictionaries()
+    for at, field in enumerate(fields):
+        if pa.types.is_dictionary(field.type) and not all(_is_distinct(chunk.dictionary) for chunk in table.column(at).chunks):
+            table = table.set_column(at, field, table.column(at).cast(field.type.value_type).dictionary_encode())
+    return table
+
+
+def _is_distinct(values: pa.Array) -> bool:
+    return len(values.unique()) == len(values)
 
 
 def _without_empty_attributes(table: pa.Table) -> pa.Table:

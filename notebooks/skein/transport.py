@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -152,9 +151,8 @@ class Flight:
             raise self._explain(problem) from None
 
     def _explain(self, problem: Exception) -> errors.SkeinError:
-        # pyarrow puts words of its own around the server's.
-        text = re.sub(r"^Flight \w+ .*?with message: ", "", str(problem), flags=re.DOTALL)
-        text = re.split(r"\. (?:gRPC client debug|Client) context: | Detail: ", text)[0]
+        # pyarrow puts the place in its own source after the server's words.
+        text = str(problem).split(". gRPC client debug context")[0].split(" Detail: ")[0]
         flight = self._flight
         if isinstance(problem, flight.FlightTimedOutError):
             return errors.Unavailable(f"no answer within {self._timeout} s: ask for less, or connect(…, timeout=…)")

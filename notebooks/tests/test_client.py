@@ -100,13 +100,13 @@ def test_what_is_not_there_is_told(connect: Connect) -> None:
         (lambda server: server.traceql("{ }", 1), "a window needs both start and end"),
         (lambda server: server.traceql("{ }", -5, 1), "between 1970 and 2262"),
         (lambda server: server.traceql("{ }", "yesterday", "today"), "yesterday"),
-        (lambda server: server.metrics("{ }", 0, 1), "rate"),
+        (lambda server: server.metrics("{ }", 0, 1), "not a metrics query"),
+        (lambda server: server.metrics("{ } | rate()", step=60), "a step needs a window"),
     ],
 )
 def test_a_wrong_question_is_an_invalid_request(connect: Connect, ask: Callable[[skein.Client], Any], message: str) -> None:
-    with pytest.raises(skein.InvalidRequest, match=message) as raised:
+    with pytest.raises(skein.InvalidRequest, match=message):
         ask(connect("genai"))
-    assert "Flight returned" not in str(raised.value) and "debug context" not in str(raised.value)
 
 
 def test_without_a_tenant_nothing_is_told(server_url: str) -> None:
@@ -118,13 +118,15 @@ def test_metrics_count_spans_by_service(connect: Connect) -> None:
     spans = recorded.spans("trainticket")
     first = min(span.start for span in spans) // 60_000_000_000 * 60
     last = max(span.end for span in spans) // 60_000_000_000 * 60 + 60
-    found = connect("trainticket").metrics("{ } | count_over_time() by (resource.service.name)", first, last, 60)
-    labels = [name for name in found.column_names if name not in ("time", "value")]
-    assert len(labels) == 1 and "service.name" in labels[0]
-    counted: Counter[str] = Counter()
-    for service, value in zip(found[labels[0]].to_pylist(), found["value"].to_pylist()):
-        counted[service] += value
-    assert counted == Counter(span.service for span in spans)
+    expected = Counter((span.service, -(-span.start // 60_000_000_000) * 60) for span in spans)
+    for step in (60, "1m"):
+        found = connect("trainticket").metrics("{ } | count_over_time() by (resource.service.name)", first, last, step)
+        assert found.column_names == ["time", "resource.service.name", "value"]
+        times = found["time"].cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_pylist()
+        counted = dict(zip(zip(found["resource.service.name"].to_pylist(), times), found["value"].to_pylist()))
+        assert {key: value for key, value in counted.items() if value} == expected
+    whole = connect("trainticket").metrics("{ } | count_over_time()")
+    assert whole["value"].to_pylist() == [len(spans)]
 
 
 def send(otlp_url: str, tenant: str, number: int, name: str) -> None:
@@ -173,6 +175,30 @@ def test_tail_tells_each_match_once() -> None:
     told = [table.to_pylist() for table in client.tail("{ status = error }", columns=["name"], interval=0.01, patience=0.2)]
     assert told == [[{"name": "span a"}], [{"name": "span b"}, {"name": "span c"}], [{"name": "span d"}]]
     assert all(asked.startswith('SELECT "name", "trace_id", "span_id", "spanset" FROM traceql(\'{ status = error }\', ') for asked in transport.asked)
+
+
+class Fixed:
+    """A transport with one answer."""
+
+    def __init__(self, *batches: pa.RecordBatch) -> None:
+        self.answer = batches
+
+    def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        return self.answer[0].schema, iter(self.answer)
+
+    def close(self) -> None:
+        pass
+
+
+def test_dictionaries_that_pandas_refuses_are_made_distinct() -> None:
+    def batch(codes: list[int | None], names: list[str]) -> pa.RecordBatch:
+        column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), names)
+        return pa.record_batch({"name": column, "view": pa.array(["x"] * len(codes), pa.string_view())})
+
+    found = skein.connect(transport=Fixed(batch([2, None, 0], ["a", "b", "a"]), batch([1, 0], ["c", "a"]))).sql("SELECT name")
+    assert found["name"].to_pylist() == ["a", None, "a", "a", "c"]
+    assert sorted(found.to_pandas().name.cat.categories)[0] == "a"
+    assert found.schema.field("view").type == pa.string()
 
 
 def test_tail_forgets_what_is_long_gone() -> None:
