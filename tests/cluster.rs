@@ -1,8 +1,9 @@
 //! A coordinator and three workers over real sockets, each worker with live spans of its own, all over one store: the answers are those of
 //! one process with the same spans, every row arrives once, errors name their worker, and a query that is dropped leaves nothing running.
-//! `metrics` has what concerns TraceQL metrics alone.
+//! `metrics` has what concerns TraceQL metrics alone, `sql` what concerns SQL.
 
 mod metrics;
+mod sql;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

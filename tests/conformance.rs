@@ -98,7 +98,7 @@ enum Standard {
     Parity,
 }
 
-fn entries() -> Vec<Value> {
+pub fn entries() -> Vec<Value> {
     let packed = std::fs::read(tests_dir().join("golden/conformance/tempo.json.zst")).unwrap();
     serde_json::from_slice(&zstd::decode_all(packed.as_slice()).unwrap()).unwrap()
 }

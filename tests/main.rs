@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `conformance` | the answers recorded from Grafana Tempo, in `golden/conformance` |
 //! | `truth` | every figure of the truth files of `data/`, over each transport, live, flushed and restarted |
+//! | `sql` | SQL over HTTP: forms, limits, tenants, statements that mean harm |
+//! | `sql_truth` | figures of the truth files in SQL; `traceql()` finds what the search API finds |
 //! | `stores` | the same over S3 and Azure servers that the tests start |
 //! | `durability` | no acknowledged span is lost or doubled by SIGKILL, a torn log or a full disk |
 //! | `receive` | good and bad OTLP input, and that what comes back is what was sent |
@@ -12,8 +14,10 @@
 //! | `streaming` | parts of answers over gRPC, also to a Python client made from the project's own `.proto` |
 //! | `cli` | the command line |
 //! | `cluster` | a coordinator and three workers answer as one process does |
+//! | `flight` | pyarrow, ADBC, DuckDB and Polars read spans over Arrow Flight; hostile messages are refused |
 //! | `formats` | that other tools open the blocks |
 //! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
+//! | `notebooks` | the Python package is typed and agrees with the recorded traces, as do the notebooks, run from top to bottom; one command opens them |
 //! | `naive` | random searches and metrics queries over random traces, in process: the engine answers what a plain evaluator of the language does |
 //!
 //! What the tests stand on: `harness` (the process and its clients), `otlp` (requests, datasets, comparison), `otlp_json` (an encoder),
@@ -37,15 +41,19 @@ mod cluster;
 mod compare;
 mod conformance;
 mod durability;
+mod flight;
 mod formats;
 mod harness;
 mod mcp;
 mod naive;
+mod notebooks;
 mod otlp;
 mod otlp_json;
 mod partial_cache;
 mod receive;
 mod sha256;
+mod sql;
+mod sql_truth;
 mod stalling_store;
 mod stores;
 mod streaming;

@@ -10,7 +10,26 @@ use std::sync::OnceLock;
 use crate::harness::{PATIENCE, until};
 
 /// What the Python tests need, with the versions they were written for.
-const PYTHON_PACKAGES: [&str; 5] = ["moto[server]==5.2.5", "pyarrow==26.0.1", "duckdb==2.0.0", "mcp==2.3.0", "grpcio-tools==1.85.1"];
+const PYTHON_PACKAGES: [&str; 16] = [
+    "moto[server]==5.2.5",
+    "pyarrow==26.0.1",
+    "duckdb==2.0.0",
+    "mcp==2.3.0",
+    "grpcio-tools==1.85.1",
+    "pandas==3.1.1",
+    "polars==2.1.0",
+    // Of Flight SQL.
+    "adbc-driver-manager==1.13.0",
+    "adbc-driver-flightsql==1.13.0",
+    // Of the notebooks and their package.
+    "matplotlib==3.11.2",
+    "nbclient==0.11.0",
+    "ipykernel==7.4.0",
+    "opentelemetry-proto==1.45.2",
+    "pytest==9.2.0",
+    "mypy==2.4.1",
+    "flit_core==4.2.0",
+];
 const AZURITE: &str = "azurite@3.35.0";
 
 /// Azurite's account and its published key.

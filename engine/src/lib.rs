@@ -14,6 +14,7 @@ pub mod parts;
 pub mod plan;
 pub mod query;
 pub mod spans;
+pub mod sql;
 pub mod stop;
 pub mod store;
 pub mod tenant;

@@ -11,6 +11,7 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use serde::{Deserialize, Serialize};
 use skein_engine::{
     exec::{
+        eval::frame::FieldLevel,
         prune::Evidence,
         sources::{SourceName, SourceResolver, SourceSet},
         spansets::{FilterTerm, FilterTerms, SpansetPipeline},
@@ -26,8 +27,14 @@ use skein_engine::{
         spanset_scan::{ScanLimits, SpansetScanExec},
         trace_details::TraceDetailsExec,
     },
-    query::Window,
+    query::{MetricsRequest, Window},
     spans::TraceId,
+    sql::{
+        columns::SqlColumn,
+        metrics_scan::{MetricsColumn, SqlMetrics, SqlMetricsExec},
+        pushdown::ScanBounds,
+        scan::{SpanRows, SqlScan, SqlScanExec},
+    },
     tenant::TenantId,
     traceql::{self, FieldExpr, MetricsExpr, MetricsFunction, Pipeline, QueryBody, SpansetExpr, Stage},
 };
@@ -79,6 +86,26 @@ enum Node {
     MetricsMerge {
         kind: CellKind,
         intervals: usize,
+    },
+    SqlScan {
+        sources: Sources,
+        level: FieldLevel,
+        columns: Vec<SqlColumn>,
+        rows: SpanRows,
+        query: Option<String>,
+        window: Option<(u32, u32)>,
+        times: (Option<i64>, Option<i64>),
+        traces: Option<Vec<TraceId>>,
+        filter: Option<String>,
+        limit: Option<usize>,
+        partitions: usize,
+    },
+    SqlMetrics {
+        sources: Sources,
+        query: String,
+        intervals: Intervals,
+        columns: Vec<MetricsColumn>,
+        partitions: usize,
     },
 }
 
@@ -166,6 +193,14 @@ fn filter(expr: &str) -> Result<FieldExpr> {
     }
 }
 
+fn window_of((start_seconds, end_seconds): (u32, u32)) -> Window {
+    Window { start_seconds, end_seconds }
+}
+
+fn bounds_of(window: Window) -> (u32, u32) {
+    (window.start_seconds, window.end_seconds)
+}
+
 /// The one operand that a metrics node computes.
 fn operand(query: &str) -> Result<(Pipeline, MetricsFunction)> {
     match traceql::parse(query)?.body {
@@ -195,8 +230,7 @@ impl PhysicalExtensionCodec for PlanCodec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(match serde_json::from_slice(buf).map_err(json_error)? {
             Node::SpansetScan { sources, query, window, traces, spans_per_spanset, partitions, planned: how } => {
-                let window = window.map(|(start_seconds, end_seconds)| Window { start_seconds, end_seconds });
-                let limits = ScanLimits { window, traces, spans_per_spanset };
+                let limits = ScanLimits { window: window.map(window_of), traces, spans_per_spanset };
                 let pipeline = planned(pipeline(&query)?, how)?;
                 Arc::new(SpansetScanExec::new(self.sources(sources)?, pipeline, limits, partitions))
             }
@@ -218,6 +252,17 @@ impl PhysicalExtensionCodec for PlanCodec {
                 let (pipeline, function) = operand(&query)?;
                 Arc::new(MetricsScanExec::new(self.sources(sources)?, planned(pipeline, how)?, function, intervals, detail, partitions))
             }
+            Node::SqlScan { sources, level, columns, rows, query, window, times, traces, filter: kept, limit, partitions } => {
+                let bounds = ScanBounds { times, traces, filter: kept.as_deref().map(filter).transpose()? };
+                let pipeline = query.as_deref().map(pipeline).transpose()?;
+                let sources = self.sources(sources)?;
+                let scan = SqlScan { sources, level, columns, rows, pipeline, window: window.map(window_of), bounds, limit };
+                Arc::new(SqlScanExec::new(scan, partitions))
+            }
+            Node::SqlMetrics { sources, query, intervals, columns, partitions } => {
+                let request = MetricsRequest::new(query, intervals);
+                Arc::new(SqlMetricsExec::new(SqlMetrics { sources: self.sources(sources)?, request, columns, partitions }))
+            }
             Node::MetricsMerge { kind, intervals } => Arc::new(MetricsMergeExec::new(only_input(inputs)?, kind, intervals)),
         })
     }
@@ -227,7 +272,7 @@ impl PhysicalExtensionCodec for PlanCodec {
             Node::SpansetScan {
                 sources: Sources::from(&**scan.sources()),
                 query: scan.pipeline().to_string(),
-                window: scan.limits().window.map(|window| (window.start_seconds, window.end_seconds)),
+                window: scan.limits().window.map(bounds_of),
                 traces: scan.limits().traces,
                 spans_per_spanset: scan.limits().spans_per_spanset,
                 partitions: scan.partitions(),
@@ -253,6 +298,30 @@ impl PhysicalExtensionCodec for PlanCodec {
                 detail: scan.detail().clone(),
                 partitions: scan.partitions(),
                 planned: Some(scan.pipeline().into()),
+            }
+        } else if let Some(node) = node.downcast_ref::<SqlScanExec>() {
+            let scan = node.scan();
+            Node::SqlScan {
+                sources: Sources::from(&*scan.sources),
+                level: scan.level,
+                columns: scan.columns.clone(),
+                rows: scan.rows,
+                query: scan.pipeline.as_ref().map(Pipeline::to_string),
+                window: scan.window.map(bounds_of),
+                times: scan.bounds.times,
+                traces: scan.bounds.traces.clone(),
+                filter: scan.bounds.filter.as_ref().map(FieldExpr::to_string),
+                limit: scan.limit,
+                partitions: node.partitions(),
+            }
+        } else if let Some(node) = node.downcast_ref::<SqlMetricsExec>() {
+            let asked = node.asked();
+            Node::SqlMetrics {
+                sources: Sources::from(&*asked.sources),
+                query: asked.request.query.clone(),
+                intervals: asked.request.intervals,
+                columns: asked.columns.clone(),
+                partitions: asked.partitions,
             }
         } else if let Some(merge) = node.downcast_ref::<MetricsMergeExec>() {
             Node::MetricsMerge { kind: merge.kind(), intervals: merge.intervals() }

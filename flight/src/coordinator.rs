@@ -59,6 +59,10 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
         TraceRequest, TraceResult, Window,
     },
+    sql::{
+        SqlService, SqlStatement,
+        session::{Distribution, SessionParts},
+    },
     tenant::TenantId,
     traceql::{self, MetricsExpr, MetricsFunction},
 };
@@ -89,6 +93,7 @@ pub struct Coordinator {
     remote: Arc<LiveClient>,
     resolver: Arc<PeerResolver>,
     session: SessionState,
+    distribution: Distribution,
     metrics: CoordinatorMetrics,
 }
 
@@ -97,19 +102,10 @@ impl Coordinator {
     pub fn new(engine: Arc<Engine>, workers: Arc<dyn Workers>, peers: Peers, metrics: CoordinatorMetrics) -> Self {
         let remote = Arc::new(LiveClient::new(workers.clone(), peers.clone(), engine.pool().clone()));
         let resolver = Arc::new(PeerResolver::new(&engine, None, remote.clone()));
-        let session = SessionStateBuilder::new()
-            .with_default_features()
-            .with_runtime_env(engine.runtime())
-            .with_query_planner(Arc::new(MadePlan))
-            .with_distributed_worker_resolver(Urls(workers.clone()))
-            .with_distributed_channel_resolver(peers)
-            .with_distributed_user_codec(PlanCodec::new(resolver.clone()))
-            .with_distributed_desired_task_count_handler(spread::desired_task_count)
-            .with_distributed_scale_up_leaf_node_handler(spread::scale_up_leaf)
-            .with_distributed_route_tasks_handler(spread::route_tasks)
-            .with_distributed_planner()
-            .build();
-        Self { engine, workers, remote, resolver, session, metrics }
+        let distribution = distribution(workers.clone(), peers, resolver.clone());
+        let session = SessionStateBuilder::new().with_default_features().with_runtime_env(engine.runtime()).with_query_planner(Arc::new(MadePlan));
+        let session = (distribution.0)(session).build();
+        Self { engine, workers, remote, resolver, session, distribution, metrics }
     }
 
     /// The sources of a query and the shares in which they are dealt out. Cost: a question to every worker, and reading the split traces
@@ -226,6 +222,20 @@ impl Coordinator {
         let (survey, shares) = self.survey(tenant, window).await?;
         let names = shares.into_iter().flat_map(|share| share.names).collect();
         Ok((self.sources(tenant, names).leaving_out(survey.split.clone()), survey))
+    }
+
+    /// One attempt at planning a statement.
+    async fn prepare_once(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        let (sources, survey) = self.scan_sources(tenant, None).await?;
+        let joined = survey.joined.map(|joined| {
+            let name = SourceName::Joined { traces: survey.split.to_vec() };
+            Arc::new(SourceSet::opened(tenant.clone(), vec![(name, joined)], self.resolver.clone()))
+        });
+        let (runtime, partitions) = (self.engine.runtime(), self.engine.partitions());
+        let sources = Arc::new(sources.beside(joined));
+        let parts =
+            SessionParts { sources, runtime, partitions, distribution: Some(self.distribution.clone()), log: self.engine.query_log().clone() };
+        SqlStatement::prepare(tenant, parts, text).await
     }
 
     /// Starts a plan; its nodes here tell parts at `pace`.
@@ -400,6 +410,28 @@ impl QueryService for Coordinator {
         traceql::parse_identifier(&request.tag)?;
         self.engine.tag_values_with(tenant, &request, &*self.remote, Some(&parts)).await
     }
+}
+
+/// Statements whose scans are divided by [`spread`] where datafusion-distributed sees fit; the traces that lie in several places are read here.
+#[async_trait]
+impl SqlService for Coordinator {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        self.planning_again(tenant, || self.prepare_once(tenant, text)).await
+    }
+}
+
+/// What makes a session divide its plans between `workers`.
+fn distribution(workers: Arc<dyn Workers>, peers: Peers, resolver: Arc<PeerResolver>) -> Distribution {
+    Distribution(Arc::new(move |session| {
+        session
+            .with_distributed_worker_resolver(Urls(workers.clone()))
+            .with_distributed_channel_resolver(peers.clone())
+            .with_distributed_user_codec(PlanCodec::new(resolver.clone()))
+            .with_distributed_desired_task_count_handler(spread::desired_task_count)
+            .with_distributed_scale_up_leaf_node_handler(spread::scale_up_leaf)
+            .with_distributed_route_tasks_handler(spread::route_tasks)
+            .with_distributed_planner()
+    }))
 }
 
 /// The workers as datafusion-distributed asks for them.

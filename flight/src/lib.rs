@@ -16,6 +16,7 @@
 //! | [`metrics`] | what they count |
 //! | [`peers`] | connections to workers |
 //! | [`peer_errors`] | errors of a worker in a plan: their kind, and which worker |
+//! | [`sql`] | Flight SQL and plain Flight for strangers |
 //! | [`status`] | error kinds to gRPC status |
 
 pub mod codec;
@@ -28,6 +29,7 @@ pub mod peer_errors;
 pub mod peers;
 pub mod resolver;
 pub mod spread;
+pub mod sql;
 pub mod status;
 pub mod ticket;
 pub mod worker;

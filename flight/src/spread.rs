@@ -1,7 +1,7 @@
 //! Which task of a stage reads which sources, and on which worker it runs: handlers for datafusion-distributed.
 //!
 //! A search or a metrics query is divided by the coordinator, which makes a [`ShareExec`] for each worker. A [`SpansetScanExec`] under other
-//! nodes is divided here, when datafusion-distributed has decided how many tasks its stage has. Either way a scan names the workers of its
+//! nodes, and a [`SqlScanExec`], is divided here, when datafusion-distributed has decided how many tasks its stage has. Either way a scan names the workers of its
 //! live spans, and its tasks run there; what runs elsewhere fetches its spans (see [`resolver`](crate::resolver)), so no row depends on where.
 
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use skein_engine::{
         share::{ShareExec, sources_of},
         spanset_scan::SpansetScanExec,
     },
+    sql::scan::{SqlScan, SqlScanExec},
 };
 use url::Url;
 
@@ -32,8 +33,8 @@ use crate::peers::{worker_name, worker_url};
 
 /// One task for each worker that a scan may use; one task for a scan of sources that only this process has.
 pub fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<DesiredTaskCountEventResponse>> {
-    let scan = event.plan.downcast_ref::<SpansetScanExec>()?;
-    if !is_divisible(scan.sources()) {
+    let sources = scanned(event.plan)?;
+    if !is_divisible(sources) {
         return Some(Ok(DesiredTaskCountEventResponse::maximum(1)));
     }
     Some(workers(event.session_config).map(|workers| DesiredTaskCountEventResponse::desired(workers.len().max(1))))
@@ -41,17 +42,31 @@ pub fn desired_task_count(event: DesiredTaskCountEvent) -> Option<Result<Desired
 
 /// Divides a scan: live spans to their workers, blocks evenly.
 pub fn scale_up_leaf(event: ScaleUpLeafNodeEvent) -> Option<Result<ScaleUpLeafNodeEventResponse>> {
-    let scan = event.plan.downcast_ref::<SpansetScanExec>()?;
-    (event.task_count > 1 && is_divisible(scan.sources())).then(|| {
-        let parts = divide(scan.sources(), &workers(event.session_config)?, event.task_count);
-        let variants = parts.into_iter().map(|names| {
-            let part = SourceSet::new(scan.sources().tenant().clone(), names, scan.sources().resolver().clone());
-            let part = Arc::new(part.leaving_out(scan.sources().left_out().clone()));
-            Arc::new(SpansetScanExec::new(part, scan.pipeline().clone(), scan.limits(), scan.partitions())) as Arc<dyn ExecutionPlan>
+    let sources = scanned(event.plan)?;
+    (event.task_count > 1 && is_divisible(sources)).then(|| {
+        let parts = divide(sources, &workers(event.session_config)?, event.task_count);
+        let variants = parts.into_iter().filter_map(|names| {
+            let part = SourceSet::new(sources.tenant().clone(), names, sources.resolver().clone());
+            scan_of(event.plan, Arc::new(part.leaving_out(sources.left_out().clone())))
         });
         let leaf = DistributedLeafExec::try_new(event.plan.clone(), variants)?;
         Ok(ScaleUpLeafNodeEventResponse::new(Arc::new(leaf)))
     })
+}
+
+/// The sources of a scan that can be divided.
+fn scanned(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<SourceSet>> {
+    let of_spansets = plan.downcast_ref::<SpansetScanExec>().map(SpansetScanExec::sources);
+    of_spansets.or_else(|| plan.downcast_ref::<SqlScanExec>().map(|scan| &scan.scan().sources))
+}
+
+/// The same scan of other sources.
+fn scan_of(plan: &Arc<dyn ExecutionPlan>, sources: Arc<SourceSet>) -> Option<Arc<dyn ExecutionPlan>> {
+    if let Some(scan) = plan.downcast_ref::<SpansetScanExec>() {
+        return Some(Arc::new(SpansetScanExec::new(sources, scan.pipeline().clone(), scan.limits(), scan.partitions())));
+    }
+    let scan = plan.downcast_ref::<SqlScanExec>()?;
+    Some(Arc::new(SqlScanExec::new(SqlScan { sources, ..scan.scan().clone() }, scan.partitions())))
 }
 
 /// Sends the tasks of a stage with a divided leaf to the workers that have their live spans. Other stages are left to other handlers.

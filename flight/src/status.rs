@@ -62,6 +62,18 @@ pub fn to_status(error: &Error) -> Status {
     Status::with_details(code, message, details.into())
 }
 
+/// The status that a stranger sees: as [`to_status`], but without the text of an `Internal` error, which is logged.
+pub fn client_status(error: &Error) -> Status {
+    match error.kind() {
+        ErrorKind::Internal => {
+            tracing::error!(%error, "gRPC request failed");
+            Status::internal("internal error")
+        }
+        ErrorKind::Denied if error.message() == "no org id" => Status::unauthenticated(error.message()),
+        _ => to_status(error),
+    }
+}
+
 /// The error that a status tells: of the kind in its details when one of ours sent it, else of the kind nearest to its code.
 pub fn from_status(status: &Status) -> Error {
     let kind = kind_in_details(status.details()).unwrap_or_else(|| kind_of_code(status.code()));

@@ -151,7 +151,7 @@ impl Frontend {
         &self,
         tenants: &Tenants,
         ask: impl Fn(TenantId) -> F,
-    ) -> Result<(Vec<T>, Turn<'_>)> {
+    ) -> Result<(Vec<T>, Turn)> {
         let turn = self.queue.admit(&tenants.name()).await?;
         let answers = stream::iter(tenants.ids().iter().cloned().map(ask)).buffered(TENANTS_AT_ONCE).try_collect().await?;
         Ok((answers, turn))
@@ -251,7 +251,7 @@ impl Frontend {
 
     /// Finds a trace; empty when no tenant has it. The turn is to be kept until the answer is written, or begins to be sent;
     /// the memory in it until it is sent.
-    pub(crate) async fn trace(&self, tenants: &Tenants, request: TraceRequest) -> Result<(TraceResult, Turn<'_>)> {
+    pub(crate) async fn trace(&self, tenants: &Tenants, request: TraceRequest) -> Result<(TraceResult, Turn)> {
         let ask = |tenant: TenantId| {
             let request = request.clone();
             async move { self.queries.trace_by_id(&tenant, request).await }
@@ -261,7 +261,7 @@ impl Frontend {
     }
 
     /// Finds two traces in one turn: who holds one turn and waits for another could wait for ever.
-    pub(crate) async fn two_traces(&self, tenants: &Tenants, requests: [TraceRequest; 2]) -> Result<([TraceResult; 2], Turn<'_>)> {
+    pub(crate) async fn two_traces(&self, tenants: &Tenants, requests: [TraceRequest; 2]) -> Result<([TraceResult; 2], Turn)> {
         let ask = |tenant: TenantId| {
             let [first, second] = requests.clone();
             async move { futures::try_join!(self.queries.trace_by_id(&tenant, first), self.queries.trace_by_id(&tenant, second)) }

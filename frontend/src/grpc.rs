@@ -1,7 +1,9 @@
-//! `tempopb.StreamingQuerier` (query-api 7) over the same questions as HTTP.
+//! `tempopb.StreamingQuerier` (query-api 7) over the same questions as HTTP, and Arrow Flight beside it.
 //!
 //! A query that takes longer sends what it is certain of, and then the whole answer. When the client does not take messages, one part waits for it
 //! and the next for its place, and behind that the query. A client that leaves drops all of it.
+
+mod flight;
 
 use std::{sync::Arc, time::Duration, vec};
 
@@ -11,10 +13,10 @@ use futures::{
     stream::{self, BoxStream},
 };
 use skein_engine::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     query::{ScanStats, TagValues},
 };
-use skein_flight::status::to_status;
+use skein_flight::status::client_status;
 use skein_proto::tempo::{
     QueryInstantRequest, QueryInstantResponse, QueryRangeRequest, QueryRangeResponse, SearchRequest, SearchResponse, SearchTagValuesRequest,
     SearchTagValuesResponse, SearchTagValuesV2Response, SearchTagsRequest, SearchTagsResponse, SearchTagsV2Response,
@@ -36,15 +38,17 @@ use crate::{
 /// Longest message in either direction: query-api 1.1.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
-/// The gRPC services of the frontend: the streaming querier and the standard health service, which says `SERVING`.
+/// The gRPC services of the frontend: the streaming querier, Arrow Flight, and the standard health service, which says `SERVING`.
 pub fn routes(frontend: Arc<Frontend>) -> Router {
     let (health, health_service) = tonic_health::server::health_reporter();
+    let flight = skein_flight::sql::server(Arc::new(flight::Backend(frontend.clone())), frontend.flight.clone());
     let querier =
         StreamingQuerierServer::new(Querier(frontend)).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
     // Nobody else holds the reporter's lock yet, so this is done at once.
     let _ = health.set_serving::<StreamingQuerierServer<Querier>>().now_or_never();
     Router::new()
         .route_service(&path_of(&querier), querier)
+        .route_service(&path_of(&flight), flight)
         .route_service(&path_of(&health_service), health_service)
         .fallback(async || Status::unimplemented("unknown service").into_http::<axum::body::Body>())
 }
@@ -99,10 +103,10 @@ impl Querier {
 /// The answer to `asked`, or `DEADLINE_EXCEEDED` when it takes longer than `limit`; zero is no limit.
 async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T>>) -> Result<T, Status> {
     if limit.is_zero() {
-        return asked.await.map_err(client_status);
+        return asked.await.map_err(|error| client_status(&error));
     }
     match tokio::time::timeout(limit, asked).await {
-        Ok(answer) => answer.map_err(client_status),
+        Ok(answer) => answer.map_err(|error| client_status(&error)),
         Err(_) => Err(Status::deadline_exceeded("unable to process request in the configured timeout")),
     }
 }
@@ -146,24 +150,12 @@ impl<T: Packets> Speaking<T> {
                     match whole {
                         Some(Ok(Ok(whole))) => self.ready = packets(whole, self.packet_bytes).into_iter(),
                         Some(Ok(Err(status))) => return Some(Err(status)),
-                        Some(Err(error)) => return Some(Err(client_status(Error::internal("answering a gRPC request").with_source(error)))),
+                        Some(Err(error)) => return Some(Err(client_status(&Error::internal("answering a gRPC request").with_source(error)))),
                         None => return None,
                     }
                 }
             }
         }
-    }
-}
-
-/// The status that a client sees: as between our own processes, but without the text of an `Internal` error.
-fn client_status(error: Error) -> Status {
-    match error.kind() {
-        ErrorKind::Internal => {
-            tracing::error!(%error, "gRPC request failed");
-            Status::internal("internal error")
-        }
-        ErrorKind::Denied if error.message() == "no org id" => Status::unauthenticated(error.message()),
-        _ => to_status(&error),
     }
 }
 

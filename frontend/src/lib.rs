@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`http`] | one endpoint a file; parameters in, Tempo's bytes out |
-//! | [`grpc`] | `tempopb.StreamingQuerier` and the health service |
+//! | [`grpc`] | `tempopb.StreamingQuerier`, Arrow Flight and the health service |
 //! | [`server`] | one port for HTTP/1, HTTP/2 and gRPC |
 //! | [`settings`], [`operations`] | what the binary passes in: settings, and the process around the API |
 //! | `asks` | requests as HTTP and gRPC share them: checks, defaults, fan-out over tenants |
@@ -54,7 +54,9 @@ use skein_engine::{
     clock::Clock,
     error::{Error, Result},
     query::QueryService,
+    sql::SqlService,
 };
+use skein_flight::sql::FlightState;
 pub use tenancy::TENANT_HEADER;
 
 use crate::{
@@ -68,6 +70,8 @@ use crate::{
 pub struct FrontendParts {
     /// Answers the questions.
     pub queries: Arc<dyn QueryService>,
+    /// Runs SQL.
+    pub sql: Arc<dyn SqlService>,
     /// The process around the API.
     pub operations: Arc<dyn Operations>,
     /// The `query_frontend` section.
@@ -87,6 +91,7 @@ pub struct FrontendParts {
 /// The query API of one process. Shared by all connections.
 pub struct Frontend {
     queries: Arc<dyn QueryService>,
+    sql: Arc<dyn SqlService>,
     operations: Arc<dyn Operations>,
     settings: FrontendSettings,
     multitenancy_enabled: bool,
@@ -95,7 +100,8 @@ pub struct Frontend {
     registry: Registry,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    queue: Queue,
+    queue: Arc<Queue>,
+    flight: Arc<FlightState>,
     url_deny_list: RegexSet,
 }
 
@@ -112,9 +118,11 @@ impl Frontend {
         let metrics = Arc::new(Metrics::new(&parts.registry)?);
         register_build_info(&parts.registry, &parts.build)?;
         Ok(Arc::new(Self {
-            queue: Queue::new(&parts.settings, metrics.clone()),
+            queue: Arc::new(Queue::new(&parts.settings, metrics.clone())),
+            flight: Arc::default(),
             http_api_prefix: prefix.to_owned(),
             queries: if parts.settings.tempo_parity { Arc::new(TempoParity(parts.queries)) } else { parts.queries },
+            sql: parts.sql,
             operations: parts.operations,
             settings: parts.settings,
             multitenancy_enabled: parts.multitenancy_enabled,

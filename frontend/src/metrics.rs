@@ -1,6 +1,6 @@
 //! The metrics of the query frontend, under Tempo's names.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
@@ -85,9 +85,9 @@ impl Metrics {
     }
 
     /// Counts a request from now until the returned guard is dropped.
-    pub(crate) fn request(&self, method: &str, route: &str) -> RequestTimer<'_> {
+    pub(crate) fn request(self: &Arc<Self>, method: &str, route: &str) -> RequestTimer {
         self.inflight.with_label_values(&[method, route]).inc();
-        RequestTimer { metrics: self, method: method.to_owned(), route: route.to_owned(), status: None, watch: Stopwatch::start() }
+        RequestTimer { metrics: self.clone(), method: method.to_owned(), route: route.to_owned(), status: None, watch: Stopwatch::start() }
     }
 }
 
@@ -99,15 +99,15 @@ fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Re
 }
 
 /// One running request. When dropped without an answer, the client has left.
-pub(crate) struct RequestTimer<'a> {
-    metrics: &'a Metrics,
+pub(crate) struct RequestTimer {
+    metrics: Arc<Metrics>,
     method: String,
     route: String,
     status: Option<String>,
     watch: Stopwatch,
 }
 
-impl RequestTimer<'_> {
+impl RequestTimer {
     /// Notes the answer.
     pub(crate) fn answered(mut self, status: impl Into<String>, request_bytes: Option<u64>, response_bytes: Option<u64>) {
         let labels = [self.method.as_str(), self.route.as_str()];
@@ -121,7 +121,7 @@ impl RequestTimer<'_> {
     }
 }
 
-impl Drop for RequestTimer<'_> {
+impl Drop for RequestTimer {
     fn drop(&mut self) {
         let (method, route) = (self.method.as_str(), self.route.as_str());
         let left = if method == "gRPC" { "cancel" } else { "499" };

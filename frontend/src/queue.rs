@@ -100,10 +100,10 @@ impl Queue {
     }
 
     /// Waits for a turn, which ends when it is dropped. Errors: `Exhausted` when too many queries of `tenant` wait.
-    pub(crate) async fn admit(&self, tenant: &str) -> Result<Turn<'_>> {
+    pub(crate) async fn admit(self: &Arc<Self>, tenant: &str) -> Result<Turn> {
         let Some(mut place) = self.enter(tenant)? else {
             self.metrics.queue_seconds.observe(0.0);
-            return Ok(Turn::begin(self));
+            return Ok(Turn::begin(self.clone()));
         };
         let watch = Stopwatch::start();
         let granted = (&mut place.hears).await;
@@ -111,7 +111,7 @@ impl Queue {
         place.has_turn = granted.is_ok();
         drop(place);
         // The sender is dropped unsent only together with the queue.
-        granted.map(|()| Turn::begin(self)).map_err(|_| Error::unavailable("shutting down"))
+        granted.map(|()| Turn::begin(self.clone())).map_err(|_| Error::unavailable("shutting down"))
     }
 
     /// Takes a turn (None) or else a place to wait.
@@ -151,16 +151,16 @@ impl Queue {
 
 /// A query's right to run.
 #[derive(Debug)]
-pub(crate) struct Turn<'a>(&'a Queue);
+pub(crate) struct Turn(Arc<Queue>);
 
-impl<'a> Turn<'a> {
-    fn begin(queue: &'a Queue) -> Self {
+impl Turn {
+    fn begin(queue: Arc<Queue>) -> Self {
         queue.metrics.queries_running.inc();
         Self(queue)
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         self.0.metrics.queries_running.dec();
         self.0.end_turn();
@@ -202,15 +202,15 @@ mod tests {
 
     use super::*;
 
-    fn queue(running: usize, waiting: usize) -> Queue {
+    fn queue(running: usize, waiting: usize) -> Arc<Queue> {
         let settings = FrontendSettings { max_concurrent_queries: running, max_outstanding_per_tenant: waiting, ..Default::default() };
-        Queue::new(&settings, Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap()))
+        Arc::new(Queue::new(&settings, Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap())))
     }
 
-    type Asking<'a> = Pin<Box<dyn Future<Output = Result<Turn<'a>>> + 'a>>;
+    type Asking<'a> = Pin<Box<dyn Future<Output = Result<Turn>> + 'a>>;
 
     /// A query that has found all turns taken.
-    fn waiting<'a>(queue: &'a Queue, tenant: &'a str) -> Asking<'a> {
+    fn waiting<'a>(queue: &'a Arc<Queue>, tenant: &'a str) -> Asking<'a> {
         let mut asking: Asking<'a> = Box::pin(queue.admit(tenant));
         assert!(asking.as_mut().now_or_never().is_none());
         asking
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn tenants_take_turns_and_the_first_of_a_tenant_comes_first() {
         let queue = queue(2, 10);
-        let mut running: Vec<Turn<'_>> = (0..2).map(|_| queue.admit("loud").now_or_never().unwrap().unwrap()).collect();
+        let mut running: Vec<Turn> = (0..2).map(|_| queue.admit("loud").now_or_never().unwrap().unwrap()).collect();
         let asked = ["loud", "loud", "loud", "loud", "b", "c", "b"];
         let mut asking: Vec<Option<Asking<'_>>> = asked.iter().map(|tenant| Some(waiting(&queue, tenant))).collect();
         let mut order = Vec::new();

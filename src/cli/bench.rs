@@ -1,4 +1,6 @@
-//! `skein bench`: what a span costs to take in, and what a query costs to answer.
+//! `skein bench`: what a span costs to take in, what a query costs to answer, and how fast spans leave as Arrow.
+
+mod flight;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +51,8 @@ enum What {
     Ingest(Ingest),
     /// Ask a list of queries again and again.
     Query(Query),
+    /// Receive all spans over Arrow Flight.
+    Flight(flight::Arguments),
 }
 
 #[derive(Args)]
@@ -109,6 +113,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.what {
         What::Ingest(ingest) => super::block_on(run_ingest(ingest)),
         What::Query(query) => super::block_on(run_query(query)),
+        What::Flight(flight) => super::block_on(flight::run(flight)),
     }
 }
 

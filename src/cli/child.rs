@@ -17,6 +17,8 @@ pub struct Server {
     child: Child,
     /// `host:port` of the query API.
     pub http: String,
+    /// `host:port` of gRPC.
+    pub grpc: String,
     /// `host:port` of OTLP over HTTP.
     pub otlp_http: String,
 }
@@ -42,7 +44,7 @@ impl Server {
         command.arg(format!("-config.file={}", config.display())).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(doing)?;
         let stdout = child.stdout.take().expect("stdout was asked for");
-        let mut server = Self { child, http: String::new(), otlp_http: String::new() };
+        let mut server = Self { child, http: String::new(), grpc: String::new(), otlp_http: String::new() };
         let mut lines = BufReader::new(stdout).lines();
         loop {
             let Some(line) = lines.next().transpose().map_err(doing)? else {
@@ -50,6 +52,7 @@ impl Server {
             };
             match line.strip_prefix("skein: ").and_then(|line| line.split_once(" listening on ")) {
                 Some(("http", address)) => server.http = address.to_owned(),
+                Some(("grpc", address)) => server.grpc = address.to_owned(),
                 Some(("otlp http", address)) => server.otlp_http = address.to_owned(),
                 _ if line == "skein: ready" => break,
                 _ => {}

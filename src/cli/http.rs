@@ -42,18 +42,28 @@ impl Api {
         self.request(reqwest::Method::POST, path, &[], "*/*").await
     }
 
+    /// Posts JSON to a path. Errors: as [`get`](Self::get).
+    pub async fn post_json(&self, path: &str, body: &serde_json::Value, accept: &str) -> Result<Answer> {
+        let request = self.client.post(format!("{}{path}", self.url)).header("Accept", accept).header("Content-Type", "application/json");
+        self.send(request.body(body.to_string())).await
+    }
+
     async fn request(&self, method: reqwest::Method, path: &str, parameters: &[(&str, String)], accept: &str) -> Result<Bytes> {
-        let mut request = self.client.request(method, format!("{}{path}", self.url)).header("Accept", accept).query(parameters);
+        let request = self.client.request(method, format!("{}{path}", self.url)).header("Accept", accept).query(parameters);
+        self.send(request).await?.whole().await
+    }
+
+    async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<Answer> {
         if let Some(tenant) = &self.tenant {
             request = request.header("X-Scope-OrgID", tenant);
         }
         let away = |error: reqwest::Error| Error::unavailable(format!("asking {}", self.url)).with_source(error);
         let response = request.send().await.map_err(away)?;
         let status = response.status();
-        let body = response.bytes().await.map_err(away)?;
         if status.is_success() {
-            return Ok(body);
+            return Ok(Answer { response, url: self.url.clone() });
         }
+        let body = response.bytes().await.map_err(away)?;
         let kind = match status.as_u16() {
             404 => ErrorKind::NotFound,
             429 => ErrorKind::Exhausted,
@@ -61,5 +71,22 @@ impl Api {
             _ => ErrorKind::Invalid,
         };
         Err(Error::new(kind, format!("{status}: {}", String::from_utf8_lossy(&body).trim())))
+    }
+}
+
+/// An answer that comes piece by piece.
+pub struct Answer {
+    response: reqwest::Response,
+    url: String,
+}
+
+impl Answer {
+    /// The next piece; None at the end. Errors: `Unavailable` when the answer breaks off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.response.chunk().await.map_err(|error| Error::unavailable(format!("the answer of {} broke off", self.url)).with_source(error))
+    }
+
+    async fn whole(self) -> Result<Bytes> {
+        self.response.bytes().await.map_err(|error| Error::unavailable(format!("asking {}", self.url)).with_source(error))
     }
 }

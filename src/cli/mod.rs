@@ -9,6 +9,7 @@ pub mod load;
 pub mod otlp;
 pub mod query;
 pub mod serve;
+pub mod sql;
 pub mod table;
 pub mod trace;
 
@@ -35,6 +36,8 @@ enum Command {
     Load(load::Arguments),
     /// Run a TraceQL search and show what matched.
     Query(query::Arguments),
+    /// Run a SQL statement over spans.
+    Sql(sql::Arguments),
     /// Show one trace as a waterfall.
     Trace(trace::Arguments),
     /// Show the columns of a block, and what they cost.
@@ -68,6 +71,7 @@ fn subcommand(args: &[String]) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Load(arguments) => block_on(load::run(arguments)),
         Command::Query(arguments) => block_on(query::run(arguments)),
+        Command::Sql(arguments) => block_on(sql::run(arguments)),
         Command::Trace(arguments) => block_on(trace::run(arguments)),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(arguments),

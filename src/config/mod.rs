@@ -27,6 +27,7 @@ use skein_engine::{
     clock::go_duration,
     compact::{CompactionSettings, TenantCompaction},
     error::{Error, Result},
+    sql::SqlLimits,
     store::StorageSettings,
 };
 use skein_frontend::settings::{FrontendSettings, QueryLimits};
@@ -327,6 +328,15 @@ pub struct ReadSection {
     pub max_condition_groups_per_tag_query: usize,
     /// Ids in search answers have 32 digits.
     pub left_pad_trace_ids: bool,
+    /// Rows of the answer to a SQL statement.
+    pub max_sql_rows: u64,
+    /// Bytes of the values of that answer.
+    pub max_sql_bytes: u64,
+    /// Longest time of a SQL statement.
+    #[serde(with = "go_duration")]
+    pub max_sql_duration: Duration,
+    /// Memory that one SQL statement may take, of `query_frontend.max_memory_bytes`.
+    pub max_sql_memory_bytes: usize,
 }
 
 impl Default for ReadSection {
@@ -338,6 +348,10 @@ impl Default for ReadSection {
             max_bytes_per_tag_values_query: limits.max_bytes_per_tag_values_query,
             max_condition_groups_per_tag_query: limits.max_condition_groups_per_tag_query,
             left_pad_trace_ids: limits.left_pad_trace_ids,
+            max_sql_rows: 100_000_000,
+            max_sql_bytes: 32 << 30,
+            max_sql_duration: Duration::from_secs(300),
+            max_sql_memory_bytes: 1 << 30,
         }
     }
 }
@@ -378,6 +392,16 @@ impl LimitsSection {
             rate_limit_bytes: unlimited(self.ingestion.rate_limit_bytes),
             burst_size_bytes: unlimited(self.ingestion.burst_size_bytes),
             retry_info_enabled: self.ingestion.retry_info_enabled,
+        }
+    }
+
+    /// Limits of SQL statements.
+    pub fn sql_limits(&self) -> SqlLimits {
+        SqlLimits {
+            rows: self.read.max_sql_rows,
+            bytes: self.read.max_sql_bytes,
+            duration: self.read.max_sql_duration,
+            memory_bytes: self.read.max_sql_memory_bytes,
         }
     }
 

@@ -12,6 +12,7 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
         TraceRequest, TraceResult,
     },
+    sql::{SqlService, SqlStatement},
     stop::Stop,
     tenant::TenantId,
 };
@@ -25,7 +26,7 @@ use skein_ingest::{
 };
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{Shared, Task, memory, storage::Storage};
+use super::{Shared, Task, memory, overrides::Overrides, storage::Storage};
 
 /// What the process needs of the ingester besides spans going in.
 #[async_trait]
@@ -44,6 +45,8 @@ pub struct Ingester {
     pub sink: Arc<dyn TraceSink>,
     /// Answers questions over live spans and blocks.
     pub queries: Arc<dyn QueryService>,
+    /// Runs SQL over the same.
+    pub sql: Arc<dyn SqlService>,
     /// Merges blocks.
     pub merger: Arc<dyn Merger>,
     /// Flushes and ends.
@@ -78,9 +81,11 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
             Ok(())
         }
     });
+    let queries = Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone(), overrides: shared.overrides.clone() });
     Ok(Ingester {
         sink: Arc::new(handle.clone()),
-        queries: Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone() }),
+        sql: queries.clone(),
+        queries,
         merger: Arc::new(BlockMerger::new(storage.store.clone())),
         lifecycle: Arc::new(IngesterLifecycle { ingester, storage_tenants: storage.catalog.clone() }),
         cutting,
@@ -122,6 +127,7 @@ fn engine_settings(shared: &Shared) -> EngineSettings {
 struct OnQueryThreads {
     engine: Arc<Engine>,
     threads: Handle,
+    overrides: Arc<Overrides>,
 }
 
 impl OnQueryThreads {
@@ -188,6 +194,16 @@ impl QueryService for OnQueryThreads {
     async fn tag_values_in_parts(&self, tenant: &TenantId, request: TagValuesRequest, parts: Parts<TagValues>) -> Result<TagValues> {
         let (engine, tenant) = (self.engine.clone(), tenant.clone());
         self.run(async move { engine.tag_values_in_parts(&tenant, request, parts).await }).await
+    }
+}
+
+#[async_trait]
+impl SqlService for OnQueryThreads {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        let limits = self.overrides.limits(tenant).sql_limits();
+        let (engine, tenant, text) = (self.engine.clone(), tenant.clone(), text.to_owned());
+        let statement = limits.within_time(self.run(async move { engine.prepare(&tenant, &text).await })).await?;
+        Ok(statement.on(self.threads.clone()).within(limits))
     }
 }
 

@@ -102,7 +102,7 @@ async fn serve(loaded: Loaded, query: tokio::runtime::Handle, ready: impl FnOnce
     let ingester = ingester::open(&shared, &storage, ingest_metrics.clone()).await?;
     let process = Arc::new(Process::new(shared.clone(), ingester.lifecycle.clone(), stop.clone()));
     let receivers = distributor::open(&shared, otlp, ingester.sink.clone(), ingest_metrics).await?;
-    let api = query_frontend::open(&shared, ingester.queries.clone(), process.clone())?;
+    let api = query_frontend::open(&shared, (ingester.queries.clone(), ingester.sql.clone()), process.clone())?;
 
     let addresses = Addresses {
         http: listeners.http_address,

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use skein_engine::{
     error::{Error, Result},
     query::QueryService,
+    sql::SqlService,
 };
 use skein_frontend::{
     Frontend, FrontendParts, grpc, http,
@@ -47,11 +48,12 @@ async fn listen(endpoint: &str) -> Result<(TcpListener, SocketAddr)> {
 pub struct Api(Arc<Frontend>);
 
 /// Builds the API. Errors: `Invalid` for settings that cannot work.
-pub fn open(shared: &Shared, queries: Arc<dyn QueryService>, operations: Arc<dyn Operations>) -> Result<Api> {
+pub fn open(shared: &Shared, (queries, sql): (Arc<dyn QueryService>, Arc<dyn SqlService>), operations: Arc<dyn Operations>) -> Result<Api> {
     let settings = &shared.settings;
     let build = BuildInfo { version: TEMPO_VERSION.into(), revision: format!("skein-{}", env!("CARGO_PKG_VERSION")), ..BuildInfo::default() };
     let parts = FrontendParts {
         queries,
+        sql,
         operations,
         settings: settings.query_frontend.clone(),
         multitenancy_enabled: settings.multitenancy_enabled,

@@ -37,26 +37,32 @@ const FEW_COLUMNS: ColumnPolicy = ColumnPolicy { rows_per_mille_min: 150, column
 /// Engines over the spans of `world`: all live in one or several generations, all in one block, some live and the others in two blocks with some
 /// in several of these places, the two blocks merged, and a cluster of three workers with live spans each.
 pub async fn engines(world: &World) -> Engines {
+    let local = local_engines(world).await;
+    let mut engines: Engines = local.into_iter().map(|(name, engine)| (name, engine as Arc<dyn QueryService>)).collect();
+    let mut live: Vec<SpanSet> = (0..PLACES).map(|place| spans(world.at(place))).collect();
+    engines.push(("three workers", TestCluster::start(live.clone(), Vec::new()).await));
+    let block = live.pop().into_iter().filter(|set| !set.is_empty()).collect();
+    engines.push(("three workers and a block", TestCluster::start(live, block).await));
+    engines
+}
+
+/// Those of them that are one process.
+pub async fn local_engines(world: &World) -> Vec<(&'static str, Arc<Engine>)> {
     let divided = [(spans(world.at(1)), FEW_COLUMNS), (spans(world.at(2)), ColumnPolicy::BLOCK)];
     let (all, live) = (spans(world.all()), spans(world.at(0)));
     let generations: Vec<SpanSet> = (0..PLACES).map(|place| spans(world.at(place))).collect();
     vec![
-        ("all live", engine(std::slice::from_ref(&all), &[], false).await),
-        ("three live generations", engine(&generations, &[], false).await),
-        ("one block", engine(&[], &[(all.clone(), ColumnPolicy::BLOCK)], false).await),
-        ("one block with few columns", engine(&[], &[(all, FEW_COLUMNS)], false).await),
-        ("two blocks and live", engine(std::slice::from_ref(&live), &divided, false).await),
-        ("two merged blocks and live", engine(&[live], &divided, true).await),
-        ("three workers", TestCluster::start(generations.clone(), Vec::new()).await),
-        ("three workers and a block", {
-            let mut live = generations;
-            let block = live.pop().into_iter().filter(|set| !set.is_empty()).collect();
-            TestCluster::start(live, block).await
-        }),
+        ("all live", engine_of(std::slice::from_ref(&all), &[], false).await),
+        ("three live generations", engine_of(&generations, &[], false).await),
+        ("one block", engine_of(&[], &[(all.clone(), ColumnPolicy::BLOCK)], false).await),
+        ("one block with few columns", engine_of(&[], &[(all, FEW_COLUMNS)], false).await),
+        ("two blocks and live", engine_of(std::slice::from_ref(&live), &divided, false).await),
+        ("two merged blocks and live", engine_of(&[live], &divided, true).await),
     ]
 }
 
-async fn engine(live: &[SpanSet], blocks: &[(SpanSet, ColumnPolicy)], merged: bool) -> Arc<dyn QueryService> {
+/// An engine with `live` generations and `blocks`, these perhaps merged into one.
+pub async fn engine_of(live: &[SpanSet], blocks: &[(SpanSet, ColumnPolicy)], merged: bool) -> Arc<Engine> {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let catalog = Arc::new(Catalog::new(CatalogMetrics::new(&Registry::new()).unwrap()));
     let mut metas = Vec::new();

@@ -8,6 +8,7 @@
 //! | `engines` | the engines, with the spans in various places |
 //! | `shrink` | making a disagreement smaller |
 //! | `metrics` | the same for metrics queries |
+//! | `tables` | what SQL says of whole traces, against its definitions |
 //! | `found` | cases that were answered wrong once |
 //! | `parts` | answers in parts against whole ones |
 //!
@@ -26,6 +27,7 @@ mod queries;
 mod shown;
 mod shrink;
 mod structure;
+mod tables;
 mod text;
 mod traces;
 

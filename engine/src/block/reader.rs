@@ -35,6 +35,22 @@ use crate::{
 /// Bytes before the footer's length and magic.
 const TAIL_BYTES: u64 = 8;
 
+/// What a column takes in a block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ColumnSize {
+    /// Compressed.
+    pub bytes: u64,
+    /// Rows, or entries of events, that have a value.
+    pub rows: u64,
+}
+
+impl ColumnSize {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, rows: self.rows + other.rows }
+    }
+}
+
 /// A block with its footer and index in memory. Immutable; shared by all queries through a cache.
 #[derive(Debug)]
 pub struct BlockReader {
@@ -190,6 +206,17 @@ impl BlockReader {
         leaves.sort_unstable();
         leaves.dedup();
         leaves
+    }
+
+    /// What a column takes in all row groups, by the footer; of the events column the parts `events`.
+    pub fn column_size(&self, column: Column, events: &[EventColumn]) -> ColumnSize {
+        let leaves = self.leaves_of(&[column], events);
+        let chunks = self.parquet.metadata().row_groups().iter().flat_map(|group| leaves.iter().map(|&leaf| group.column(leaf)));
+        chunks.fold(ColumnSize::default(), |sum, chunk| {
+            let nulls = chunk.statistics().and_then(Statistics::null_count_opt).unwrap_or_default();
+            let rows = u64::try_from(chunk.num_values()).unwrap_or_default().saturating_sub(nulls);
+            sum.plus(ColumnSize { bytes: u64::try_from(chunk.compressed_size()).unwrap_or_default(), rows })
+        })
     }
 
     /// From the smallest to the largest number in integer column `column` of row group `group`, by its statistics.

@@ -19,8 +19,10 @@ use prometheus::Registry;
 
 pub use self::remote::{LocalListing, Survey};
 use super::{
+    history::{Language, QueryLog},
     live::{LiveGeneration, LiveSpans},
     memory::{Pool, QueryMemory, Reservation, batch_bytes},
+    metrics::{FoundSeries, metrics_over, row_groups_of},
     source::{MemorySource, SourceRef},
     sources::{LiveAt, SourceName, SourceResolver, SourceSet},
     split::{common, join_traces, split_ids},
@@ -38,12 +40,8 @@ use crate::{
         meta::{BlockMeta, bloom_name},
     },
     error::Result,
-    lower::{SearchPlan, lower_metrics, lower_search},
-    metrics::{
-        cache::PartialCache,
-        evaluate::{self, Operands, distinct_operands},
-        told::{Operand, ToldMetrics},
-    },
+    lower::{SearchPlan, lower_search},
+    metrics::{cache::PartialCache, series::to_proto},
     parts::{Part, Parts, is_last},
     plan::trace_details::search_results,
     query::{
@@ -51,6 +49,7 @@ use crate::{
         TagValuesRequest, TraceRequest, TraceResult, Window,
     },
     spans::{BlockId, TraceId, set::SpanSet},
+    sql::{SqlService, SqlStatement, session::SessionParts},
     tenant::TenantId,
     traceql,
 };
@@ -92,9 +91,6 @@ impl Default for EngineSettings {
     }
 }
 
-/// Bytes of a value of a series, as it is computed and as it is answered.
-const VALUE_BYTES: usize = 24;
-
 /// How many times its size as protobuf a result of a search takes in memory.
 pub const MESSAGE_FORMS: usize = 2;
 
@@ -119,6 +115,7 @@ pub struct Engine {
     memory: Arc<QueryMemory>,
     context: Arc<TaskContext>,
     settings: EngineSettings,
+    log: Arc<QueryLog>,
 }
 
 /// What outlives a query.
@@ -177,7 +174,7 @@ impl Engine {
         };
         let runtime = RuntimeEnv { memory_pool: pool, ..RuntimeEnv::default() };
         let context = SessionContext::new_with_config_rt(SessionConfig::new(), Arc::new(runtime)).task_ctx();
-        Self { core: Arc::new(core), memory, context, settings }
+        Self { core: Arc::new(core), memory, context, settings, log: Arc::default() }
     }
 
     /// The plan of a search and its sources. Errors: `Invalid` for a query that does not parse or validate.
@@ -187,42 +184,6 @@ impl Engine {
         let sources = self.core.sources(tenant, request.window, &metrics).await?;
         let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
         lower_search(query, sources, request, self.settings.partitions)
-    }
-
-    /// Runs a metrics query over `sources`; tells `parts` of it, if there are some. Errors: as [`QueryService::metrics`].
-    async fn metrics_over(&self, sources: SourceSet, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
-        let (query, detail) = evaluate::checked(request)?;
-        let sources = Arc::new(sources);
-        let telling = parts.map(|parts| ToldMetrics::new(parts, request, self.hold("series of a part")));
-        let opened = sources.sources().await?;
-        let mut stats = ScanStats::default();
-        let mut operands = Operands::new();
-        let distinct = distinct_operands(&query);
-        let row_groups = row_groups_of(opened) * distinct.len() as u64;
-        let values = self.hold("values of series");
-        for (key, (pipeline, function)) in distinct {
-            let plan = lower_metrics(pipeline, function, sources.clone(), request.intervals, &detail, self.settings.partitions)?;
-            let mut given = Vec::new();
-            let mut batches = pin!(plan.execute(0, self.context_of(parts))?.peekable());
-            while let Some(batch) = batches.next().await {
-                let batch = batch?;
-                if let Some(telling) = &telling
-                    && !is_last(batches.as_mut())
-                {
-                    let operand = Operand { query: &query, key: &key, function, detail: &detail, finished: &operands, row_groups };
-                    let mut so_far = stats.plus(&stats_of_plan(&plan)).plus(&sources.metrics.snapshot());
-                    add_blocks(&mut so_far, opened);
-                    telling.tell(operand, &batch, so_far).await?;
-                }
-                given.push(batch);
-            }
-            stats = stats.plus(&stats_of_plan(&plan));
-            let series = evaluate::finish_operand(function, &request.intervals, &detail, &given, self.hold("series of the answer"))?;
-            values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
-            operands.insert(key, series);
-        }
-        add_blocks(&mut stats, opened);
-        Ok(evaluate::finish(&query, &operands, request, stats.plus(&sources.metrics.snapshot())))
     }
 
     /// Where plans run; for an answer in parts, at their pace.
@@ -274,6 +235,11 @@ impl Engine {
     /// DataFusion's surroundings of this process's plans: its memory is [`memory`](Self::memory).
     pub fn runtime(&self) -> Arc<RuntimeEnv> {
         self.context.runtime_env()
+    }
+
+    /// What ran lately.
+    pub fn query_log(&self) -> &Arc<QueryLog> {
+        &self.log
     }
 
     /// Opens sources by name, for plans that come from elsewhere.
@@ -477,6 +443,18 @@ impl SourceResolver for Core {
 }
 
 #[async_trait]
+impl SqlService for Engine {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        let opening = ScanMetrics::default();
+        let sources = self.core.sources(tenant, None, &opening).await?;
+        let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
+        let (runtime, partitions) = (self.context.runtime_env(), self.settings.partitions);
+        let parts = SessionParts { sources, runtime, partitions, distribution: None, log: self.log.clone() };
+        SqlStatement::prepare(tenant, parts, text).await
+    }
+}
+
+#[async_trait]
 impl QueryService for Engine {
     async fn trace_by_id(&self, tenant: &TenantId, request: TraceRequest) -> Result<TraceResult> {
         let metrics = ScanMetrics::default();
@@ -485,11 +463,11 @@ impl QueryService for Engine {
     }
 
     async fn search(&self, tenant: &TenantId, request: SearchRequest) -> Result<SearchResult> {
-        self.search_telling(tenant, &request, None).await
+        self.search_noted(tenant, &request, None).await
     }
 
     async fn search_in_parts(&self, tenant: &TenantId, request: SearchRequest, parts: Parts<SearchResult>) -> Result<SearchResult> {
-        self.search_telling(tenant, &request, Some(&parts)).await
+        self.search_noted(tenant, &request, Some(&parts)).await
     }
 
     /// What is looked for, as the optimiser decided it, then how: the second part has the counts after `analyze`.
@@ -504,11 +482,11 @@ impl QueryService for Engine {
     }
 
     async fn metrics(&self, tenant: &TenantId, request: MetricsRequest) -> Result<MetricsResult> {
-        self.metrics_telling(tenant, &request, None).await
+        self.metrics_noted(tenant, &request, None).await
     }
 
     async fn metrics_in_parts(&self, tenant: &TenantId, request: MetricsRequest, parts: Parts<MetricsResult>) -> Result<MetricsResult> {
-        self.metrics_telling(tenant, &request, Some(&parts)).await
+        self.metrics_noted(tenant, &request, Some(&parts)).await
     }
 
     async fn tag_names(&self, tenant: &TenantId, request: TagNamesRequest) -> Result<TagNames> {
@@ -529,13 +507,27 @@ impl QueryService for Engine {
 }
 
 impl Engine {
+    async fn search_noted(&self, tenant: &TenantId, request: &SearchRequest, parts: Option<&Parts<SearchResult>>) -> Result<SearchResult> {
+        let running = self.log.begin(tenant, Language::Traceql, &request.query);
+        let result = self.search_telling(tenant, request, parts).await;
+        running.end_with(&result, |found| (found.traces.len(), found.stats));
+        result
+    }
+
+    async fn metrics_noted(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
+        let running = self.log.begin(tenant, Language::Traceql, &request.query);
+        let result = self.metrics_telling(tenant, request, parts).await;
+        running.end_with(&result, |found| (found.series.len(), found.stats));
+        result
+    }
+
     async fn metrics_telling(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {
         let opening = ScanMetrics::default();
         let sources = self.core.sources(tenant, Some(request.intervals.window()), &opening).await?;
-        let sources = SourceSet::opened(tenant.clone(), sources, self.core.clone());
-        let mut result = self.metrics_over(sources, request, parts).await?;
-        result.stats = result.stats.plus(&opening.snapshot());
-        Ok(result)
+        let sources = Arc::new(SourceSet::opened(tenant.clone(), sources, self.core.clone()));
+        let FoundSeries { series, truncated, stats } = metrics_over(sources, request, parts, self.settings.partitions, &self.context).await?;
+        let series = series.into_iter().map(|series| to_proto(series, &request.intervals)).collect();
+        Ok(MetricsResult { series, truncated, stats: stats.plus(&opening.snapshot()) })
     }
 
     async fn names_telling(&self, tenant: &TenantId, request: &TagNamesRequest, parts: Option<&Parts<TagNames>>) -> Result<TagNames> {
@@ -596,11 +588,6 @@ impl Engine {
         sources.extend(self.core.open_all(&metas).await?.into_iter().map(|block| block as SourceRef));
         Ok(sources)
     }
-}
-
-/// The row groups of `sources`.
-fn row_groups_of(sources: &[SourceRef]) -> u64 {
-    sources.iter().map(|source| source.row_groups().len() as u64).sum()
 }
 
 fn cost_of_tags(sources: &[SourceRef], metrics: &ScanMetrics) -> ScanStats {

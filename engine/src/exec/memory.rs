@@ -13,7 +13,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayData, make_array},
+    array::{Array, ArrayData, ArrayRef, make_array},
     buffer::Buffer,
     datatypes::DataType,
     record_batch::{RecordBatch, RecordBatchOptions},
@@ -214,6 +214,19 @@ impl Reservation {
         Bytes::from_owner(HeldBytes { bytes, _memory: self })
     }
 
+    /// `array`, which this belongs to from now on, as [`attach`](Self::attach) does it for a batch. Cost: text is checked once more.
+    /// Errors: as [`attach`](Self::attach).
+    pub fn attach_to_array(self, array: ArrayRef) -> Result<ArrayRef> {
+        self.settle(array_bytes(&array))?;
+        let data = array.to_data();
+        let mut buffers = data.buffers().to_vec();
+        match buffers.first_mut() {
+            Some(first) if !first.is_empty() => *first = Buffer::from(Bytes::from_owner(HeldBuffer { buffer: first.clone(), _memory: self })),
+            _ => return Ok(array),
+        }
+        Ok(make_array(data.into_builder().buffers(buffers).build()?))
+    }
+
     /// `batch`, which this belongs to from now on: it is given back with the last reference to the batch's data, wherever it went.
     /// Errors: `Exhausted` when the batch is larger than what is held, and that is refused; `Internal`.
     pub fn attach(self, batch: RecordBatch) -> Result<RecordBatch> {
@@ -373,6 +386,11 @@ mod tests {
         let piece = bytes.attach_to_bytes(Bytes::from_static(b"payload")).slice(2..4);
         assert_eq!((&*piece, memory.reserved()), (&b"yl"[..], 7));
         drop(piece);
+        assert_eq!(memory.reserved(), 0);
+        let texts = || Arc::new(StringArray::from(vec!["a text", "another"])) as ArrayRef;
+        let held = Reservation::new("texts", &pool).attach_to_array(texts()).unwrap();
+        assert!(memory.reserved() > 0 && held == texts());
+        drop(held);
         assert_eq!(memory.reserved(), 0);
         let empty = Reservation::new("a batch", &pool).attach(batch(0)).unwrap();
         assert_eq!((empty.num_rows(), memory.reserved()), (0, 0));

@@ -2,8 +2,10 @@
 
 pub mod engine;
 pub mod eval;
+pub mod history;
 pub mod live;
 pub mod memory;
+pub mod metrics;
 pub mod prune;
 pub mod shares;
 pub mod shown;

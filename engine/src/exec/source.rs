@@ -77,6 +77,10 @@ pub trait SpanSource: Debug + Send + Sync {
     fn int_range(&self, _group: usize, _column: Column) -> Option<RangeInclusive<i64>> {
         None
     }
+    /// The block that it is, if it is one.
+    fn block(&self) -> Option<&BlockReader> {
+        None
+    }
     /// Compressed size of the source's data, zero for memory.
     fn data_bytes(&self) -> u64;
 }
@@ -138,6 +142,10 @@ impl SpanSource for BlockReader {
 
     fn int_range(&self, group: usize, column: Column) -> Option<RangeInclusive<i64>> {
         BlockReader::int_range(self, group, column)
+    }
+
+    fn block(&self) -> Option<&BlockReader> {
+        Some(self)
     }
 
     fn data_bytes(&self) -> u64 {

@@ -76,6 +76,8 @@ pub struct SourceSet {
     tenant: TenantId,
     names: Vec<SourceName>,
     left_out: Arc<[TraceId]>,
+    /// Sources that only this process has, where the others may be read elsewhere.
+    here: Option<Arc<SourceSet>>,
     resolver: Arc<dyn SourceResolver>,
     opened: OnceCell<Vec<SourceRef>>,
     excluded: Vec<OnceLock<Vec<Range<usize>>>>,
@@ -87,7 +89,7 @@ impl SourceSet {
     /// Sources to be opened when the plan runs.
     pub fn new(tenant: TenantId, names: Vec<SourceName>, resolver: Arc<dyn SourceResolver>) -> Self {
         let excluded = names.iter().map(|_| OnceLock::new()).collect();
-        Self { tenant, names, left_out: Arc::default(), resolver, opened: OnceCell::new(), excluded, metrics: Arc::default() }
+        Self { tenant, names, left_out: Arc::default(), here: None, resolver, opened: OnceCell::new(), excluded, metrics: Arc::default() }
     }
 
     /// Sources that are open.
@@ -99,6 +101,24 @@ impl SourceSet {
     /// The same sources without `traces`, which another process has whole.
     pub fn leaving_out(self, traces: Arc<[TraceId]>) -> Self {
         Self { left_out: traces, ..self }
+    }
+
+    /// The same and beside them `here`, sources of the same query that only this process has.
+    pub fn beside(self, here: Option<Arc<SourceSet>>) -> Self {
+        Self { here, ..self }
+    }
+
+    /// The sources that only this process has, if they are kept apart.
+    pub fn here(&self) -> Option<&Arc<SourceSet>> {
+        self.here.as_ref()
+    }
+
+    /// These sources and those [`here`](Self::here) as one set, opened in this process. Errors: as [`SourceResolver::resolve`].
+    pub async fn together(self: &Arc<Self>) -> Result<Arc<Self>> {
+        let Some(here) = &self.here else { return Ok(self.clone()) };
+        let own = self.names.iter().cloned().zip(self.sources().await?.iter().cloned());
+        let beside = here.names.iter().cloned().zip(here.sources().await?.iter().cloned());
+        Ok(Arc::new(Self::opened(self.tenant.clone(), own.chain(beside).collect(), self.resolver.clone())))
     }
 
     /// The traces that another process has whole.

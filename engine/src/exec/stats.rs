@@ -94,6 +94,22 @@ impl ScanMetrics {
         self.busy_nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// Counts what another plan has read for this node. Row groups that it skipped, for whatever reason, count as outside the window.
+    pub fn add(&self, stats: &ScanStats) {
+        let counters = [
+            (&self.traces, stats.traces),
+            (&self.spans, stats.spans),
+            (&self.bytes, stats.bytes),
+            (&self.reads, stats.reads),
+            (&self.row_groups, stats.row_groups),
+            (&self.row_groups_cached, stats.row_groups_cached),
+            (&self.pruned[Pruned::Window as usize], stats.row_groups_skipped),
+        ];
+        for (counter, count) in counters {
+            counter.fetch_add(count, Relaxed);
+        }
+    }
+
     /// The counts so far, as DataFusion shows them beside a node.
     pub fn to_set(&self) -> MetricsSet {
         let counters = [

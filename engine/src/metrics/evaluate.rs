@@ -16,7 +16,7 @@ use crate::{
     exec::memory::Reservation,
     query::{MetricsRequest, MetricsResult, ScanStats},
     spans::value::Value,
-    traceql::{self, MetricsExpr, MetricsFunction, Pipeline, Query, QueryBody, SecondStage},
+    traceql::{self, FieldRef, MetricsExpr, MetricsFunction, Pipeline, Query, QueryBody, SecondStage},
 };
 
 /// Finished series by operand.
@@ -45,6 +45,22 @@ fn operands_of(query: &MetricsExpr) -> Vec<(&Pipeline, &MetricsFunction)> {
 
 fn operand_key(pipeline: &Pipeline, function: &MetricsFunction) -> String {
     format!("{pipeline} | {function}")
+}
+
+/// The fields that the series of `query` are grouped by, in order; those of all operands of arithmetic.
+pub fn grouping(query: &MetricsExpr) -> Vec<&FieldRef> {
+    let mut fields: Vec<&FieldRef> = Vec::new();
+    for field in operands_of(query).into_iter().flat_map(|(_, function)| function.by()) {
+        if !fields.contains(&field) {
+            fields.push(field);
+        }
+    }
+    fields
+}
+
+/// The functions of the operands of `query`.
+pub fn functions(query: &MetricsExpr) -> impl Iterator<Item = &MetricsFunction> {
+    operands_of(query).into_iter().map(|(_, function)| function)
 }
 
 /// Whether the answer at a time depends on nothing but the spans of its interval. Not so for `compare()`, whose values are chosen by their
@@ -87,6 +103,12 @@ pub fn finish_operand(
 
 /// The answer to `query`, with at most `request.exemplars` exemplars, as many of each series.
 pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest, stats: ScanStats) -> MetricsResult {
+    let (series, truncated) = finish_series(query, operands, request);
+    MetricsResult { series: series.into_iter().map(|series| series::to_proto(series, &request.intervals)).collect(), truncated, stats }
+}
+
+/// The same series before they are put into the form of the API, and whether there are more.
+pub fn finish_series(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest) -> (Vec<Series>, bool) {
     let mut all = match evaluate(query, operands) {
         Operand::Series(series) => series,
         Operand::Scalar(_) => Vec::new(),
@@ -101,8 +123,7 @@ pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest
     for (number, exemplar) in series::in_turn(exemplars, request.exemplars as usize) {
         all[number].exemplars.push(exemplar);
     }
-    let intervals: &Intervals = &request.intervals;
-    MetricsResult { series: all.into_iter().map(|series| series::to_proto(series, intervals)).collect(), truncated, stats }
+    (all, truncated)
 }
 
 fn evaluate(query: &MetricsExpr, operands: &Operands) -> Operand {

@@ -38,7 +38,7 @@ pub mod metrics_merge;
 pub mod metrics_scan;
 pub mod newest_results;
 pub mod newest_traces;
-mod node;
+pub(crate) mod node;
 pub mod planner;
 pub mod share;
 pub mod share_results;
@@ -48,7 +48,7 @@ pub mod trace_details;
 use crate::error::{Error, ErrorKind};
 
 /// Properties of a node with `partitions` partitions of no declared order.
-fn properties(schema: SchemaRef, partitions: usize, emission: EmissionType) -> Arc<PlanProperties> {
+pub(crate) fn properties(schema: SchemaRef, partitions: usize, emission: EmissionType) -> Arc<PlanProperties> {
     let partitioning = Partitioning::UnknownPartitioning(partitions);
     Arc::new(PlanProperties::new(EquivalenceProperties::new(schema), partitioning, emission, Boundedness::Bounded))
 }

@@ -25,6 +25,7 @@ use crate::{
     exec::{engine::add_blocks, sources::SourceSet, stats::stats_of_plan},
     parts::{Pace, reached},
     query::ScanStats,
+    sql::scan::SqlScanExec,
     stop::{self, Stop},
 };
 
@@ -101,6 +102,9 @@ pub fn sources_of(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<SourceSet>> {
     }
     if let Some(scan) = plan.downcast_ref::<MetricsScanExec>() {
         return Some(scan.sources());
+    }
+    if let Some(scan) = plan.downcast_ref::<SqlScanExec>() {
+        return Some(&scan.scan().sources);
     }
     match plan.children().as_slice() {
         [only] => sources_of(only),

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
 
 use super::{
     columns::{AttributeColumn, AttributeType, Values},
@@ -11,7 +12,7 @@ use super::{
 use crate::error::{Error, Result};
 
 /// A column of the span table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Column {
     TraceIdHigh,
@@ -46,7 +47,7 @@ pub enum Column {
 }
 
 /// The whole-number columns that most spans lack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum RareField {
     Flags,

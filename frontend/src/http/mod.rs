@@ -12,6 +12,7 @@ mod params;
 mod process;
 mod rings;
 mod search;
+mod sql;
 mod status;
 mod tags;
 #[cfg(test)]
@@ -47,8 +48,10 @@ pub fn router(frontend: Arc<Frontend>) -> Router {
         .route(&at("/api/metrics/query_range"), any(metrics_query::range))
         .route(&at("/api/metrics/query"), any(metrics_query::instant))
         .layer(from_fn_with_state(frontend.clone(), layers::time_limit))
-        .layer(from_fn(layers::gzip))
-        .layer(from_fn_with_state(frontend.clone(), layers::tenants));
+        .layer(from_fn(layers::gzip));
+    // Its answers are sent while they are made, which compression would hold up.
+    let sql = Router::new().route(&at("/api/sql"), get(sql::sql).post(sql::sql)).layer(from_fn_with_state(frontend.clone(), layers::time_limit));
+    let queries = queries.merge(sql).layer(from_fn_with_state(frontend.clone(), layers::tenants));
     let others = Router::new()
         .route(&at("/api/echo"), any(echo::echo))
         .route(&at("/api/status/buildinfo"), get(status::build_info))

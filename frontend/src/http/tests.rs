@@ -20,6 +20,7 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
         TagValuesRequest, TraceRequest, TraceResult, Window,
     },
+    sql::{SqlService, SqlStatement},
     tenant::TenantId,
 };
 use skein_proto::{
@@ -71,6 +72,15 @@ impl FakeQueries {
             }
             _ => Ok(true),
         }
+    }
+}
+
+/// Runs no SQL: its statements need an engine.
+#[async_trait]
+impl SqlService for FakeQueries {
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
+        self.note(tenant, format!("sql {text}")).await?;
+        Err(Error::invalid("not today"))
     }
 }
 
@@ -307,6 +317,7 @@ impl Api {
         let operations = Arc::new(operations);
         let parts = FrontendParts {
             queries: queries.clone(),
+            sql: queries.clone(),
             operations: operations.clone(),
             settings,
             multitenancy_enabled,

@@ -8,6 +8,7 @@ use arrow::{
     datatypes::{Int32Type, Int64Type},
     record_batch::RecordBatch,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{value::Matcher, vector::Vector};
 use crate::{
@@ -45,7 +46,8 @@ impl ColumnNeeds {
         }
     }
 
-    fn add_event(&mut self, part: EventColumn) {
+    /// Adds a part of the events column.
+    pub fn add_event(&mut self, part: EventColumn) {
         if !self.events.contains(&part) {
             self.events.push(part);
         }
@@ -118,7 +120,7 @@ impl ColumnNeeds {
 }
 
 /// What a field is a field of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FieldLevel {
     /// The span, its resource, scope or trace.
     Span,
@@ -433,7 +435,8 @@ impl Frame {
         })
     }
 
-    fn parent_ids(&self) -> Result<Vec<i64>> {
+    /// The id of each span's parent as it was sent, 0 for none. Errors: as [`Frame::column`].
+    pub fn parent_ids(&self) -> Result<Vec<i64>> {
         let (ids, absent, distance) = (self.ints(Column::SpanId)?, self.ints(Column::ParentSpanId)?, self.small_ints(Column::ParentDistance)?);
         let parent = |row: usize| match distance.value(row) {
             distance if distance > 0 => ids.value(row - distance as usize),

@@ -1,0 +1,57 @@
+//! SQL over the spans of a tenant: tables, functions, and one session a statement.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `columns` | the columns of spans, events and links, and their values in a frame |
+//! | `arrays` | TraceQL values as Arrow arrays |
+//! | `tree`, `groups`, `calls` | what columns say of whole traces: self time and critical path, traces and services as rows, calls between services |
+//! | `table`, `scan` | the tables as DataFusion asks for them, and the leaf that reads them |
+//! | `metrics_scan` | the samples of a TraceQL metrics query as rows |
+//! | `pushdown` | SQL filters as windows, trace ids and TraceQL filters |
+//! | `functions` | table functions, and `attr()` |
+//! | `system` | the tables of the schema `system` |
+//! | `session` | a statement from its text to its rows |
+//! | `parts` | rows that can be read over several streams |
+//! | `running` | a statement on the threads for queries |
+//! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `limits`, `harmless` | what a statement may take; what is kept from it |
+//! | `error` | whose fault an error is |
+//!
+//! All tables of a statement are over one snapshot of the sources, in which every trace is whole and in one place (invariant EX-1), so
+//! joins between them are consistent and rows of one trace lie together.
+
+pub mod arrays;
+pub mod calls;
+pub mod columns;
+pub mod error;
+pub mod functions;
+pub mod groups;
+mod harmless;
+mod limits;
+pub mod metrics_scan;
+pub mod parameters;
+mod parts;
+pub mod pushdown;
+mod running;
+pub mod scan;
+pub mod session;
+pub mod system;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+pub mod write;
+
+use async_trait::async_trait;
+
+pub use self::limits::SqlLimits;
+pub use self::session::{SqlCost, SqlRows, SqlStatement};
+use crate::{error::Result, tenant::TenantId};
+
+/// Statements over the spans of a tenant.
+#[async_trait]
+pub trait SqlService: Send + Sync + 'static {
+    /// Reads, checks and plans a statement against what is stored and live now. Errors: `Invalid` for anything but one statement that
+    /// reads, and for what cannot be planned; else as of opening blocks.
+    async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement>;
+}

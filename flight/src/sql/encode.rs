@@ -1,0 +1,106 @@
+//! Record batches as Flight messages.
+//!
+//! Dictionaries stay dictionaries: a dictionary is sent when it differs from the one before, so once for all batches of a row group. Views of
+//! strings are sent as strings, which every client reads; a slice of views would also be sent with the text of all rows.
+
+use std::sync::Arc;
+
+use arrow_flight::{
+    FlightData, SchemaAsIpc,
+    encode::{DictionaryHandling, FlightDataEncoderBuilder},
+    error::FlightError,
+};
+use bytes::Bytes;
+use datafusion::arrow::{
+    compute::cast,
+    datatypes::{DataType, FieldRef, Fields, Schema, SchemaRef},
+    error::ArrowError,
+    ipc::{CompressionType, writer::IpcWriteOptions},
+    record_batch::{RecordBatch, RecordBatchOptions},
+};
+use futures::{StreamExt, stream, stream::BoxStream};
+use skein_engine::error::{Error, Result};
+use tonic::metadata::MetadataMap;
+
+use super::Messages;
+use crate::status::client_status;
+
+/// The gRPC metadata key that asks for compressed batches.
+pub(crate) const COMPRESSION_KEY: &str = "x-skein-compression";
+
+/// About how long a message becomes. Clients often take 4 MiB and no more.
+const MESSAGE_BYTES: usize = 2 << 20;
+
+/// How a client wants its batches.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Encoding(IpcWriteOptions);
+
+impl Encoding {
+    /// The encoding that the metadata of a call asks for. Errors: `Invalid` for a compression that there is not.
+    pub(crate) fn of(metadata: &MetadataMap) -> Result<Self> {
+        let compression = match metadata.get(COMPRESSION_KEY).map(|value| value.as_bytes()) {
+            None | Some(b"" | b"none") => None,
+            Some(b"lz4") => Some(CompressionType::LZ4_FRAME),
+            Some(b"zstd") => Some(CompressionType::ZSTD),
+            Some(_) => return Err(Error::invalid(format!("{COMPRESSION_KEY} is lz4, zstd or none"))),
+        };
+        Ok(Self(IpcWriteOptions::default().try_with_compression(compression)?))
+    }
+
+    /// The messages of `batches`, the schema first.
+    pub(crate) fn messages(self, schema: &Schema, batches: BoxStream<'static, Result<RecordBatch>>) -> Messages<FlightData> {
+        let schema = wire_schema(schema);
+        let sent = schema.clone();
+        let batches = batches
+            .map(move |batch| batch.and_then(|batch| as_sent(batch, &sent)).map_err(|error| FlightError::Tonic(Box::new(client_status(&error)))));
+        let encoder = FlightDataEncoderBuilder::new()
+            .with_schema(schema)
+            .with_options(self.0)
+            .with_dictionary_handling(DictionaryHandling::Resend)
+            .with_max_flight_data_size(MESSAGE_BYTES)
+            .build(batches);
+        encoder
+            .map(|message| {
+                message.map_err(|error| match error {
+                    FlightError::Tonic(status) => *status,
+                    error => client_status(&Error::internal("encoding a batch").with_source(error)),
+                })
+            })
+            .boxed()
+    }
+}
+
+/// The columns as they are sent.
+pub(crate) fn wire_schema(schema: &Schema) -> SchemaRef {
+    let sent = |field: &FieldRef| match field.data_type() {
+        DataType::Utf8View => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
+        DataType::BinaryView => Arc::new(field.as_ref().clone().with_data_type(DataType::Binary)),
+        _ => field.clone(),
+    };
+    Arc::new(Schema::new_with_metadata(schema.fields().iter().map(sent).collect::<Fields>(), schema.metadata().clone()))
+}
+
+/// `batch` with the columns that are sent.
+fn as_sent(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| match column.data_type() == field.data_type() {
+        true => Ok(column.clone()),
+        false => cast(column, field.data_type()),
+    });
+    let columns = columns.collect::<std::result::Result<Vec<_>, ArrowError>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
+}
+
+/// The messages of one batch that is there already.
+pub(crate) fn one(encoding: Encoding, batch: RecordBatch) -> Messages<FlightData> {
+    encoding.messages(&batch.schema(), stream::iter([Ok(batch)]).boxed())
+}
+
+/// `schema`, as it is sent, as the message of an IPC stream. Errors: `Internal`.
+pub(crate) fn schema_bytes(schema: &Schema) -> Result<Bytes> {
+    let schema = &*wire_schema(schema);
+    let message: arrow_flight::IpcMessage = SchemaAsIpc::new(schema, &IpcWriteOptions::default())
+        .try_into()
+        .map_err(|error: ArrowError| Error::internal("encoding a schema").with_source(error))?;
+    Ok(message.0)
+}

@@ -1,0 +1,176 @@
+"""How a statement reaches a server and its rows come back. Knows nothing of what statements mean."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Union
+
+import pyarrow as pa
+
+from . import errors
+
+#: Values of `$1`, `$2`, … in order, or of `$name` by name.
+Parameters = Union[Sequence[Any], Mapping[str, Any]]
+
+ARROW_STREAM = "application/vnd.apache.arrow.stream"
+
+
+class Transport(Protocol):
+    """A way to a server. `batches` raises the errors of `skein.errors` and no others."""
+
+    def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Runs a statement. The batches come as the server makes them; dropping the iterator stops the statement."""
+        ...
+
+    def close(self) -> None:
+        """Gives connections back."""
+        ...
+
+
+def open_transport(url: str, tenant: str | None, token: str | None, timeout: float) -> Transport:
+    """The transport that the scheme of `url` asks for. Raises `InvalidRequest`."""
+    scheme = urllib.parse.urlsplit(url).scheme
+    if scheme in ("http", "https"):
+        return Http(url, tenant, token, timeout)
+    if scheme in ("grpc", "grpc+tls", "grpc+tcp"):
+        return Flight(url, tenant, token, timeout)
+    raise errors.InvalidRequest(
+        f"{url!r} is no address of a server: write http://HOST:3200 for its HTTP port or grpc://HOST:9095 for Arrow Flight"
+    )
+
+
+def _headers(tenant: str | None, token: str | None) -> dict[str, str]:
+    headers = {}
+    if tenant is not None:
+        headers["X-Scope-OrgID"] = tenant
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
+
+
+def _ticket(key: str, sql: str, parameters: Parameters | None) -> bytes:
+    message: dict[str, Any] = {key: sql}
+    if parameters is not None:
+        message["parameters"] = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
+    try:
+        return json.dumps(message).encode()
+    except TypeError as problem:
+        raise errors.InvalidRequest(f"parameters are numbers, text, true, false or None; write times as text: {problem}") from None
+
+
+class Http:
+    """`POST /api/sql`, answered as an Arrow stream. One connection a statement."""
+
+    def __init__(self, url: str, tenant: str | None, token: str | None, timeout: float) -> None:
+        self._url = url.rstrip("/") + "/api/sql"
+        self._headers = {**_headers(tenant, token), "Content-Type": "application/json", "Accept": ARROW_STREAM}
+        self._timeout = timeout
+
+    def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        request = urllib.request.Request(self._url, _ticket("query", sql, parameters), self._headers)
+        with self._explained():
+            response = urllib.request.urlopen(request, timeout=self._timeout)
+            reader = pa.ipc.open_stream(response)
+        return reader.schema, self._read(response, reader)
+
+    def _read(self, response: http.client.HTTPResponse, reader: Any) -> Iterator[pa.RecordBatch]:
+        with response, self._explained():
+            yield from reader
+            # A stream may end in good order only at the end of the body.
+            if response.read(1):
+                raise errors.SkeinError("there is more after the end of the Arrow stream")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except urllib.error.HTTPError as problem:
+            text = problem.read().decode(errors="replace")
+            if problem.code in (404, 405):
+                text = text.strip() or errors.NO_SQL.format(what="POST /api/sql")
+            raise errors.of_status(problem.code, text) from None
+        except urllib.error.URLError as problem:
+            raise errors.Unavailable(f"no server at {self._url}: {problem.reason}; is it running, and is this its HTTP port?") from None
+        except TimeoutError:
+            raise errors.Unavailable(f"no answer within {self._timeout} s: ask for less, or connect(…, timeout=…)") from None
+        except (http.client.HTTPException, ConnectionError, OSError, pa.ArrowException) as problem:
+            raise errors.Unavailable(f"the server ended the answer before it was whole: {problem}; its log says why") from None
+
+    def close(self) -> None:
+        """Nothing is held between statements."""
+
+
+class Flight:
+    """Arrow Flight: `DoGet` with the statement as the ticket. One connection for all statements."""
+
+    def __init__(self, url: str, tenant: str | None, token: str | None, timeout: float) -> None:
+        try:
+            from pyarrow import flight
+        except ImportError:
+            raise errors.InvalidRequest("this pyarrow was built without Flight: connect to http://HOST:3200 instead") from None
+        self._flight = flight
+        self._url = url
+        self._timeout = timeout
+        headers = [(name.lower().encode(), value.encode()) for name, value in _headers(tenant, token).items()]
+        self._options = flight.FlightCallOptions(timeout=timeout, headers=headers)
+        self._client = flight.FlightClient(url)
+
+    def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        ticket = self._flight.Ticket(_ticket("sql", sql, parameters))
+        with self._explained():
+            reader = self._client.do_get(ticket, self._options)
+            schema = reader.schema
+        return schema, self._read(reader)
+
+    def _read(self, reader: Any) -> Iterator[pa.RecordBatch]:
+        whole = False
+        try:
+            with self._explained():
+                while True:
+                    try:
+                        chunk = reader.read_chunk()
+                    except StopIteration:
+                        whole = True
+                        return
+                    yield chunk.data
+        finally:
+            if not whole:
+                reader.cancel()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except pa.ArrowException as problem:
+            raise self._explain(problem) from None
+
+    def _explain(self, problem: Exception) -> errors.SkeinError:
+        # pyarrow puts the place in its own source after the server's words.
+        text = str(problem).split(". gRPC client debug context")[0].split(" Detail: ")[0]
+        flight = self._flight
+        if isinstance(problem, flight.FlightTimedOutError):
+            return errors.Unavailable(f"no answer within {self._timeout} s: ask for less, or connect(…, timeout=…)")
+        if isinstance(problem, flight.FlightUnavailableError):
+            return errors.Unavailable(f"no server at {self._url}: {text}; is it running, and is this its gRPC port?")
+        if isinstance(problem, (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError)):
+            return errors.of_status(401, text)
+        if isinstance(problem, pa.ArrowKeyError):
+            return errors.NotFound(text.strip("'"))
+        if isinstance(problem, (pa.ArrowCancelled, flight.FlightCancelledError)):
+            return errors.Unavailable(text)
+        if isinstance(problem, pa.ArrowNotImplementedError):
+            return errors.SkeinError(f"{errors.NO_SQL.format(what='Arrow Flight')} ({text})")
+        if "ResourceExhausted" in text or "RESOURCE_EXHAUSTED" in text or isinstance(problem, pa.ArrowMemoryError):
+            return errors.Exhausted(text)
+        if isinstance(problem, pa.ArrowInvalid):
+            return errors.InvalidRequest(text)
+        return errors.SkeinError(text)
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,84 @@
+//! Arrow Flight and Flight SQL, asked by the clients of other projects: pyarrow, ADBC, DuckDB and Polars.
+
+use skein_proto::otlp::trace::v1::Span;
+
+use crate::harness::{Compression, Server, Transport, nothing_is_cut, seed, wait};
+use crate::otlp::{self, hex};
+use crate::tools::{or_skip, python, run_python};
+
+const TENANT: &str = "shop";
+const START: u64 = 1_700_000_000_000_000_000;
+const TRACES: u64 = 40;
+const SPANS_PER_TRACE: u64 = 5;
+/// More than the server may take for refusing: bodies and messages of some megabytes, one at a time.
+const GROWTH_MAX: u64 = 256 << 20;
+
+/// Trace `number`: a root and its children, one second after the trace before.
+fn trace(number: u64) -> Vec<Span> {
+    let start = START + number * 1_000_000_000;
+    let span = |at: u64| {
+        let parent = if at == 0 { 0 } else { number * 100 + 1 };
+        otlp::span(
+            u128::from(number + 1).to_be_bytes(),
+            number * 100 + at + 1,
+            parent,
+            &format!("op-{at}"),
+            start + at * 1000,
+            (number + 1) * 100 + at,
+        )
+    };
+    (0..SPANS_PER_TRACE).map(span).collect()
+}
+
+fn service(number: u64) -> &'static str {
+    ["cart", "shop", "stock"][(number % 3) as usize]
+}
+
+/// The spans as the clients are to see them, by trace and span.
+fn expected() -> serde_json::Value {
+    let row = |number: u64, span: &Span| {
+        serde_json::json!({
+            "trace_id": hex(&span.trace_id),
+            "span_id": hex(&span.span_id),
+            "parent_span_id": (!span.parent_span_id.is_empty()).then(|| hex(&span.parent_span_id)),
+            "name": span.name,
+            "start_nanos": span.start_time_unix_nano,
+            "duration_nanos": span.end_time_unix_nano - span.start_time_unix_nano,
+            "service": service(number),
+        })
+    };
+    (0..TRACES).flat_map(|number| trace(number).iter().map(|span| row(number, span)).collect::<Vec<_>>()).collect()
+}
+
+fn loaded() -> Server {
+    let server = Server::start(nothing_is_cut());
+    for number in 0..TRACES {
+        wait(server.client().send(Transport::Grpc, Compression::None, TENANT, &otlp::request(service(number), trace(number)))).unwrap();
+    }
+    server
+}
+
+#[test]
+fn clients_of_other_projects_read_spans() {
+    let Some(python) = or_skip("clients_of_other_projects_read_spans", python()) else { return };
+    let server = loaded();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), expected().to_string()).unwrap();
+    let [grpc, http] = [server.client().addresses.grpc, server.client().addresses.http].map(|address| address.to_string());
+    let told = run_python(&python, include_str!("flight.py"), &[&grpc, &http, TENANT, file.path().to_str().unwrap()]);
+    assert_eq!(told.trim(), "all right");
+}
+
+#[test]
+fn hostile_messages_are_refused_and_cost_nothing() {
+    let Some(python) = or_skip("hostile_messages_are_refused_and_cost_nothing", python()) else { return };
+    let server = loaded();
+    let before = server.peak_bytes().unwrap();
+    let grpc = server.client().addresses.grpc.to_string();
+    let told = run_python(&python, include_str!("flight_hostile.py"), &[&grpc, TENANT, &seed("hostile Flight messages").to_string()]);
+    let refused: u64 = told.trim().parse().unwrap();
+    assert!(refused > 200, "{refused} refused");
+    let grown = server.peak_bytes().unwrap() - before;
+    assert!(grown < GROWTH_MAX, "the process grew by {grown} bytes");
+    assert_eq!(server.client().metric("skein_frontend_queries_running"), Some(0.0));
+}
