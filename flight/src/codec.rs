@@ -142,11 +142,13 @@ struct Sources {
     names: Vec<SourceName>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     left_out: Vec<TraceId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    joined_only: bool,
 }
 
 impl From<&SourceSet> for Sources {
     fn from(set: &SourceSet) -> Self {
-        Self { tenant: set.tenant().to_string(), names: set.names().to_vec(), left_out: set.left_out().to_vec() }
+        Self { tenant: set.tenant().to_string(), names: set.names().to_vec(), left_out: set.left_out().to_vec(), joined_only: set.is_joined_only() }
     }
 }
 
@@ -167,7 +169,7 @@ impl PlanCodec {
 
     fn sources(&self, sources: Sources) -> Result<Arc<SourceSet>> {
         let set = SourceSet::new(TenantId::parse(&sources.tenant)?, sources.names, self.resolver.clone());
-        Ok(Arc::new(set.leaving_out(sources.left_out.into())))
+        Ok(Arc::new(set.leaving_out(sources.left_out.into()).joined_only(sources.joined_only)))
     }
 }
 

@@ -39,6 +39,7 @@ use skein_engine::{
         engine::{Engine, MESSAGE_FORMS, Survey},
         memory::{Reservation, batch_bytes},
         shares::{Share, deal},
+        source::SourceRef,
         sources::{SourceName, SourceSet},
     },
     lower::{lower_metrics, lower_search},
@@ -227,12 +228,16 @@ impl Coordinator {
     /// One attempt at planning a statement.
     async fn prepare_once(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
         let (sources, survey) = self.scan_sources(tenant, None).await?;
-        let joined = survey.joined.map(|joined| {
-            let name = SourceName::Joined { traces: survey.split.to_vec() };
-            Arc::new(SourceSet::opened(tenant.clone(), vec![(name, joined)], self.resolver.clone()))
-        });
+        let joined = match survey.joined {
+            Some(joined) => {
+                let own = sources.names().iter().cloned().zip(sources.sources().await?.iter().cloned());
+                let joined = (SourceName::Joined { traces: survey.split.to_vec() }, joined as SourceRef);
+                Some(SourceSet::opened(tenant.clone(), own.chain([joined]).collect(), self.resolver.clone()))
+            }
+            None => None,
+        };
         let (runtime, partitions) = (self.engine.runtime(), self.engine.partitions());
-        let sources = Arc::new(sources.beside(joined));
+        let sources = Arc::new(sources.with_joined(joined));
         let parts =
             SessionParts { sources, runtime, partitions, distribution: Some(self.distribution.clone()), log: self.engine.query_log().clone() };
         SqlStatement::prepare(tenant, parts, text).await

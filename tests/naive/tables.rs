@@ -65,9 +65,15 @@ fn is_error(span: &Span) -> bool {
     span.status.as_ref().is_some_and(|(code, _)| *code == ERROR)
 }
 
-/// The text of the first `service.name`, if it is text.
+/// The text of the first `service.name` that is a value to TraceQL, if it is text.
 fn service(span: &Span) -> Option<&str> {
-    match &span.resource.as_ref()?.iter().find(|(key, _)| key == "service.name")?.1 {
+    match &span
+        .resource
+        .as_ref()?
+        .iter()
+        .find(|(key, value)| key == "service.name" && !matches!(value, Value::Bytes(_) | Value::Map(_) | Value::Empty))?
+        .1
+    {
         Value::Text(text) => Some(text),
         _ => None,
     }

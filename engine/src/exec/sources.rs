@@ -76,8 +76,9 @@ pub struct SourceSet {
     tenant: TenantId,
     names: Vec<SourceName>,
     left_out: Arc<[TraceId]>,
-    /// Sources that only this process has, where the others may be read elsewhere.
-    here: Option<Arc<SourceSet>>,
+    /// The traces that lie in several of them, brought together, where these are read apart from the others.
+    apart: Option<Arc<SourceSet>>,
+    joined_only: bool,
     resolver: Arc<dyn SourceResolver>,
     opened: OnceCell<Vec<SourceRef>>,
     excluded: Vec<OnceLock<Vec<Range<usize>>>>,
@@ -89,7 +90,17 @@ impl SourceSet {
     /// Sources to be opened when the plan runs.
     pub fn new(tenant: TenantId, names: Vec<SourceName>, resolver: Arc<dyn SourceResolver>) -> Self {
         let excluded = names.iter().map(|_| OnceLock::new()).collect();
-        Self { tenant, names, left_out: Arc::default(), here: None, resolver, opened: OnceCell::new(), excluded, metrics: Arc::default() }
+        Self {
+            tenant,
+            names,
+            left_out: Arc::default(),
+            apart: None,
+            joined_only: false,
+            resolver,
+            opened: OnceCell::new(),
+            excluded,
+            metrics: Arc::default(),
+        }
     }
 
     /// Sources that are open.
@@ -103,22 +114,31 @@ impl SourceSet {
         Self { left_out: traces, ..self }
     }
 
-    /// The same and beside them `here`, sources of the same query that only this process has.
-    pub fn beside(self, here: Option<Arc<SourceSet>>) -> Self {
-        Self { here, ..self }
+    /// The same and, to be read apart, `joined`: a set of the same sources with the traces that lie in several, of which these alone are read.
+    pub fn with_joined(self, joined: Option<Self>) -> Self {
+        Self { apart: joined.map(|joined| Arc::new(joined.joined_only(true))), ..self }
     }
 
-    /// The sources that only this process has, if they are kept apart.
-    pub fn here(&self) -> Option<&Arc<SourceSet>> {
-        self.here.as_ref()
+    /// Whether only joined traces are read.
+    pub fn is_joined_only(&self) -> bool {
+        self.joined_only
     }
 
-    /// These sources and those [`here`](Self::here) as one set, opened in this process. Errors: as [`SourceResolver::resolve`].
+    /// The same, of which only joined traces are read, or all.
+    pub fn joined_only(self, joined_only: bool) -> Self {
+        Self { joined_only, ..self }
+    }
+
+    /// The set in which the joined traces are, if they are read apart.
+    pub fn apart(&self) -> Option<&Arc<Self>> {
+        self.apart.as_ref()
+    }
+
+    /// These sources and the joined traces as one set, opened in this process. Errors: as [`SourceResolver::resolve`].
     pub async fn together(self: &Arc<Self>) -> Result<Arc<Self>> {
-        let Some(here) = &self.here else { return Ok(self.clone()) };
-        let own = self.names.iter().cloned().zip(self.sources().await?.iter().cloned());
-        let beside = here.names.iter().cloned().zip(here.sources().await?.iter().cloned());
-        Ok(Arc::new(Self::opened(self.tenant.clone(), own.chain(beside).collect(), self.resolver.clone())))
+        let Some(apart) = &self.apart else { return Ok(self.clone()) };
+        let all = apart.names.iter().cloned().zip(apart.sources().await?.iter().cloned());
+        Ok(Arc::new(Self::opened(self.tenant.clone(), all.collect(), self.resolver.clone())))
     }
 
     /// The traces that another process has whole.
@@ -154,6 +174,10 @@ impl SourceSet {
             return &[];
         }
         self.excluded[at].get_or_init(|| {
+            if self.joined_only {
+                let rows: usize = source.row_groups().iter().map(|group| group.rows as usize).sum();
+                return vec![0..rows];
+            }
             let joined = self.names.iter().filter_map(|name| match name {
                 SourceName::Joined { traces } => Some(traces),
                 _ => None,

@@ -63,7 +63,7 @@ pub fn dictionary(keys: Int32Array, values: StringArray) -> Result<ArrayRef> {
 fn of_codes(codes: &Int32Array, count: i32, meaning: impl Fn(i32) -> Static) -> Result<ArrayRef> {
     let known =
         Int32Array::new(codes.values().iter().map(|&code| if (0..count).contains(&code) { code } else { 0 }).collect(), codes.nulls().cloned());
-    dictionary(known, (0..count).map(|code| meaning(code).to_string()))
+    dictionary(known, StringArray::from_iter_values((0..count).map(|code| meaning(code).to_string())))
 }
 
 /// Values by their place in a table: each entry is converted once.
@@ -84,7 +84,7 @@ fn by_key(keys: &Int32Array, table: &[Value], kind: SqlType) -> Result<ArrayRef>
             })
         }));
     }
-    dictionary(Int32Array::from_iter(keys.iter().map(|key| place(key).and_then(|key| codes[key]))), texts.iter())
+    dictionary(Int32Array::from_iter(keys.iter().map(|key| place(key).and_then(|key| codes[key]))), StringArray::from_iter_values(texts))
 }
 
 fn by_value(vector: &Vector, kind: SqlType) -> ArrayRef {

@@ -38,6 +38,8 @@ fn kind_of(error: &DataFusionError) -> Option<ErrorKind> {
             _ => Some(ErrorKind::Invalid),
         },
         DataFusionError::External(source) => kind_of_source(&**source),
+        // What DataFusion makes of a pattern that is too large.
+        DataFusionError::Internal(text) if text.contains("Regular expression did not compile") => Some(ErrorKind::Invalid),
         DataFusionError::Context(_, inner) => kind_of(inner),
         DataFusionError::Shared(inner) => kind_of(inner),
         DataFusionError::Collection(errors) => errors.first().and_then(kind_of),
@@ -88,6 +90,7 @@ mod tests {
         check(DataFusionError::External("a broken pattern".into()), ErrorKind::Invalid, "a broken pattern");
         check(DataFusionError::ArrowError(Box::new(ArrowError::DivideByZero), None), ErrorKind::Invalid, "Divide by zero");
         check(DataFusionError::ResourcesExhausted("the sort".into()), ErrorKind::Exhausted, "the sort: the statement needs more memory");
+        check(DataFusionError::Internal("Regular expression did not compile: too big".into()), ErrorKind::Invalid, "too big");
         check(DataFusionError::Internal("a bug".into()), ErrorKind::Internal, "");
     }
 }

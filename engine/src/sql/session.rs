@@ -150,7 +150,8 @@ impl SqlStatement {
         harmless::check_statement(&statement)?;
         let rare = name_rare_attributes(&mut statement);
         add_tables(&context, tenant, &parts, rare).await?;
-        let plan = context.state().statement_to_plan(statement).await.map_err(sql_error)?;
+        let reads = harmless::reads(&statement);
+        let plan = context.state().statement_to_plan(statement).await.map_err(|error| if reads { sql_error(error) } else { read_only(&error) })?;
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
         let (tenant, text) = (tenant.clone(), text.to_owned());

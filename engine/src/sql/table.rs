@@ -97,9 +97,9 @@ impl TableProvider for SpanTable {
         let (sources, level, rows, pipeline) = (self.sources.clone(), self.level, self.rows, self.pipeline.clone());
         let scan = SqlScan { sources, level, columns, rows, pipeline, window: self.window, bounds, limit };
         let partitions = state.config().target_partitions();
-        let Some(here) = self.sources.here().cloned() else { return Ok(Arc::new(SqlScanExec::new(scan, partitions))) };
-        let here = SqlScanExec::new(SqlScan { sources: here, ..scan.clone() }, partitions);
-        UnionExec::try_new(vec![Arc::new(SqlScanExec::new(scan, partitions)), Arc::new(here)])
+        let Some(joined) = self.sources.apart().cloned() else { return Ok(Arc::new(SqlScanExec::new(scan, partitions))) };
+        let joined = SqlScanExec::new(SqlScan { sources: joined, ..scan.clone() }, partitions);
+        UnionExec::try_new(vec![Arc::new(SqlScanExec::new(scan, partitions)), Arc::new(joined)])
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {

@@ -177,7 +177,7 @@ async fn metadata_is_told() {
     let info = client.get_table_types().await.unwrap();
     assert!(cells(&rows(&mut client, info).await).contains(&"BASE TABLE".to_owned()));
     let info = client.get_sql_info(vec![SqlInfo::FlightSqlServerName, SqlInfo::FlightSqlServerReadOnly]).await.unwrap();
-    assert_eq!(cells(&rows(&mut client, info).await), ["0 {string=skein}", "3 {bool=true}"]);
+    assert_eq!(cells(&rows(&mut client, info).await), ["0 {string_value=skein}", "3 {bool_value=true}"]);
     let info = client.get_xdbc_type_info(CommandGetXdbcTypeInfo { data_type: None }).await.unwrap();
     assert!(cells(&rows(&mut client, info).await).iter().any(|row| row.starts_with("bigint")));
     let info = client.get_primary_keys(CommandGetPrimaryKeys { table: "spans".into(), ..CommandGetPrimaryKeys::default() }).await.unwrap();
