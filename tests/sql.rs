@@ -34,7 +34,7 @@ fn refused(server: &Server, tenant: &str, statement: &str, status: u16, part: &s
 /// `count` spans of two services, a trace for every ten.
 fn load(server: &Server, tenant: &str, count: u64) {
     let span = |at: u64| {
-        let parent = if at % 10 == 0 { 0 } else { at - at % 10 + 1 };
+        let parent = if at.is_multiple_of(10) { 0 } else { at - at % 10 + 1 };
         let mut span =
             otlp::span(u128::from(at / 10 + 1).to_be_bytes(), at + 1, parent, ["GET /", "query"][(at % 2) as usize], START + at, 1_000 * (at + 1));
         span.attributes = vec![attribute("n", any_value::Value::IntValue(at as i64)), attribute("note", text("a, \"note\""))];
@@ -164,7 +164,7 @@ fn limits_are_those_of_the_tenant_and_name_their_key() {
     refused(
         &server,
         TENANT,
-        "SELECT max(v) FROM (SELECT value AS v FROM generate_series(1, 10000000) ORDER BY value * 7 % 1000003)",
+        "SELECT max(r) FROM (SELECT row_number() OVER (ORDER BY value * 7 % 1000003) AS r FROM generate_series(1, 10000000))",
         429,
         "read.max_sql_memory_bytes",
     );
@@ -428,7 +428,7 @@ fn hostile() -> Vec<(String, Verdict)> {
     all.push((doubled(60), Refused("more than 128 tables")));
     all.push((vec!["SELECT name FROM spans"; 500].join(" UNION ALL "), Refused("more than 128 tables")));
     all.push((format!("SELECT {}1{}", "(".repeat(10_000), ")".repeat(10_000)), Refused("")));
-    all.push((format!("SELECT {}1", "-".repeat(1) + &" - ".repeat(10_000)), Refused("")));
+    all.push((format!("SELECT {}1", format!("-{}", " - ".repeat(10_000))), Refused("")));
     all.push((format!("SELECT {}", vec!["1"; 20_000].join(" + ")), Refused("at most 4000")));
     all.push((format!("SELECT count(*) FROM spans WHERE {}", vec!["name = 'x'"; 5_000].join(" OR ")), Refused("at most 4000")));
     all.push((format!("SELECT count(*) FROM spans WHERE name IN ({})", vec!["'x'"; 20_000].join(",")), Bounded));

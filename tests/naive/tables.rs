@@ -167,8 +167,7 @@ fn paths_of_failures(traces: &[Trace<'_>]) -> Rows {
     traces.iter().filter(|trace| trace.nodes.iter().any(|node| is_error(node.span))).flat_map(of_trace).collect()
 }
 
-const TRACES: &str =
-    "SELECT trace_id, arrow_cast(start_time, 'Int64'), duration_nanos, span_count, error_count, array_to_string(services, '|') FROM traces";
+const TRACES: &str = "SELECT trace_id, arrow_cast(start_time, 'Int64'), duration_nanos, span_count, error_count, services FROM traces";
 
 fn trace_rows(traces: &[Trace<'_>]) -> Rows {
     let row = |trace: &Trace<'_>| {
@@ -180,7 +179,7 @@ fn trace_rows(traces: &[Trace<'_>]) -> Rows {
             trace.duration().to_string(),
             spans.len().to_string(),
             spans.iter().filter(|span| is_error(span)).count().to_string(),
-            services.into_iter().collect::<Vec<_>>().join("|"),
+            format!("[{}]", services.into_iter().collect::<Vec<_>>().join(", ")),
         ]
     };
     traces.iter().map(row).collect()

@@ -176,7 +176,7 @@ impl SourceSet {
         self.excluded[at].get_or_init(|| {
             if self.joined_only {
                 let rows: usize = source.row_groups().iter().map(|group| group.rows as usize).sum();
-                return vec![0..rows];
+                return std::iter::once(0..rows).collect();
             }
             let joined = self.names.iter().filter_map(|name| match name {
                 SourceName::Joined { traces } => Some(traces),

@@ -52,7 +52,7 @@ pub(crate) fn bearer(token: &str) -> Option<MetadataValue<tonic::metadata::Ascii
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let bytes = text.as_bytes();
     let digit = |byte: u8| char::from(byte).to_digit(16);
-    (bytes.len() % 2 == 0).then_some(())?;
+    (bytes.len().is_multiple_of(2)).then_some(())?;
     bytes.chunks_exact(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8)).collect()
 }
 
