@@ -16,6 +16,7 @@ use skein_engine::tenant::TenantId;
 use skein_proto::otlp::common::v1::any_value;
 
 use super::engines::{engine_of, local_engines};
+use super::fields;
 use super::model::{Span, Value};
 use super::structure::{Trace, traces};
 use super::traces::World;
@@ -65,16 +66,10 @@ fn is_error(span: &Span) -> bool {
     span.status.as_ref().is_some_and(|(code, _)| *code == ERROR)
 }
 
-/// The text of the first `service.name` that is a value to TraceQL, if it is text.
-fn service(span: &Span) -> Option<&str> {
-    match &span
-        .resource
-        .as_ref()?
-        .iter()
-        .find(|(key, value)| key == "service.name" && !matches!(value, Value::Bytes(_) | Value::Map(_) | Value::Empty))?
-        .1
-    {
-        Value::Text(text) => Some(text),
+/// The `service.name` as TraceQL sees it, if it is text.
+fn service(span: &Span) -> Option<String> {
+    match fields::of_key(span.resource.as_ref(), "service.name") {
+        fields::Value::Text(text) => Some(text),
         _ => None,
     }
 }
@@ -143,7 +138,7 @@ fn tree(traces: &[Trace<'_>]) -> Rows {
                 format!("{:016x}", span.id),
                 (way.len() - 1).to_string(),
                 path.join(";"),
-                service(span).unwrap_or_default().to_owned(),
+                service(span).unwrap_or_default(),
                 self_nanos(trace, at).to_string(),
                 critical[at].to_string(),
             ]
@@ -172,7 +167,7 @@ const TRACES: &str = "SELECT trace_id, arrow_cast(start_time, 'Int64'), duration
 fn trace_rows(traces: &[Trace<'_>]) -> Rows {
     let row = |trace: &Trace<'_>| {
         let spans: Vec<&Span> = trace.nodes.iter().map(|node| node.span).collect();
-        let services: BTreeSet<&str> = spans.iter().filter_map(|span| service(span)).collect();
+        let services: BTreeSet<String> = spans.iter().filter_map(|span| service(span)).collect();
         vec![
             trace_id(trace),
             trace.start().to_string(),
@@ -191,7 +186,7 @@ const SERVICES: &str =
 fn service_rows(traces: &[Trace<'_>]) -> Rows {
     let mut services = BTreeMap::<String, (BTreeSet<u128>, Vec<&Span>)>::new();
     for (trace, node) in traces.iter().flat_map(|trace| trace.nodes.iter().map(move |node| (trace, node))) {
-        let known = services.entry(service(node.span).unwrap_or("<none>").to_owned()).or_default();
+        let known = services.entry(service(node.span).unwrap_or_else(|| "<none>".into())).or_default();
         known.0.insert(trace.id);
         known.1.push(node.span);
     }
@@ -225,7 +220,7 @@ fn edges(traces: &[Trace<'_>]) -> Edges {
             let messaging = caller.kind == PRODUCER || node.span.kind == CONSUMER;
             let connection = if messaging { "messaging_system" } else { "" };
             let call = (is_error(caller) || is_error(node.span), node.span.end.wrapping_sub(node.span.start) as i64);
-            edges.entry([client, server, connection].map(str::to_owned)).or_default().push(call);
+            edges.entry([client, server, connection.to_owned()]).or_default().push(call);
         }
     }
     edges
