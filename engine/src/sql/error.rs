@@ -15,10 +15,22 @@ pub fn sql_error(error: DataFusionError) -> Error {
         },
         error => match kind_of(&error) {
             Some(ErrorKind::Exhausted) => Error::exhausted(exhausted(error.strip_backtrace())),
-            Some(kind) => Error::new(kind, error.strip_backtrace()),
+            Some(kind) => Error::new(kind, shortened(error.strip_backtrace())),
             None => error.into(),
         },
     }
+}
+
+/// Longest text of DataFusion's that is handed on, in bytes: it names all columns where one is not known, and gRPC clients take 8 KiB of
+/// trailers at most.
+const TEXT_BYTES_MAX: usize = 1_000;
+
+fn shortened(text: String) -> String {
+    if text.len() <= TEXT_BYTES_MAX {
+        return text;
+    }
+    let columns = if text.contains("Valid fields are") { " (information_schema.columns has all columns)" } else { "" };
+    format!("{}…{columns}", &text[..text.floor_char_boundary(TEXT_BYTES_MAX)])
 }
 
 /// Whose fault an error is, as far as DataFusion's kinds tell it.
@@ -92,5 +104,13 @@ mod tests {
         check(DataFusionError::ResourcesExhausted("the sort".into()), ErrorKind::Exhausted, "the sort: the statement needs more memory");
         check(DataFusionError::Internal("Regular expression did not compile: too big".into()), ErrorKind::Invalid, "too big");
         check(DataFusionError::Internal("a bug".into()), ErrorKind::Internal, "");
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let text = |fields: usize| format!("No field named x. Valid fields are {}", "ä".repeat(fields));
+        assert_eq!(shortened(text(10)), text(10));
+        let cut = shortened(text(5_000));
+        assert!(cut.len() < TEXT_BYTES_MAX + 60 && cut.ends_with("ä… (information_schema.columns has all columns)"), "{cut}");
     }
 }
