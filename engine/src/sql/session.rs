@@ -367,6 +367,9 @@ fn services(sources: &Arc<SourceSet>) -> datafusion::common::Result<ViewTable> {
 /// like others.
 fn name_rare_attributes(statement: &mut Statement) -> Vec<String> {
     let mut keys = Vec::new();
+    if let Statement::Explain(explained) = statement {
+        return name_rare_attributes(&mut explained.statement);
+    }
     if let Statement::Statement(statement) = statement {
         let _ = visit_expressions_mut(&mut **statement, |expr: &mut ast::Expr| {
             if let Some(key) = rare_key(expr) {

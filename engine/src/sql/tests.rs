@@ -372,6 +372,8 @@ async fn functions_are_described() {
         rows(&engine(2).await, &example).await.unwrap_or_else(|error| panic!("{example}: {error}"));
     }
     assert!(refused("SELECT attr(name) FROM spans").await.contains("attr"));
+    assert!(refused("SELECT * FROM trace('')").await.contains("1 to 32 hexadecimal digits"));
+    assert!(!rows(&engine(2).await, "EXPLAIN SELECT attr('http.status_code') FROM spans").await.unwrap().is_empty());
 }
 
 /// The statements of `docs/sql.md` are read, planned and run.

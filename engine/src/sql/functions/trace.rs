@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use datafusion::{
     catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider},
-    common::Result,
+    common::{Result, plan_err},
 };
 
 use super::{
@@ -35,7 +35,11 @@ impl TraceFunction {
 impl TableFunctionImpl for TraceFunction {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let given = arguments::constants(NAME, &args, 1, 1)?;
-        let id = TraceId::parse_hex(&arguments::text(NAME, "a trace id", &given[0])?)?;
+        let text = arguments::text(NAME, "a trace id", &given[0])?;
+        if text.is_empty() {
+            return plan_err!("{NAME}() needs a trace id: 1 to 32 hexadecimal digits");
+        }
+        let id = TraceId::parse_hex(&text)?;
         Ok(Arc::new(SpanTable::new(self.sources.clone(), FieldLevel::Span, self.columns.clone()).only(vec![id])))
     }
 }
