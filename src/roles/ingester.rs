@@ -74,6 +74,11 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
     let engine = Engine::new(storage.store.clone(), storage.catalog.clone(), Arc::new(handle.clone()), engine_settings(shared));
     engine.register(&shared.registry)?;
     engine.memory().register(&shared.registry)?;
+    let engine = Arc::new(engine);
+    shared.query.spawn({
+        let engine = engine.clone();
+        async move { engine.warm().await }
+    });
     let cutting = Task::spawn_watching("cutting", &Handle::current(), {
         let ingester = ingester.clone();
         |stop| async move {
@@ -81,7 +86,7 @@ pub async fn open(shared: &Shared, storage: &Storage, metrics: Arc<Metrics>) -> 
             Ok(())
         }
     });
-    let queries = Arc::new(OnQueryThreads { engine: Arc::new(engine), threads: shared.query.clone(), overrides: shared.overrides.clone() });
+    let queries = Arc::new(OnQueryThreads { engine, threads: shared.query.clone(), overrides: shared.overrides.clone() });
     Ok(Ingester {
         sink: Arc::new(handle.clone()),
         sql: queries.clone(),

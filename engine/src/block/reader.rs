@@ -12,7 +12,8 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::{
     arrow::{
         ProjectionMask,
-        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, RowSelection},
+        parquet_to_arrow_field_levels,
     },
     basic::Type as PhysicalType,
     bloom_filter::Sbbf,
@@ -24,7 +25,7 @@ use parquet::{
     },
 };
 
-use super::index::BlockIndex;
+use super::{index::BlockIndex, pages::FetchedRowGroup};
 use crate::{
     catalog::meta::{BlockMeta, DATA_NAME, INDEX_NAME},
     error::{Error, Result},
@@ -168,14 +169,10 @@ impl BlockReader {
     fn decode(&self, group: usize, leaves: Vec<usize>, input: FetchedRanges, rows: Option<&[Range<usize>]>) -> Result<RecordBatch> {
         let total = self.index.row_groups[group].rows as usize;
         let mask = ProjectionMask::leaves(self.parquet.parquet_schema(), leaves);
-        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.parquet.clone())
-            .with_row_groups(vec![group])
-            .with_projection(mask)
-            .with_batch_size(total.max(1));
-        if let Some(rows) = rows {
-            builder = builder.with_row_selection(RowSelection::from_consecutive_ranges(rows.iter().cloned(), total));
-        }
-        let mut reader = builder.build()?;
+        let levels = parquet_to_arrow_field_levels(self.parquet.parquet_schema(), mask, Some(self.parquet.schema().fields()))?;
+        let row_group = FetchedRowGroup { metadata: self.parquet.metadata(), group, input: Arc::new(input) };
+        let selection = rows.map(|rows| RowSelection::from_consecutive_ranges(rows.iter().cloned(), total));
+        let mut reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &row_group, total.max(1), selection)?;
         let schema = arrow::record_batch::RecordBatchReader::schema(&reader);
         match reader.next().transpose()? {
             None => Ok(RecordBatch::new_empty(schema)),

@@ -4,7 +4,7 @@
 mod remote;
 mod told;
 
-use std::{collections::BTreeSet, pin::pin, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeSet, pin::pin, sync::Arc};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -240,6 +240,27 @@ impl Engine {
     /// What ran lately.
     pub fn query_log(&self) -> &Arc<QueryLog> {
         &self.log
+    }
+
+    /// Opens the newest blocks of all tenants, as many as half the cache of opened blocks takes, so that the first query finds them open. One that
+    /// cannot be opened is left to the query that needs it.
+    pub async fn warm(&self) {
+        let catalog = &self.core.catalog;
+        let of_tenant = |tenant: TenantId| catalog.snapshot(&tenant).blocklist.live().to_vec();
+        let mut metas: Vec<Arc<BlockMeta>> = catalog.tenants().into_iter().flat_map(of_tenant).collect();
+        metas.sort_by_key(|meta| Reverse(meta.max_end_unix_nano));
+        let (mut bytes, mut opened) = (0, 0);
+        for meta in metas {
+            match self.core.open(&meta).await {
+                Ok(block) => bytes += block.memory_bytes() as u64,
+                Err(error) => tracing::warn!(block = %meta.id, tenant = %meta.tenant, %error, "a block could not be opened ahead of queries"),
+            }
+            opened += 1;
+            if bytes >= self.settings.block_cache_bytes / 2 {
+                break;
+            }
+        }
+        tracing::debug!(opened, bytes, "blocks opened ahead of queries");
     }
 
     /// Opens sources by name, for plans that come from elsewhere.

@@ -2,6 +2,7 @@
 
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::estimate::{Estimate, NumberEstimate, Sum, Weight};
 
@@ -13,6 +14,8 @@ pub const BUCKETS: usize = 64;
 pub enum CellKind {
     /// Their number.
     Counts,
+    /// Their number, where most series have spans in few intervals.
+    FewCounts,
     /// Number, sum, least and greatest of their values.
     Numbers,
     /// Numbers by power of two.
@@ -66,6 +69,28 @@ impl NumberCell {
     }
 }
 
+/// Numbers of spans by interval, ascending; the other intervals have none. One costs no allocation.
+pub type Few = SmallVec<[(u32, u64); 1]>;
+
+/// Adds `count` spans in interval `at`. Returns the bytes that `few` has grown by. Cost: least where `at` is not before the others.
+pub fn add_few(few: &mut Few, at: u32, count: u64) -> usize {
+    let held = few_bytes(few);
+    let place = match few.last() {
+        Some(&(last, _)) if last >= at => few.partition_point(|&(interval, _)| interval < at),
+        _ => few.len(),
+    };
+    match few.get_mut(place) {
+        Some((interval, own)) if *interval == at => *own += count,
+        _ => few.insert(place, (at, count)),
+    }
+    few_bytes(few) - held
+}
+
+/// Bytes that `few` takes beside itself.
+fn few_bytes(few: &Few) -> usize {
+    if few.spilled() { few.capacity() * size_of::<(u32, u64)>() } else { 0 }
+}
+
 /// Something for each bucket that has spans.
 pub type Sparse<T> = HashMap<i32, T>;
 
@@ -81,6 +106,8 @@ pub fn in_order<T: Copy>(buckets: &Sparse<T>) -> Vec<(i32, T)> {
 pub enum Cells {
     /// See [`CellKind::Counts`].
     Counts(Vec<u64>),
+    /// See [`CellKind::FewCounts`].
+    FewCounts(Few),
     /// See [`CellKind::Numbers`].
     Numbers(Vec<NumberCell>),
     /// See [`CellKind::Buckets`]; empty where there is nothing.
@@ -100,6 +127,7 @@ impl Cells {
     pub fn new(kind: CellKind, intervals: usize) -> Self {
         match kind {
             CellKind::Counts => Self::Counts(vec![0; intervals]),
+            CellKind::FewCounts => Self::FewCounts(Few::new()),
             CellKind::Numbers => Self::Numbers(vec![NumberCell::default(); intervals]),
             CellKind::Buckets => Self::Buckets(vec![None; intervals]),
             CellKind::Sketches => Self::Sketches(vec![Sparse::new(); intervals]),
@@ -113,6 +141,11 @@ impl Cells {
     pub fn merge(&mut self, other: &Self) {
         match (self, other) {
             (Self::Counts(own), Self::Counts(other)) => own.iter_mut().zip(other).for_each(|(own, other)| *own += other),
+            (Self::FewCounts(own), Self::FewCounts(other)) => {
+                for &(at, count) in other {
+                    add_few(own, at, count);
+                }
+            }
             (Self::Numbers(own), Self::Numbers(other)) => own.iter_mut().zip(other).for_each(|(own, other)| own.merge(other)),
             (Self::Buckets(own), Self::Buckets(other)) => {
                 for (own, other) in own.iter_mut().zip(other) {
@@ -134,6 +167,7 @@ impl Cells {
     pub fn filled(&self) -> usize {
         match self {
             Self::Counts(cells) => cells.iter().filter(|count| **count > 0).count(),
+            Self::FewCounts(cells) => cells.len(),
             Self::Numbers(cells) => cells.iter().filter(|cell| cell.count > 0).count(),
             Self::Buckets(cells) => cells.iter().flatten().flat_map(|buckets| buckets.iter()).filter(|count| **count > 0).count(),
             Self::Sketches(cells) => cells.iter().map(Sparse::len).sum(),
@@ -147,6 +181,7 @@ impl Cells {
     pub fn memory_bytes(&self) -> usize {
         match self {
             Self::Counts(cells) => cells.len() * 8,
+            Self::FewCounts(cells) => few_bytes(cells),
             Self::Numbers(cells) => size_of_val(&**cells),
             Self::Buckets(cells) => cells.len() * 8 + cells.iter().flatten().count() * BUCKETS_BYTES,
             Self::Sketches(cells) => size_of_val(&**cells) + cells.iter().map(|cell| cell.len() * sparse_bytes::<u64>()).sum::<usize>(),
@@ -185,6 +220,18 @@ mod tests {
     fn buckets_are_bounded_by_powers_of_two() {
         assert_eq!([i64::MIN, 0, 1].map(bucket_of), [None; 3]);
         assert_eq!([2, 3, 4, 5, 1 << 31, (1 << 31) + 1, i64::MAX].map(bucket_of), [1, 2, 2, 3, 31, 32, 63].map(Some));
+    }
+
+    #[test]
+    fn few_counts_are_counts() {
+        let (mut few, mut all, mut bytes) = (Few::new(), [0; 5], 0);
+        for (at, count) in [(3, 2), (1, 1), (4, 5), (3, 1), (0, 7), (1, 1)] {
+            bytes += add_few(&mut few, at, count);
+            all[at as usize] += count;
+        }
+        assert_eq!(few.as_slice(), [(0, 7), (1, 2), (3, 3), (4, 5)]);
+        assert!(few.iter().all(|&(at, count)| all[at as usize] == count) && all[2] == 0);
+        assert_eq!(bytes, Cells::FewCounts(few).memory_bytes());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `compare()`: how often each value of each attribute occurs among the selected spans, and among the others.
 
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::{collections::BTreeSet, hash::Hash, sync::LazyLock};
 
 use arrow::{
     array::{Array, Int32Array, Int64Array},
@@ -11,7 +11,12 @@ use hashbrown::HashMap;
 use prost::Message;
 use skein_proto::otlp::common::v1::KeyValueList;
 
-use super::{cells::Cells, estimate::Weight, observe::Chosen, partial::Partial};
+use super::{
+    cells::{Cells, add_few},
+    estimate::Weight,
+    observe::Chosen,
+    partial::Partial,
+};
 use crate::{
     error::{Error, Result},
     exec::{
@@ -55,10 +60,11 @@ const INTRINSICS: [Intrinsic; 9] = [
     Intrinsic::InstrumentationVersion,
 ];
 
-/// Counters of spans by code and slot are kept in one table up to this size.
+/// Counters of spans by code and slot are kept in one table up to this size, and up to so many for each span.
 const TABLE_MAX: usize = 1 << 20;
-/// Bytes of a row's slot, and of whether it is chosen.
-pub const SLOT_BYTES: usize = size_of::<u32>() + 1;
+const TABLE_PER_ROW_MAX: usize = 8;
+/// Bytes of a row's slot, of the code of its value, and of whether it is chosen.
+pub const SLOT_BYTES: usize = 2 * size_of::<u32>() + 1;
 /// Integers that differ by less than this are their own codes.
 const CODES_OF_INTS_MAX: u64 = 1 << 12;
 
@@ -81,19 +87,21 @@ fn span_attributes(source: &SourceRef) -> Vec<SpanAttribute> {
     by_key.chunk_by(|&a, &b| key(a) == key(b)).map(attribute).collect()
 }
 
-/// Attributes and intrinsics of events and links.
+/// The name of events, and what there is of links.
 fn nested_fields(source: &SourceRef) -> Vec<FieldRef> {
-    let schema = source.schema();
-    let mut event: BTreeSet<String> = schema.event_attributes.iter().map(|field| field.column.key.to_string()).collect();
-    event.extend(source.rest_keys(RestScope::Event).iter().map(|key| key.to_string()));
-    let link = source.rest_keys(RestScope::Link).into_iter().map(|key| (AttributeScope::Link, key.to_string()));
-    let attributes = event.into_iter().map(|key| (AttributeScope::Event, key)).chain(link);
-    let attributes = attributes.map(|(scope, name)| FieldRef::Attribute { scope, name });
+    let link = |key: Box<str>| FieldRef::Attribute { scope: AttributeScope::Link, name: key.to_string() };
     let intrinsics = [Intrinsic::EventName, Intrinsic::LinkTraceId, Intrinsic::LinkSpanId];
-    intrinsics.into_iter().map(FieldRef::Intrinsic).chain(attributes).collect()
+    intrinsics.into_iter().map(FieldRef::Intrinsic).chain(source.rest_keys(RestScope::Link).into_iter().map(link)).collect()
 }
 
-/// The columns that comparing reads: nearly all.
+/// The attributes of events.
+fn event_attributes(source: &SourceRef) -> Vec<FieldRef> {
+    let mut keys: BTreeSet<String> = source.schema().event_attributes.iter().map(|field| field.column.key.to_string()).collect();
+    keys.extend(source.rest_keys(RestScope::Event).iter().map(|key| key.to_string()));
+    keys.into_iter().map(|name| FieldRef::Attribute { scope: AttributeScope::Event, name }).collect()
+}
+
+/// The columns that comparing reads of every row group: nearly all, but for [`needs_of_events`].
 pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
     let mut needs = ColumnNeeds::default();
     [Column::TraceStart, Column::StartOffset, Column::Resource, Column::Scope].into_iter().for_each(|column| needs.add(column));
@@ -105,6 +113,16 @@ pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
         needs.add(Column::Rest);
     }
     needs
+}
+
+/// The columns that comparing the spans in `rows` reads in addition, once those of [`needs`] are loaded: attributes of events, which can be
+/// long, if a span has one. None for nothing.
+pub fn needs_of_events(frame: &Frame, rows: &BooleanBuffer) -> Option<ColumnNeeds> {
+    frame.has_events(rows).then(|| {
+        let mut needs = ColumnNeeds::default();
+        event_attributes(frame.source()).iter().for_each(|field| needs.add_field(field, frame.source()));
+        needs
+    })
 }
 
 /// What an encoded `KeyValueList` says that is the labels of one value of an attribute.
@@ -307,7 +325,11 @@ impl<'a> Counter<'a> {
     }
 
     fn count_nested(&mut self) -> Result<()> {
-        for field in nested_fields(self.frame.source()) {
+        let mut fields = nested_fields(self.frame.source());
+        if self.frame.has_events(&self.rows) {
+            fields.extend(event_attributes(self.frame.source()));
+        }
+        for field in fields {
             let values = self.frame.nested_values(&field, &self.rows)?;
             if !values.is_empty() {
                 let attribute = self.distinct.number(&field.to_string());
@@ -357,9 +379,7 @@ impl<'a> Counter<'a> {
         }
         let attribute = self.distinct.number(&field.to_string());
         if self.distinct.is_over(attribute) {
-            let tallied = self.tally(&(&self.rows & &vector.exists()), 1, |_| 0);
-            self.value.clear();
-            return self.add_value(attribute, &tallied);
+            return self.add_total(attribute, &(&self.rows & &vector.exists()));
         }
         match vector {
             Vector::Const(value, _) => {
@@ -387,11 +407,8 @@ impl<'a> Counter<'a> {
                 let tallied = self.tally(&self.rows, values.len() + 1, code);
                 self.add(attribute, &tallied, |out, code| write_text(out, if code < values.len() { values.value(code) } else { "" }))
             }
-            Vector::Typed(Typed::Text(texts)) => {
-                let rows = &self.rows & &vector.exists();
-                self.add_rows(attribute, &rows, |out, row| texts.get(row).is_some_and(|text| write_text(out, text)))
-            }
-            Vector::Text(texts, _) => self.add_rows(attribute, &self.rows.clone(), |out, row| write_text(out, texts.get(row).unwrap_or_default())),
+            Vector::Typed(Typed::Text(texts)) => self.count_texts(attribute, &(&self.rows & &vector.exists()), texts),
+            Vector::Text(texts, _) => self.count_texts(attribute, &self.rows.clone(), texts),
             Vector::Typed(Typed::Int(values)) => self.count_ints(attribute, values),
             Vector::Typed(Typed::Bool(values)) => {
                 let tallied = self.tally(&self.valid(values), 2, |row| usize::from(values.value(row)));
@@ -418,10 +435,49 @@ impl<'a> Counter<'a> {
         }
         let range = most.abs_diff(least);
         if range >= CODES_OF_INTS_MAX {
-            return self.add_rows(attribute, &rows, |out, row| write_value(out, &Value::Int(slice[row])));
+            return self.count_values(attribute, &rows, |row| slice[row], |out, value| write_value(out, &Value::Int(value)));
         }
         let tallied = self.tally(&rows, range as usize + 1, |row| slice[row].abs_diff(least) as usize);
         self.add(attribute, &tallied, |out, code| write_value(out, &Value::Int(least + code as i64)))
+    }
+
+    /// Counts texts; null is the empty one.
+    fn count_texts(&mut self, attribute: usize, rows: &BooleanBuffer, texts: &Texts) -> Result<()> {
+        self.count_values(attribute, rows, |row| texts.get(row).unwrap_or_default(), write_text)
+    }
+
+    /// Counts values that have no codes yet: they get some first, so that a series is looked up once a value, and where there are too many
+    /// values, once at all.
+    fn count_values<V: Copy + Eq + Hash>(
+        &mut self,
+        attribute: usize,
+        rows: &BooleanBuffer,
+        value: impl Fn(usize) -> V,
+        write: impl Fn(&mut Vec<u8>, V) -> bool,
+    ) -> Result<()> {
+        let (mut codes, mut values) = (HashMap::new(), Vec::new());
+        let mut by_row = vec![0u32; self.frame.len()];
+        for row in rows.set_indices() {
+            let value = value(row);
+            by_row[row] = *codes.entry(value).or_insert_with(|| {
+                values.push(value);
+                values.len() as u32 - 1
+            });
+            if values.len() > VALUES_MAX {
+                self.distinct.attributes[attribute].series = VALUES_MAX + 1;
+                return self.add_total(attribute, rows);
+            }
+        }
+        self.partial.reserve(values.len());
+        let tallied = self.tally(rows, values.len(), |row| by_row[row] as usize);
+        self.add(attribute, &tallied, |out, code| write(out, values[code]))
+    }
+
+    /// Counts `rows` for an attribute whose values are not told apart.
+    fn add_total(&mut self, attribute: usize, rows: &BooleanBuffer) -> Result<()> {
+        let tallied = self.tally(rows, 1, |_| 0);
+        self.value.clear();
+        self.add_value(attribute, &tallied)
     }
 
     /// The chosen rows in which `array` has a value.
@@ -438,7 +494,7 @@ impl<'a> Counter<'a> {
         let cells = codes.saturating_mul(width);
         let cell = |row: usize| code(row).saturating_mul(width).saturating_add(self.slots[row] as usize);
         let tallied = |cell: usize, count: u64| ((cell / width) as u32, (cell % width) as u32, count);
-        if cells <= TABLE_MAX {
+        if cells <= TABLE_MAX.min(TABLE_PER_ROW_MAX * rows.count_set_bits()) {
             let mut table = vec![0u32; cells];
             rows.set_indices().for_each(|row| {
                 if let Some(count) = table.get_mut(cell(row)) {
@@ -469,7 +525,12 @@ impl<'a> Counter<'a> {
             let (first, width, weight) = (self.first, self.width, self.weight);
             let at = |slot: u32| (first + slot % width) as usize;
             match self.partial.cells(place) {
-                Cells::Counts(cells) => of_group.iter().for_each(|&(_, slot, count)| cells[at(slot)] += count),
+                Cells::FewCounts(cells) => {
+                    let grown: usize = of_group.iter().map(|&(_, slot, count)| add_few(cells, at(slot) as u32, count)).sum();
+                    if grown > 0 {
+                        self.partial.hold(grown)?;
+                    }
+                }
                 Cells::WeightedCounts(cells) => of_group.iter().for_each(|&(_, slot, count)| cells[at(slot)].weight += weight.times(count)),
                 _ => debug_assert!(false, "cells that are no counts"),
             }

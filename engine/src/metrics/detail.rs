@@ -87,7 +87,9 @@ impl Detail {
     pub fn cell_kind(&self, function: &MetricsFunction) -> CellKind {
         let own = self.for_function(function);
         match (function, own.extrapolation.is_some()) {
-            (MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. } | MetricsFunction::Compare { .. }, false) => CellKind::Counts,
+            (MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. }, false) => CellKind::Counts,
+            // A series for each value of each attribute: many values occur once.
+            (MetricsFunction::Compare { .. }, false) => CellKind::FewCounts,
             (MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. } | MetricsFunction::Compare { .. }, true) => {
                 CellKind::WeightedCounts
             }
@@ -210,7 +212,7 @@ mod tests {
         let hints = [" with (exact=true)", " with (extrapolate=true)", " with (exact=true, extrapolate=true)"];
         for (function, expected) in [
             ("rate()", [CellKind::Counts, CellKind::WeightedCounts, CellKind::WeightedCounts]),
-            ("compare({ true })", [CellKind::Counts, CellKind::WeightedCounts, CellKind::WeightedCounts]),
+            ("compare({ true })", [CellKind::FewCounts, CellKind::WeightedCounts, CellKind::WeightedCounts]),
             ("max_over_time(duration)", [CellKind::Numbers; 3]),
             ("avg_over_time(duration)", [CellKind::Numbers, CellKind::WeightedNumbers, CellKind::WeightedNumbers]),
             ("histogram_over_time(duration)", [CellKind::Buckets, CellKind::WeightedBuckets, CellKind::WeightedBuckets]),

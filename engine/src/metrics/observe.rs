@@ -208,7 +208,12 @@ impl Observer {
         needs
     }
 
-    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] names is loaded. Errors: `Exhausted` for too many
+    /// The columns that observing the spans of `frame` in `rows` reads in addition, once those that [`Observer::needs`] names are loaded.
+    pub fn further_needs(&self, frame: &Frame, rows: &BooleanBuffer) -> Option<ColumnNeeds> {
+        matches!(self.function, MetricsFunction::Compare { .. }).then(|| compare::needs_of_events(frame, rows)).flatten()
+    }
+
+    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] and then [`Observer::further_needs`] name is loaded. Errors: `Exhausted` for too many
     /// series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
         let chosen = Chosen::of(frame, rows, &self.intervals)?;

@@ -19,7 +19,7 @@ use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
 use super::{
-    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, in_order, sparse_bytes},
+    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, add_few, in_order, sparse_bytes},
     estimate::{Estimate, NumberEstimate, Sum, Weight},
     exemplars::{Candidate, Exemplars, Slot},
 };
@@ -88,6 +88,14 @@ impl Partial {
         self.places.insert_unique(hash, place, |&place| hasher.hash_one(&*series[place].0));
         self.indexed = series.len();
         Ok(place)
+    }
+
+    /// Makes room for `count` more series. Cost: a look at all there are, where they have to move.
+    pub fn reserve(&mut self, count: usize) {
+        self.index();
+        let (series, hasher) = (&self.series, &self.hasher);
+        self.places.reserve(count, |&place| hasher.hash_one(&*series[place].0));
+        self.series.reserve(count);
     }
 
     /// Adds a series that is not there yet, and leaves its place to [`Partial::index`].
@@ -228,6 +236,7 @@ impl Partial {
         let mut grown = 0;
         match self.cells(place) {
             Cells::Counts(cells) => cells[at] += count,
+            Cells::FewCounts(cells) => grown = add_few(cells, at as u32, count),
             Cells::Numbers(cells) => {
                 let [sum, lost, min, max] = [4, 5, 6, 7].map(number);
                 cells[at].merge(&NumberCell { count, sum: Sum { sum, lost }, min, max });
@@ -375,6 +384,7 @@ impl Rows {
                     self.push_count(series, at, 0, count);
                 }
             }
+            Cells::FewCounts(cells) => cells.iter().for_each(|&(at, count)| self.push_count(series, at as usize, 0, count)),
             Cells::Numbers(cells) => {
                 cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(series, at, 0, cell));
             }
@@ -489,8 +499,9 @@ mod tests {
     use super::{super::estimate::TraceSpans, *};
     use crate::{plan::matches::key_value, spans::value::Value};
 
-    const KINDS: [CellKind; 7] = [
+    const KINDS: [CellKind; 8] = [
         CellKind::Counts,
+        CellKind::FewCounts,
         CellKind::Numbers,
         CellKind::Buckets,
         CellKind::Sketches,
@@ -511,6 +522,9 @@ mod tests {
             let place = partial.place(vec![key_value("name", &Value::from(name))]).unwrap();
             match partial.cells(place) {
                 Cells::Counts(cells) => cells[at] += 5,
+                Cells::FewCounts(cells) => {
+                    add_few(cells, at as u32, 5);
+                }
                 Cells::Numbers(cells) => [1.5, -2.0].into_iter().for_each(|value| cells[at].add(value)),
                 Cells::Buckets(cells) => cells[at].get_or_insert_with(|| Box::new([0; BUCKETS]))[63] += 7,
                 Cells::Sketches(cells) => [-7, 0, i32::MAX].into_iter().for_each(|bucket| *cells[at].entry(bucket).or_default() += 7),

@@ -65,7 +65,13 @@ pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail
         let top_n = usize::try_from(*top_n).unwrap_or(usize::MAX);
         return compared(&partial, of_places, top_n, intervals.count(), detail.exemplars as usize);
     }
-    let shape = Shape { function, seconds: intervals.step() as f64 / NANOS, exact: detail.exact, confidence: detail.confidence() };
+    let shape = Shape {
+        function,
+        intervals: intervals.count(),
+        seconds: intervals.step() as f64 / NANOS,
+        exact: detail.exact,
+        confidence: detail.confidence(),
+    };
     let mut all = partial.into_series()?;
     if all.is_empty() && function.by().is_empty() && matches!(function, MetricsFunction::Rate { .. } | MetricsFunction::CountOverTime { .. }) {
         all.push((vec![key_value("__name__", &Value::from(function.name()))], Cells::new(detail.cell_kind(function), intervals.count())));
@@ -109,7 +115,8 @@ fn exemplar(candidate: &Candidate, series: &[KeyValue]) -> Exemplar {
 /// What the values of a function's series look like.
 struct Shape<'a> {
     function: &'a MetricsFunction,
-    /// Length of an interval.
+    /// How many intervals there are, and their length.
+    intervals: usize,
     seconds: f64,
     /// Whether buckets are those of sketches.
     exact: bool,
@@ -120,6 +127,10 @@ impl Shape<'_> {
     fn of_cells(&self, labels: Labels, cells: Cells) -> Vec<Series> {
         match cells {
             Cells::Counts(counts) => one(labels, counts.into_iter().map(|count| self.count(count as f64)), None),
+            Cells::FewCounts(counts) => {
+                let values = CountsOf::Spans(&counts).values(self.intervals);
+                one(labels, values.into_iter().map(|count| self.count(count)), None)
+            }
             Cells::WeightedCounts(cells) => {
                 let (totals, bounds) = self.totals(&cells);
                 one(labels, totals.into_iter(), bounds)
@@ -339,30 +350,39 @@ pub fn quantile_of(q: f64, buckets: impl Iterator<Item = (i32, f64)>, total: f64
 /// How many spans one value has in each interval.
 #[derive(Debug, Clone, Copy)]
 enum CountsOf<'a> {
-    Spans(&'a [u64]),
+    Spans(&'a [(u32, u64)]),
     Weighted(&'a [Estimate]),
 }
 
 impl<'a> CountsOf<'a> {
     fn of(cells: &'a Cells) -> Option<Self> {
         match cells {
-            Cells::Counts(counts) => Some(Self::Spans(counts)),
+            Cells::FewCounts(counts) => Some(Self::Spans(counts)),
             Cells::WeightedCounts(estimates) => Some(Self::Weighted(estimates)),
             _ => None,
         }
     }
 
-    fn by_interval(self) -> impl Iterator<Item = Weight> {
+    /// Intervals and how many spans are in each; those left out have none.
+    fn by_interval(self) -> impl Iterator<Item = (usize, Weight)> {
         let (spans, weighted) = match self {
             Self::Spans(counts) => (counts, [].as_slice()),
             Self::Weighted(estimates) => ([].as_slice(), estimates),
         };
-        spans.iter().map(|&count| Weight::ONE.times(count)).chain(weighted.iter().map(|estimate| estimate.weight))
+        let spans = spans.iter().map(|&(at, count)| (at as usize, Weight::ONE.times(count)));
+        spans.chain(weighted.iter().map(|estimate| estimate.weight).enumerate())
+    }
+
+    /// How many spans are in each of `intervals` intervals.
+    fn values(self, intervals: usize) -> Vec<f64> {
+        let mut values = vec![0.0; intervals];
+        self.by_interval().for_each(|(at, spans)| values[at] = spans.as_f64());
+        values
     }
 
     fn all(self) -> Weight {
         let mut all = Weight::default();
-        self.by_interval().for_each(|spans| all += spans);
+        self.by_interval().for_each(|(_, spans)| all += spans);
         all
     }
 }
@@ -414,7 +434,7 @@ fn compared(
         // Values that were not told apart are too many.
         *series.entry(name).or_default() += if value.is_some() { 1 } else { VALUES_MAX + 1 };
         let attribute = attributes.entry((selected, name)).or_insert_with(|| Attribute::new(intervals));
-        attribute.totals.iter_mut().zip(counts.by_interval()).for_each(|(total, spans)| *total += spans);
+        counts.by_interval().for_each(|(at, spans)| attribute.totals[at] += spans);
         let compared = Compared { spans: counts.all(), value: value.unwrap_or_default(), counts };
         attribute.exemplars.extend(exemplars.remove(&place).map(|exemplars| (compared, exemplars)));
         attribute.values.extend(value.map(|_| compared));
@@ -429,8 +449,8 @@ fn compared(
         for Compared { value, counts, .. } in values {
             let value = AnyValue::decode(value).map_err(|e| Error::internal("reading a label").with_source(e))?;
             let label = KeyValue { key: name.to_owned(), value: Some(value), ..KeyValue::default() };
-            let values = counts.by_interval().map(Weight::as_f64).collect();
-            out.push(Series { labels: vec![key_value(META_TYPE, &Value::from(meta)), label], values, ..Series::default() });
+            let labels = vec![key_value(META_TYPE, &Value::from(meta)), label];
+            out.push(Series { labels, values: counts.values(intervals), ..Series::default() });
         }
         exemplars.sort_by_cached_key(|(compared, _)| compared.rank());
         let exemplars = in_turn(exemplars.into_iter().map(|(_, exemplars)| exemplars).collect(), exemplars_max);

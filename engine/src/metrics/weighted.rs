@@ -34,7 +34,7 @@ pub fn bucket_by(detail: &Detail, function: &MetricsFunction) -> Option<BucketOf
                 Number::Float(_) => None,
             },
         }),
-        CellKind::Counts | CellKind::Numbers | CellKind::WeightedCounts | CellKind::WeightedNumbers => None,
+        CellKind::Counts | CellKind::FewCounts | CellKind::Numbers | CellKind::WeightedCounts | CellKind::WeightedNumbers => None,
     }
 }
 

@@ -246,6 +246,9 @@ impl Scan {
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
             frame.load(&observer.needs(frame.source()), metrics).await?;
+            if let Some(further) = observer.further_needs(&frame, &rows) {
+                frame.load(&further, metrics).await?;
+            }
             observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {

@@ -23,7 +23,7 @@ use skein_proto::otlp::common::v1::{AnyValue, KeyValue, any_value};
 use super::*;
 use crate::{
     block::{put::put_block, writer::write_block},
-    catalog::CatalogMetrics,
+    catalog::{CatalogMetrics, meta::INDEX_NAME},
     clock::Stopwatch,
     error::ErrorKind,
     metrics::intervals::Intervals,
@@ -314,4 +314,34 @@ async fn a_pool_that_is_too_small_refuses_what_is_large_and_answers_what_is_smal
     Ask::Values("name", None).of(&tight).await.unwrap();
     nothing_is_held(&**tight.memory(), "an answered query").await;
     assert!(tight.memory().refused() > 0 && tight.memory().peak() <= small * 2);
+}
+
+#[tokio::test]
+async fn blocks_are_opened_ahead_of_queries_the_newest_first() {
+    let world = World::new().await;
+    let opened = |engine: &Engine| {
+        engine.core.blocks.run_pending_tasks();
+        let mut ids: Vec<BlockId> = engine.core.blocks.iter().map(|(id, _)| *id).collect();
+        ids.sort();
+        ids
+    };
+    let mut metas = world.catalog.snapshot(&TenantId::single()).blocklist.live().to_vec();
+    let engine = world.limited(1 << 30);
+    engine.warm().await;
+    let mut all: Vec<BlockId> = metas.iter().map(|meta| meta.id).collect();
+    all.sort();
+    assert_eq!(opened(&engine), all);
+
+    metas.sort_by_key(|meta| meta.max_end_unix_nano);
+    let newest = metas.pop().unwrap();
+    let one = engine.core.blocks.get(&newest.id).unwrap().memory_bytes() as u64;
+    let settings = EngineSettings { block_cache_bytes: 2 * one, ..EngineSettings::default() };
+    let small = Engine::new(world.store.clone(), world.catalog.clone(), world.live.clone(), settings);
+    small.warm().await;
+    assert_eq!(opened(&small), [newest.id], "half the cache is for queries");
+
+    world.store.delete(&newest.object_path(INDEX_NAME)).await.unwrap();
+    let damaged = world.limited(1 << 30);
+    damaged.warm().await;
+    assert_eq!(opened(&damaged), [metas[0].id], "the others are opened all the same");
 }

@@ -315,6 +315,11 @@ impl Frame {
         Ok(Vector::Values(values.into()))
     }
 
+    /// Whether a row of `rows` has an event, as far as events are loaded.
+    pub fn has_events(&self, rows: &BooleanBuffer) -> bool {
+        self.event_list.as_ref().is_some_and(|list| rows.set_indices().any(|row| !entries(list, row).is_empty()))
+    }
+
     /// The rows of `rows` that have a value of `field`, which is one of events or links, with it: of several the last. Rows ascend. Errors:
     /// as [`Frame::vector`].
     pub fn nested_values(&self, field: &FieldRef, rows: &BooleanBuffer) -> Result<Vec<(u32, Value)>> {
