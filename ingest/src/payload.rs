@@ -77,3 +77,62 @@ impl Payload {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    use skein_engine::error::ErrorKind;
+
+    use super::*;
+
+    /// Two spans of one trace.
+    fn table() -> SpanTable {
+        let texts = |values: [&str; 2]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
+        let numbers = |values: [i64; 2]| -> ArrayRef { Arc::new(Int64Array::from(values.to_vec())) };
+        let batch = RecordBatch::try_from_iter([
+            ("trace_id", texts(["0af7651916cd43dd8448eb211c80319c"; 2])),
+            ("span_id", texts(["b7ad6b7169203331", "b7ad6b7169203332"])),
+            ("name", texts(["GET /", "SELECT"])),
+            ("start_time", numbers([1_700_000_000_000_000_000; 2])),
+            ("duration_nanos", numbers([5, 7])),
+        ]);
+        SpanTable::try_new(&batch.unwrap()).unwrap()
+    }
+
+    fn spans_in(payload: &Payload) -> (usize, u64) {
+        let mut builder = SpanBuilder::default();
+        payload.append_to(&mut builder).unwrap();
+        (builder.len(), builder.wire_bytes())
+    }
+
+    #[test]
+    fn a_table_comes_back_from_its_record() {
+        let payload = Payload::of_table(table()).unwrap();
+        assert_eq!(payload.bytes()[0], 0);
+        assert!(check(payload.bytes()).is_err(), "no request");
+        let again = Payload::of_record(payload.bytes().clone()).unwrap();
+        assert!(matches!(again, Payload::Table { .. }));
+        for payload in [payload, again] {
+            assert_eq!(payload.checked(), Ok(PushSummary { spans: 2, traces: 1 }));
+            assert_eq!(spans_in(&payload), (2, payload.bytes().len() as u64));
+        }
+    }
+
+    #[test]
+    fn whatever_does_not_begin_with_the_mark_is_a_request() {
+        for request in [&b""[..], &[0x0A, 0], &TABLE_MARK[..7]] {
+            assert!(matches!(Payload::of_record(Bytes::copy_from_slice(request)), Ok(Payload::Otlp(_))));
+        }
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_read_is_damage() {
+        let whole = Payload::of_table(table()).unwrap().bytes().clone();
+        for length in [TABLE_MARK.len(), TABLE_MARK.len() + 1, whole.len() / 2] {
+            assert_eq!(Payload::of_record(whole.slice(..length)).map(|_| ()).unwrap_err().kind(), ErrorKind::Data, "{length} bytes");
+        }
+    }
+}

@@ -10,7 +10,7 @@
 //! | `metadata` | catalogs, schemas, tables, what the server can do |
 //! | `actions` | `DoAction` |
 //! | `auth` | which tenant asks: headers, handshake |
-//! | [`export`] | a client, for measuring |
+//! | [`export`] | a client that reads and writes, for measuring |
 //! | `encode` | batches as messages: dictionaries, compression |
 //! | `kept` | what is kept between two calls of a client: bounded, and forgotten after a while |
 //!
