@@ -2,9 +2,7 @@
 
 use std::{hash::BuildHasher, mem, ops::Range, sync::Arc};
 
-use arrow::{
-    array::{Array, ArrowPrimitiveType, Int32Array, PrimitiveArray, StringArray},
-};
+use arrow::array::{Array, ArrowPrimitiveType, Int32Array, PrimitiveArray, StringArray};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
@@ -269,7 +267,12 @@ fn for_each_key(base: u32, keys: &Int32Array, rows: Range<usize>, mut take: impl
 }
 
 /// Appends the numbers of `rows`, nulls left out.
-fn extend_numbers<T: ArrowPrimitiveType>((to_rows, to): (&mut Vec<u32>, &mut Vec<T::Native>), base: u32, from: &PrimitiveArray<T>, rows: Range<usize>) {
+fn extend_numbers<T: ArrowPrimitiveType>(
+    (to_rows, to): (&mut Vec<u32>, &mut Vec<T::Native>),
+    base: u32,
+    from: &PrimitiveArray<T>,
+    rows: Range<usize>,
+) {
     match from.nulls() {
         None => {
             to_rows.extend(base..base + rows.len() as u32);

@@ -106,7 +106,7 @@ pub async fn put(address: &str, tenant: Option<&str>, batches: Vec<RecordBatch>)
     let counted = Arc::new(AtomicU64::new(0));
     let counting = counted.clone();
     // What cannot be encoded ends the stream, and the spans that are missing tell.
-    let messages = encoder.map_while(std::result::Result::ok).inspect(move |message: &FlightData| {
+    let messages = encoder.take_while(|message| std::future::ready(message.is_ok())).filter_map(async |message| message.ok()).inspect(move |message: &FlightData| {
         counting.fetch_add((message.data_header.len() + message.data_body.len()) as u64, Relaxed);
     });
     let mut request = Request::new(messages);

@@ -8,8 +8,7 @@ use arrow_flight::{
     error::FlightError,
     flight_descriptor::DescriptorType,
     sql::{
-        Any, Command, CommandStatementIngest, DoPutUpdateResult,
-        command_statement_ingest::{TableDefinitionOptions, table_definition_options::TableExistsOption},
+        Any, Command, CommandStatementIngest, DoPutUpdateResult, TableDefinitionOptions, TableExistsOption,
     },
 };
 use bytes::Bytes;
@@ -59,7 +58,7 @@ impl FlightSql {
         let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
         let target = target(&caller.tenant, &descriptor)?;
         let mut bounds = Bounds::default();
-        let messages = stream::iter([Ok(first)]).chain(messages).map(move |message| {
+        let messages = stream::iter([Ok(first)]).chain(messages).map(move |message| -> std::result::Result<FlightData, FlightError> {
             let message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
             bounds.check(&message).map_err(|error| FlightError::DecodeError(error.to_string()))?;
             Ok(message)
@@ -83,9 +82,9 @@ fn target(tenant: &TenantId, descriptor: &FlightDescriptor) -> Reply<Target> {
         return Ok(table(&descriptor.path.iter().map(String::as_str).collect::<Vec<_>>()).map(|()| Target::Spans)?);
     }
     if descriptor.cmd.first() == Some(&b'{') {
-        let plain: PlainPut =
-            serde_json::from_slice(&descriptor.cmd).map_err(|error| Error::invalid(format!("{error}; to write spans send {{\"put\": \"{TABLE}\"}}")))?;
-        return Ok(table(&[&plain.put]).map(|()| Target::Spans)?);
+        let plain: PlainPut = serde_json::from_slice(&descriptor.cmd)
+            .map_err(|error| Error::invalid(format!("{error}; to write spans send {{\"put\": \"{TABLE}\"}}")))?;
+        return Ok(table(&[plain.put.as_str()]).map(|()| Target::Spans)?);
     }
     match Any::decode(&*descriptor.cmd).ok().and_then(|any| Command::try_from(any).ok()) {
         Some(Command::CommandPreparedStatementQuery(query)) => Ok(Target::Parameters(query.prepared_statement_handle)),
@@ -114,7 +113,7 @@ fn table(path: &[&str]) -> Result<()> {
 
 /// Errors: `Invalid` for what would do anything but append to the tenant's spans.
 fn may_ingest(tenant: &TenantId, ingest: &CommandStatementIngest) -> Result<()> {
-    table(&[&ingest.table])?;
+    table(&[ingest.table.as_str()])?;
     no_transaction(ingest.transaction_id.as_deref())?;
     let own = |name: &Option<String>, own: &str| name.as_deref().is_none_or(|name| name.is_empty() || name == own);
     if !own(&ingest.catalog, CATALOG) || !own(&ingest.schema, tenant.as_str()) {

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo, PutResult,
-    SchemaResult, Ticket,
-    flight_service_server::FlightService,
-    sql::Command,
+    SchemaResult, Ticket, flight_service_server::FlightService, sql::Command,
 };
 use datafusion::arrow::error::ArrowError;
 use futures::{StreamExt, stream};

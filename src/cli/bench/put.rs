@@ -77,7 +77,9 @@ async fn measure(files: &[PathBuf], batch: usize, runs: usize, dir: &Path) -> Re
     let (otlp, tables) = (figures(&by_otlp), figures(&by_table));
     let ratio = |key: &str| tables[key].as_f64().unwrap_or(0.0) / otlp[key].as_f64().unwrap_or(0.0).max(1e-9);
     let (cpu, with_blocks) = (ratio("server_cpu_nanos_per_span"), ratio("server_cpu_nanos_per_span_with_blocks"));
-    Ok(json!({ "runs": runs, "batch": batch, "columns": columns, "otlp": otlp, "table": tables, "cpu_ratio": cpu, "cpu_ratio_with_blocks": with_blocks }))
+    Ok(
+        json!({ "runs": runs, "batch": batch, "columns": columns, "otlp": otlp, "table": tables, "cpu_ratio": cpu, "cpu_ratio_with_blocks": with_blocks }),
+    )
 }
 
 fn start(dir: &Path) -> Result<Server> {
@@ -127,7 +129,8 @@ async fn exported(server: &Server) -> Result<Vec<RecordBatch>> {
         named.map(|named| format!("LEFT JOIN (SELECT trace_id t, span_id s, array_agg({named}) AS {list} FROM {list} GROUP BY 1, 2) {list} ON trace_id = {list}.t AND span_id = {list}.s"))
     };
     let (with_events, with_links) = (joined(("events", events)), joined(("links", links)));
-    let names: Vec<&str> = [("events.events", &with_events), ("links.links", &with_links)].iter().filter(|(_, join)| join.is_some()).map(|(name, _)| *name).collect();
+    let names: Vec<&str> =
+        [("events.events", &with_events), ("links.links", &with_links)].iter().filter(|(_, join)| join.is_some()).map(|(name, _)| *name).collect();
     let sql = match names.is_empty() {
         true => ALL_SPANS.to_owned(),
         false => format!("SELECT spans.*, {} FROM spans {} {}", names.join(", "), with_events.unwrap_or_default(), with_links.unwrap_or_default()),

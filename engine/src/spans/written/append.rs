@@ -139,13 +139,7 @@ fn append_texts(column: &mut BytesColumn, base: u32, rows: Range<usize>, texts: 
 }
 
 /// Appends attributes and the rest; row `rows.start + i` becomes row `base + i`.
-fn append_attributes(
-    table: &mut AttributeTable,
-    base: u32,
-    rows: Range<usize>,
-    attributes: &[Attribute],
-    rest: Option<&arrow::array::BinaryArray>,
-) {
+fn append_attributes(table: &mut AttributeTable, base: u32, rows: Range<usize>, attributes: &[Attribute], rest: Option<&arrow::array::BinaryArray>) {
     let mut refused = Vec::new();
     for attribute in attributes {
         let Values::Each(values) = &attribute.values else { continue };

@@ -36,7 +36,9 @@ impl Budget {
         self.spent = self.spent.saturating_add(bytes);
         if self.spent > self.most {
             let most = self.most >> 20;
-            return Err(Error::invalid(format!("the text of the batch, dictionaries spelled out, is longer than {most} MiB: send fewer spans in a batch")));
+            return Err(Error::invalid(format!(
+                "the text of the batch, dictionaries spelled out, is longer than {most} MiB: send fewer spans in a batch"
+            )));
         }
         Ok(())
     }

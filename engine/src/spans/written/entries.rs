@@ -100,7 +100,8 @@ impl OtherFields {
     /// As fields 3 to 6 of `Link` messages.
     fn encoded(&self, links: usize, budget: &mut Budget) -> Result<BinaryArray> {
         let (mut encoder, mut bytes, mut ends) = (Encoder::default(), Vec::new(), vec![0_i32]);
-        let number = |counts: &Option<Int64Array>, at: usize| counts.as_ref().filter(|counts| counts.is_valid(at)).map_or(0, |counts| counts.value(at));
+        let number =
+            |counts: &Option<Int64Array>, at: usize| counts.as_ref().filter(|counts| counts.is_valid(at)).map_or(0, |counts| counts.value(at));
         for at in 0..links {
             let before = bytes.len();
             let trace_state = self.trace_state.as_ref().and_then(|texts| texts.get(at)).unwrap_or_default();

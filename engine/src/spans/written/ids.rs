@@ -61,8 +61,7 @@ fn ids<const N: usize>(given: &Given<'_>, optional: bool) -> Result<Vec<[u8; N]>
     let keys = keys.as_primitive::<arrow::datatypes::Int64Type>();
     let values = Bytes::of(dictionary.values()).ok_or_else(|| given.wrong_type(&expected::<N>()))?;
     // A dictionary may have been sent for many batches.
-    let known: Option<Vec<Option<[u8; N]>>> =
-        (values.len() <= given.len()).then(|| (0..values.len()).map(|key| values.id(key, optional)).collect());
+    let known: Option<Vec<Option<[u8; N]>>> = (values.len() <= given.len()).then(|| (0..values.len()).map(|key| values.id(key, optional)).collect());
     let id = |row: usize| {
         if keys.is_null(row) {
             return Ok([0; N]);

@@ -24,7 +24,7 @@ mod tests;
 mod values;
 
 use arrow::{
-    array::{Array, ArrayRef, Int64Array},
+    array::{ArrayRef, Int64Array},
     buffer::ScalarBuffer,
 };
 

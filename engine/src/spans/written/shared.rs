@@ -5,7 +5,7 @@
 use std::{hash::BuildHasher, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BinaryArray, BinaryBuilder, DictionaryArray, Int32Array},
+    array::{ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, DictionaryArray, Int32Array},
     buffer::ScalarBuffer,
     datatypes::Int32Type,
 };

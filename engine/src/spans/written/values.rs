@@ -243,10 +243,12 @@ pub(super) fn codes_of_texts(texts: &Texts, rows: usize) -> (Vec<u32>, usize) {
             };
             (codes, values.len() + 1)
         }
-        texts => interned(rows, |row, out| texts.get(row).is_some_and(|text| {
-            out.extend_from_slice(text.as_bytes());
-            true
-        })),
+        texts => interned(rows, |row, out| {
+            texts.get(row).is_some_and(|text| {
+                out.extend_from_slice(text.as_bytes());
+                true
+            })
+        }),
     }
 }
 
