@@ -80,7 +80,7 @@ fn spans_that_are_read_can_be_written_back() {
         server.client().load(Transport::HttpProtobuf, dataset);
     }
     let grpc = server.client().addresses.grpc.to_string();
-    let told = run_python(&python, include_str!("flight_put.py"), &[&[&grpc[..], "write"], &WRITTEN[..]].concat());
+    let told = run_python(&python, include_str!("flight_put.py"), &[&[&grpc[..], "write"][..], &WRITTEN[..]].concat());
     assert_eq!(told.trim(), "all right");
     let metrics = wait(server.client().get("", "/metrics", &[])).text();
     for metric in ["tempo_receiver_accepted_spans", "tempo_receiver_refused_spans"] {
@@ -91,7 +91,7 @@ fn spans_that_are_read_can_be_written_back() {
     server.kill();
     server.restart();
     let grpc = server.client().addresses.grpc.to_string();
-    let compare = [&[&grpc[..], "compare"], &WRITTEN[..]].concat();
+    let compare = [&[&grpc[..], "compare"][..], &WRITTEN[..]].concat();
     assert_eq!(run_python(&python, include_str!("flight_put.py"), &compare).trim(), "all right");
     server.client().flush();
     assert_eq!(run_python(&python, include_str!("flight_put.py"), &compare).trim(), "all right");

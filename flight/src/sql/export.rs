@@ -1,8 +1,11 @@
 //! Asking for rows, and writing spans, as a client does, to measure what that costs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use arrow_flight::{
@@ -106,7 +109,8 @@ pub async fn put(address: &str, tenant: Option<&str>, batches: Vec<RecordBatch>)
     let counted = Arc::new(AtomicU64::new(0));
     let counting = counted.clone();
     // What cannot be encoded ends the stream, and the spans that are missing tell.
-    let messages = encoder.take_while(|message| std::future::ready(message.is_ok())).filter_map(async |message| message.ok()).inspect(move |message: &FlightData| {
+    let messages = encoder.take_while(|message| ready(message.is_ok())).filter_map(|message| ready(message.ok()));
+    let messages = messages.inspect(move |message: &FlightData| {
         counting.fetch_add((message.data_header.len() + message.data_body.len()) as u64, Relaxed);
     });
     let mut request = Request::new(messages);

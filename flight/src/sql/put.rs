@@ -7,9 +7,7 @@ use arrow_flight::{
     decode::FlightRecordBatchStream,
     error::FlightError,
     flight_descriptor::DescriptorType,
-    sql::{
-        Any, Command, CommandStatementIngest, DoPutUpdateResult, TableDefinitionOptions, TableExistsOption,
-    },
+    sql::{Any, Command, CommandStatementIngest, DoPutUpdateResult, TableDefinitionOptions, TableExistsOption},
 };
 use bytes::Bytes;
 use datafusion::arrow::{
