@@ -61,8 +61,8 @@ def test_a_data_frame_is_written(server: skein.Client) -> None:
             "parent_span_id": [None, "b7ad6b7169203331"],
             "name": pandas.Categorical(["GET /", "SELECT"]),
             "kind": ["server", "client"],
-            "start_time": pandas.to_datetime(["2026-01-01T00:00:00.000000001Z", "2026-01-01T00:00:00.5Z"]),
-            "end_time": pandas.to_datetime(["2026-01-01T00:00:01Z", "2026-01-01T00:00:00.75Z"]),
+            "start_time": pandas.to_datetime(["2026-01-01T00:00:00.000000001Z", "2026-01-01T00:00:00.5Z"], format="ISO8601"),
+            "end_time": pandas.to_datetime(["2026-01-01T00:00:01Z", "2026-01-01T00:00:00.75Z"], format="ISO8601"),
             "span.rows": pandas.array([None, 7], dtype="Int64"),
             "span.empty": [None, None],
         }
