@@ -3,8 +3,8 @@
 use std::{fmt::Display, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, DictionaryArray, Int32Array, Int64Array, StringArray, UInt64Array},
-    buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
+    array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, Int64Array, StringArray, UInt64Array},
+    buffer::{OffsetBuffer, ScalarBuffer},
     compute::{cast, filter, take},
     datatypes::{
         DataType, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
@@ -157,37 +157,45 @@ fn compact(array: &ArrayRef, budget: &mut Budget) -> Result<Texts> {
     let dictionary = array.as_any_dictionary();
     let keys = cast(dictionary.keys(), &DataType::Int32)?;
     let keys = keys.as_primitive::<Int32Type>();
+    // What counts is what the rows show of it.
     let values = plain(dictionary.values(), &mut Budget::new(usize::MAX))?;
-    let (mut used, mut bytes) = (vec![false; values.len()], 0);
-    let offsets = values.value_offsets();
-    let mut note = |key: i32| {
-        let key = key as usize;
+    let used = used_values(keys, &values, budget)?;
+    match used.iter().all(|used| *used) {
+        true => dictionary_of(keys.clone(), values),
+        false => without_unused(keys, &values, used),
+    }
+}
+
+/// Which of `values` some row has; nulls are none.
+fn used_values(keys: &Int32Array, values: &StringArray, budget: &mut Budget) -> Result<Vec<bool>> {
+    let (mut used, mut bytes, offsets) = (vec![false; values.len()], 0, values.value_offsets());
+    let mut note = |key: usize| {
         used[key] = true;
         bytes += (offsets[key + 1] - offsets[key]) as usize;
     };
     match keys.nulls() {
-        None => keys.values().iter().for_each(|&key| note(key)),
-        Some(nulls) => nulls.valid_indices().for_each(|row| note(keys.value(row))),
+        None => keys.values().iter().for_each(|&key| note(key as usize)),
+        Some(nulls) => nulls.valid_indices().for_each(|row| note(keys.value(row) as usize)),
     }
     budget.take(bytes)?;
-    let wanted = |key: usize| used[key] && values.is_valid(key);
-    if (0..values.len()).all(wanted) {
-        return dictionary_of(keys.clone(), values);
+    if let Some(nulls) = values.nulls() {
+        used.iter_mut().zip(nulls).for_each(|(used, valid)| *used &= valid);
     }
-    let mut places = vec![-1; values.len()];
+    Ok(used)
+}
+
+/// The dictionary without the values that are not used; a row with one of these is null.
+fn without_unused(keys: &Int32Array, values: &StringArray, used: Vec<bool>) -> Result<Texts> {
     let mut next = 0;
-    for (key, place) in places.iter_mut().enumerate().filter(|(key, _)| wanted(*key)) {
-        debug_assert!(key < values.len());
-        *place = next;
-        next += 1;
-    }
-    let kept = arrow::array::BooleanArray::from_iter((0..values.len()).map(|key| Some(wanted(key))));
-    let values = filter(&values, &kept)?.as_string::<i32>().clone();
-    let place = |row: usize| if keys.is_valid(row) { places[keys.value(row) as usize] } else { -1 };
-    let valid: Option<NullBuffer> =
-        (keys.null_count() > 0 || next as usize != kept.len()).then(|| NullBuffer::from_iter((0..keys.len()).map(|row| place(row) >= 0)));
-    let keys = Int32Array::new((0..keys.len()).map(|row| place(row).max(0)).collect(), valid.filter(|valid| valid.null_count() > 0));
-    dictionary_of(keys, values)
+    let numbered = |used: &bool| {
+        next += i32::from(*used);
+        used.then_some(next - 1)
+    };
+    let places: Vec<Option<i32>> = used.iter().map(numbered).collect();
+    let keys: Int32Array = keys.iter().map(|key| key.and_then(|key| places[key as usize])).collect();
+    let values = filter(values, &BooleanArray::from(used))?.as_string::<i32>().clone();
+    let nulls = keys.nulls().filter(|nulls| nulls.null_count() > 0).cloned();
+    dictionary_of(Int32Array::new(keys.values().clone(), nulls), values)
 }
 
 fn dictionary_of(keys: Int32Array, values: StringArray) -> Result<Texts> {

@@ -103,7 +103,7 @@ pub struct SpanTable {
 
 impl SpanTable {
     /// Checks `batch`: a row a span, columns by name. Dictionaries are cut to what the rows use, derived columns dropped.
-    /// Errors: `Invalid`, which names column and row (counted from 0) and what is expected; `Exhausted` never.
+    /// Errors: `Invalid`, which names column and row (counted from 0) and what is expected.
     /// Cost: a pass over each column, one over each distinct value; nothing is allocated for a row.
     pub fn try_new(batch: &RecordBatch) -> Result<Self> {
         let rows = batch.num_rows();
@@ -112,25 +112,17 @@ impl SpanTable {
         }
         let mut budget = Budget::new(TEXT_BYTES_MAX);
         let parts = Parts::of(batch)?;
-        let attributes = |columns: &[(&str, &ArrayRef)], scope: &str, budget: &mut Budget| -> Result<Vec<Attribute>> {
-            let mut found = Vec::with_capacity(columns.len());
-            for (key, array) in columns {
-                let name = format!("{scope}.{key}");
-                found.extend(Attribute::of(key, &Given::column(&name, array), budget)?);
-            }
-            Ok(found)
-        };
         let (trace_id_high, trace_id_low) = ids::trace_ids(&parts.required("trace_id")?)?;
         let span_id = ids::span_ids(&parts.required("span_id")?)?;
         let start = columns::times(&parts.required("start_time")?)?;
         let duration = duration_of(&parts, &start)?;
-        let own = attributes(&parts.span, "span", &mut budget)?;
-        let (attributes_of_spans, lists): (Vec<_>, Vec<_>) = own.into_iter().partition(|attribute| !attribute.is_list());
-        let resource = shared::resources(&attributes(&parts.resource, "resource", &mut budget)?, rows, &mut budget)?;
+        let all = attributes_of("span", &parts.span, &mut budget)?;
+        let (attributes, lists): (Vec<_>, Vec<_>) = all.into_iter().partition(|attribute| !attribute.is_list());
+        let resource = shared::resources(&attributes_of("resource", &parts.resource, &mut budget)?, rows, &mut budget)?;
         let scope = Scope {
             name: parts.text("scope_name", &mut budget)?,
             version: parts.text("scope_version", &mut budget)?,
-            attributes: attributes(&parts.instrumentation, "instrumentation", &mut budget)?,
+            attributes: attributes_of("instrumentation", &parts.instrumentation, &mut budget)?,
         };
         let mut counts = [const { None }; COUNTS.len()];
         for (count, name) in counts.iter_mut().zip(COUNTS) {
@@ -157,7 +149,7 @@ impl SpanTable {
             scope: shared::scopes(&scope, rows, &mut budget)?,
             resource,
             rest: values::rest_of(&lists, rows, &mut budget)?,
-            attributes: attributes_of_spans,
+            attributes,
             events: parts.find("events").map(|given| Events::of(&given, &start, &mut budget)).transpose()?.flatten(),
             links: parts.find("links").map(|given| Links::of(&given, &mut budget)).transpose()?.flatten(),
             start_unix_nano: start,
@@ -258,6 +250,16 @@ const NAMED: [&str; 19] = [
 /// Whether a column of that name is taken, rather than ignored or refused.
 pub fn is_written(name: &str) -> bool {
     NAMED.contains(&name) || ["resource.", "instrumentation.", "span."].iter().any(|scope| name.starts_with(scope))
+}
+
+/// The attributes of a scope, those left out that no row has.
+fn attributes_of(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Budget) -> Result<Vec<Attribute>> {
+    let mut found = Vec::with_capacity(columns.len());
+    for (key, array) in columns {
+        let name = format!("{scope}.{key}");
+        found.extend(Attribute::of(key, &Given::column(&name, array), budget)?);
+    }
+    Ok(found)
 }
 
 /// The duration of every span: as given, or the end minus the start, which must not contradict each other.

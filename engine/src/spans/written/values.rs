@@ -1,5 +1,7 @@
 //! Attributes: a column of values for each key, and values as OTLP's protobuf.
 
+use std::sync::Arc;
+
 use arrow::{
     array::{Array, ArrayRef, AsArray, BinaryArray, StringArray},
     buffer::{NullBuffer, OffsetBuffer},
@@ -265,7 +267,6 @@ fn interned(rows: usize, mut write: impl FnMut(usize, &mut Vec<u8>) -> bool) -> 
 
 /// A typed column in Arrow.
 pub(super) fn array_of(values: &Typed) -> ArrayRef {
-    use std::sync::Arc;
     match values {
         Typed::Text(texts) => array_of_texts(texts),
         Typed::Int(values) => Arc::new(values.clone()),
@@ -276,7 +277,6 @@ pub(super) fn array_of(values: &Typed) -> ArrayRef {
 
 /// A column of text in Arrow.
 pub(super) fn array_of_texts(texts: &Texts) -> ArrayRef {
-    use std::sync::Arc;
     match texts {
         Texts::Dictionary(dictionary, _) => Arc::new(dictionary.clone()),
         Texts::Plain(values) => Arc::new(values.clone()),
