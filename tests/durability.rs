@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arrow::array::{ArrayRef, Int64Array, StringArray};
+use arrow::record_batch::RecordBatch;
 use futures::StreamExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -16,7 +19,9 @@ use crate::harness::{self, Client, Compression, Findings, PATIENCE, Server, Tran
 use crate::otlp::{self, TraceId};
 
 const TENANT: &str = "durable";
-const SENDERS: u64 = 4;
+const SENDERS: u64 = 5;
+/// The one that writes tables over Arrow Flight.
+const TABLE_SENDER: u64 = 5;
 const KILLS: usize = 50;
 /// The spans' time; years ago, as nothing may depend on the clock.
 const START: u64 = 1_600_000_000_000_000_000;
@@ -151,24 +156,52 @@ fn load_until_killed(server: &mut Server, round: u64, seed: u64, plan: &KillPlan
 
 fn send_one(client: &Client, source: &mut Source, sent: &mut Sent, acknowledged: &AtomicU64) {
     let batch = source.batch();
+    let written = if source.sender == TABLE_SENDER { put_table(client, source, &batch) } else { send_request(client, source, &batch) };
+    let into = match written {
+        true => {
+            acknowledged.fetch_add(1, Ordering::Relaxed);
+            &mut sent.acknowledged
+        }
+        // Nothing is sent twice, so that nothing may be there twice.
+        false => &mut sent.unknown,
+    };
+    for (trace, id) in batch {
+        into.entry(trace).or_default().insert(id);
+    }
+}
+
+fn start_of(source: &Source, id: u64) -> u64 {
+    START + source.round * 1_000_000_000 + (id & 0xFFFF_FFFF) * 1000
+}
+
+/// Writes the batch over Arrow Flight; whether it was acknowledged.
+fn put_table(client: &Client, source: &Source, batch: &[(TraceId, u64)]) -> bool {
+    let text = |of: &dyn Fn(&(TraceId, u64)) -> String| -> ArrayRef { Arc::new(batch.iter().map(|span| Some(of(span))).collect::<StringArray>()) };
+    let number = |of: &dyn Fn(u64) -> i64| -> ArrayRef { Arc::new(batch.iter().map(|(_, id)| Some(of(*id))).collect::<Int64Array>()) };
+    let columns = [
+        ("trace_id", text(&|(trace, _)| otlp::hex(trace))),
+        ("span_id", text(&|(_, id)| otlp::hex(&id.to_be_bytes()))),
+        ("name", text(&|_| "work".to_owned())),
+        ("start_time", number(&|id| start_of(source, id) as i64)),
+        ("duration_nanos", number(&|_| 5000)),
+        ("resource.service.name", text(&|_| format!("sender-{}", source.sender))),
+        ("span.sender", number(&|_| source.sender as i64)),
+    ];
+    let spans = RecordBatch::try_from_iter(columns).unwrap();
+    let written = wait(skein_flight::sql::export::put(&client.addresses.grpc.to_string(), Some(TENANT), vec![spans]));
+    written.is_ok_and(|(spans, _)| spans == batch.len() as u64)
+}
+
+/// Sends the batch over OTLP; whether it was acknowledged.
+fn send_request(client: &Client, source: &Source, batch: &[(TraceId, u64)]) -> bool {
     let spans = batch.iter().map(|(trace, id)| {
-        let mut span = otlp::span(*trace, *id, 0, "work", START + (source.round * 1_000_000_000) + (id & 0xFFFF_FFFF) * 1000, 5000);
+        let mut span = otlp::span(*trace, *id, 0, "work", start_of(source, *id), 5000);
         span.attributes.push(otlp::attribute("sender", skein_proto::otlp::common::v1::any_value::Value::IntValue(source.sender as i64)));
         span
     });
     let request = otlp::request(&format!("sender-{}", source.sender), spans.collect());
     let transport = if source.sender == 1 { Transport::Grpc } else { Transport::HttpProtobuf };
-    let into = match wait(client.send(transport, Compression::None, TENANT, &request)) {
-        Ok(()) => {
-            acknowledged.fetch_add(1, Ordering::Relaxed);
-            &mut sent.acknowledged
-        }
-        // Nothing is sent twice, so that nothing may be there twice.
-        Err(_) => &mut sent.unknown,
-    };
-    for (trace, id) in batch {
-        into.entry(trace).or_default().insert(id);
-    }
+    wait(client.send(transport, Compression::None, TENANT, &request)).is_ok()
 }
 
 /// Reads every trace: acknowledged spans once, others at most once, nothing else.

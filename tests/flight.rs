@@ -69,6 +69,34 @@ fn clients_of_other_projects_read_spans() {
     assert_eq!(told.trim(), "all right");
 }
 
+/// Recordings of which every span is to be the same after it was read as a table and written as one.
+const WRITTEN: [&str; 3] = ["genai", "nodedb", "shellci"];
+
+#[test]
+fn spans_that_are_read_can_be_written_back() {
+    let Some(python) = or_skip("spans_that_are_read_can_be_written_back", python()) else { return };
+    let mut server = Server::start(nothing_is_cut());
+    for dataset in WRITTEN {
+        server.client().load(Transport::HttpProtobuf, dataset);
+    }
+    let grpc = server.client().addresses.grpc.to_string();
+    let told = run_python(&python, include_str!("flight_put.py"), &[&[&grpc[..], "write"][..], &WRITTEN[..]].concat());
+    assert_eq!(told.trim(), "all right");
+    let metrics = wait(server.client().get("", "/metrics", &[])).text();
+    for metric in ["tempo_receiver_accepted_spans", "tempo_receiver_refused_spans"] {
+        let series = format!("{metric}{{receiver=\"arrow/flight\",transport=\"grpc\"}} ");
+        assert!(metrics.lines().any(|line| line.strip_prefix(&series).is_some_and(|spans| spans != "0")), "{metric}");
+    }
+    // From the log, and then from blocks, they are the same still.
+    server.kill();
+    server.restart();
+    let grpc = server.client().addresses.grpc.to_string();
+    let compare = [&[&grpc[..], "compare"][..], &WRITTEN[..]].concat();
+    assert_eq!(run_python(&python, include_str!("flight_put.py"), &compare).trim(), "all right");
+    server.client().flush();
+    assert_eq!(run_python(&python, include_str!("flight_put.py"), &compare).trim(), "all right");
+}
+
 #[test]
 fn hostile_messages_are_refused_and_cost_nothing() {
     let Some(python) = or_skip("hostile_messages_are_refused_and_cost_nothing", python()) else { return };

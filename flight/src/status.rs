@@ -2,11 +2,14 @@
 //!
 //! The kind travels as a `google.rpc.ErrorInfo` in the status details, the form that all gRPC libraries read, so that it survives a hop.
 
+use std::time::Duration;
+
 use prost::Message;
 use skein_engine::error::{Error, ErrorKind};
 use tonic::{Code, Status};
 
 const ERROR_INFO_TYPE: &str = "type.googleapis.com/google.rpc.ErrorInfo";
+const RETRY_INFO_TYPE: &str = "type.googleapis.com/google.rpc.RetryInfo";
 const ERROR_DOMAIN: &str = "skein";
 
 /// Kinds, the code each has on the wire, and the name in the details. The first kind of a code is what a foreign status of it becomes.
@@ -50,14 +53,40 @@ struct ErrorInfo {
     domain: String,
 }
 
+/// `google.rpc.RetryInfo`.
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
 /// The status that tells `error` to the other side. The message is the error's text with its causes; whoever answers strangers replaces that
 /// of an `Internal` error.
 pub fn to_status(error: &Error) -> Status {
-    let (code, reason) =
-        KINDS.iter().find(|(kind, ..)| *kind == error.kind()).map_or((Code::Internal, "INTERNAL"), |(_, code, reason)| (*code, *reason));
-    let message = error.to_string();
+    status_of(error.kind(), error.to_string(), None)
+}
+
+/// The status that tells a stranger that something was refused, and when to try again. `told` makes the message of the error's text, which is
+/// left out for an `Internal` error.
+pub fn refusal_status(error: &Error, retry_after: Option<Duration>, told: impl FnOnce(&str) -> String) -> Status {
+    let text = match error.kind() {
+        ErrorKind::Internal => {
+            tracing::error!(%error, "gRPC request failed");
+            "internal error".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    status_of(error.kind(), told(&text), retry_after)
+}
+
+fn status_of(kind: ErrorKind, message: String, retry_after: Option<Duration>) -> Status {
+    let (code, reason) = KINDS.iter().find(|(known, ..)| *known == kind).map_or((Code::Internal, "INTERNAL"), |(_, code, reason)| (*code, *reason));
     let info = ErrorInfo { reason: reason.into(), domain: ERROR_DOMAIN.into() };
-    let details = vec![Any { type_url: ERROR_INFO_TYPE.into(), value: info.encode_to_vec() }];
+    let mut details = vec![Any { type_url: ERROR_INFO_TYPE.into(), value: info.encode_to_vec() }];
+    if let Some(after) = retry_after {
+        let retry_delay = prost_types::Duration { seconds: after.as_secs() as i64, nanos: after.subsec_nanos() as i32 };
+        details.push(Any { type_url: RETRY_INFO_TYPE.into(), value: RetryInfo { retry_delay: Some(retry_delay) }.encode_to_vec() });
+    }
     let details = RpcStatus { code: code as i32, message: message.clone(), details }.encode_to_vec();
     Status::with_details(code, message, details.into())
 }

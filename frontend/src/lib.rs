@@ -53,6 +53,7 @@ use regex::RegexSet;
 use skein_engine::{
     clock::Clock,
     error::{Error, Result},
+    exec::writer::SpanWriter,
     query::QueryService,
     sql::SqlService,
 };
@@ -72,6 +73,8 @@ pub struct FrontendParts {
     pub queries: Arc<dyn QueryService>,
     /// Runs SQL.
     pub sql: Arc<dyn SqlService>,
+    /// Takes spans as tables; None in a process that takes none.
+    pub writer: Option<Arc<dyn SpanWriter>>,
     /// The process around the API.
     pub operations: Arc<dyn Operations>,
     /// The `query_frontend` section.
@@ -92,6 +95,7 @@ pub struct FrontendParts {
 pub struct Frontend {
     queries: Arc<dyn QueryService>,
     sql: Arc<dyn SqlService>,
+    writer: Option<Arc<dyn SpanWriter>>,
     operations: Arc<dyn Operations>,
     settings: FrontendSettings,
     multitenancy_enabled: bool,
@@ -123,6 +127,7 @@ impl Frontend {
             http_api_prefix: prefix.to_owned(),
             queries: if parts.settings.tempo_parity { Arc::new(TempoParity(parts.queries)) } else { parts.queries },
             sql: parts.sql,
+            writer: parts.writer,
             operations: parts.operations,
             settings: parts.settings,
             multitenancy_enabled: parts.multitenancy_enabled,

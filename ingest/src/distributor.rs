@@ -1,12 +1,11 @@
 //! The front of the write path: rate limit, back-pressure, counters, then the ingester.
-//! Called by every receiver with an uncompressed request; decodes no span.
+//! Called by every receiver with an uncompressed request or a checked table; decodes no span.
 //!
 //! Differs from Tempo on purpose: attributes are never cut. Tempo's `max_attribute_bytes` shortens long values in silence; here what is acknowledged is kept as
 //! it was sent.
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use skein_engine::{clock::Stopwatch, tenant::TenantId};
 use tokio::sync::Semaphore;
 
@@ -14,6 +13,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     limits::{IngestionLimits, LimitsSource, RateLimiter},
     metrics::Metrics,
+    payload::Payload,
     sink::{PushSummary, TraceSink},
 };
 
@@ -76,12 +76,12 @@ impl Distributor {
         Self { sink, limits, limiter: RateLimiter::default(), metrics, settings, room, clock }
     }
 
-    /// Hands on `request`, an uncompressed protobuf `ExportTraceServiceRequest` of `spans` spans, and returns after it is durable and visible. A request
-    /// without spans is answered at once. Once the sink has the request, dropping this does not stop it.
+    /// Hands on `payload` of `spans` spans, and returns after it is durable and visible. One without spans is answered at once. Once the sink has it,
+    /// dropping this does not stop it.
     /// Errors: `Exhausted` for the rate limit and back-pressure, and the sink's.
-    pub async fn push(&self, source: Source, tenant: &TenantId, request: Bytes, spans: u64) -> Result<PushSummary> {
+    pub async fn push(&self, source: Source, tenant: &TenantId, payload: Payload, spans: u64) -> Result<PushSummary> {
         let began = (self.clock)();
-        let pushed = self.checked_push(tenant, request, spans).await;
+        let pushed = self.checked_push(tenant, payload, spans).await;
         self.metrics.push_duration_seconds.observe((self.clock)().saturating_sub(began).as_secs_f64());
         match &pushed {
             Ok(_) => self.metrics.accepted_spans(source.receiver, source.transport).inc_by(spans),
@@ -90,14 +90,20 @@ impl Distributor {
         pushed
     }
 
+    /// Counts spans that a receiver refused before they got here, for `reason`.
+    pub fn refuse(&self, source: Source, tenant: &TenantId, reason: &str, spans: u64) {
+        self.metrics.discarded_spans(reason, tenant).inc_by(spans);
+        self.metrics.refused_spans(source.receiver, source.transport).inc_by(spans);
+    }
+
     /// What a client whose request ended in `error` should be told to wait. `None`: nothing.
     pub fn retry_after(&self, tenant: &TenantId, error: &Error) -> Option<Duration> {
         let after = self.settings.retry_after_on_resource_exhausted;
         (error.kind() == ErrorKind::Exhausted && !after.is_zero() && self.limits.ingestion(tenant).retry_info_enabled).then_some(after)
     }
 
-    async fn checked_push(&self, tenant: &TenantId, request: Bytes, spans: u64) -> Result<PushSummary> {
-        let bytes = request.len() as u64;
+    async fn checked_push(&self, tenant: &TenantId, payload: Payload, spans: u64) -> Result<PushSummary> {
+        let bytes = payload.bytes().len() as u64;
         self.metrics.ingress_bytes(tenant).inc_by(bytes);
         if spans == 0 {
             return Ok(PushSummary::default());
@@ -110,7 +116,7 @@ impl Distributor {
         self.metrics.spans_received(tenant).inc_by(spans);
         self.metrics.bytes_received(tenant).inc_by(bytes);
 
-        let permits = request.len().clamp(1, self.settings.inflight_bytes_max.clamp(1, u32::MAX as usize)) as u32;
+        let permits = payload.bytes().len().clamp(1, self.settings.inflight_bytes_max.clamp(1, u32::MAX as usize)) as u32;
         let room = tokio::time::timeout(self.settings.inflight_wait, self.room.clone().acquire_many_owned(permits)).await;
         let Ok(Ok(room)) = room else {
             self.metrics.discarded_spans("too_many_inflight_bytes", tenant).inc_by(spans);
@@ -123,7 +129,7 @@ impl Distributor {
             let (sink, tenant, metrics) = (self.sink.clone(), tenant.clone(), self.metrics.clone());
             async move {
                 metrics.inflight_bytes.add(bytes as i64);
-                let pushed = sink.push(&tenant, request).await;
+                let pushed = sink.push(&tenant, payload).await;
                 metrics.inflight_bytes.sub(bytes as i64);
                 drop(room);
                 pushed
@@ -157,6 +163,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     use async_trait::async_trait;
+    use bytes::Bytes;
     use prometheus::Registry;
 
     use super::*;
@@ -171,7 +178,7 @@ mod tests {
 
     #[async_trait]
     impl TraceSink for Gate {
-        async fn push(&self, _tenant: &TenantId, _request: Bytes) -> Result<PushSummary> {
+        async fn push(&self, _tenant: &TenantId, _payload: Payload) -> Result<PushSummary> {
             drop(self.open.acquire().await.unwrap());
             self.kept.fetch_add(1, SeqCst);
             Ok(PushSummary { spans: 1, traces: 1 })
@@ -200,7 +207,7 @@ mod tests {
 
     impl Fixture {
         async fn push(&self, bytes: usize, spans: u64) -> Result<PushSummary> {
-            self.distributor.push(SOURCE, &TenantId::single(), Bytes::from(vec![0; bytes]), spans).await
+            self.distributor.push(SOURCE, &TenantId::single(), Payload::Otlp(Bytes::from(vec![0; bytes])), spans).await
         }
     }
 
@@ -256,7 +263,7 @@ mod tests {
         let fixture = fixture(IngestionLimits::default(), 100);
         let first = tokio::spawn({
             let distributor = fixture.distributor.clone();
-            async move { distributor.push(SOURCE, &TenantId::single(), Bytes::from(vec![0; 1000]), 1).await }
+            async move { distributor.push(SOURCE, &TenantId::single(), Payload::Otlp(Bytes::from(vec![0; 1000])), 1).await }
         });
         while fixture.metrics.inflight_bytes.get() == 0 {
             tokio::task::yield_now().await;
@@ -275,7 +282,7 @@ mod tests {
         let fixture = fixture(IngestionLimits::default(), 100);
         let client = tokio::spawn({
             let distributor = fixture.distributor.clone();
-            async move { distributor.push(SOURCE, &TenantId::single(), Bytes::from(vec![0; 10]), 1).await }
+            async move { distributor.push(SOURCE, &TenantId::single(), Payload::Otlp(Bytes::from(vec![0; 10])), 1).await }
         });
         while fixture.metrics.inflight_bytes.get() == 0 {
             tokio::task::yield_now().await;

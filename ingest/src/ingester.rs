@@ -1,4 +1,4 @@
-//! The ingester: requests into the log, then into live spans; live spans into blocks.
+//! The ingester: requests and tables into the log, then into live spans; live spans into blocks.
 //!
 //! Lock order: a tenant's gate, then its state, then [`SegmentUse`]. None is held across a write to the object store.
 
@@ -12,7 +12,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use object_store::ObjectStore;
 use parking_lot::RwLock;
 use skein_engine::{
@@ -25,10 +24,11 @@ use skein_engine::{
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    decode::{DecodeError, check},
+    decode::DecodeError,
     ingester_metrics::IngesterMetrics,
     live::{HeadSize, SealedGeneration, TenantLive},
     metrics::Metrics,
+    payload::Payload,
     segments::SegmentUse,
     sink::{PushSummary, TraceSink},
     wal::{SegmentId, Wal},
@@ -249,8 +249,8 @@ impl Ingester {
         }
     }
 
-    async fn keep(self: Arc<Self>, tenant: TenantId, request: Bytes) -> Result<PushSummary> {
-        let summary = check(&request).map_err(|e| self.refuse(&tenant, &request, &e))?;
+    async fn keep(self: Arc<Self>, tenant: TenantId, payload: Payload) -> Result<PushSummary> {
+        let summary = payload.checked().map_err(|e| self.refuse(&tenant, payload.bytes(), &e))?;
         let live = self.tenant(&tenant);
         if self.is_full(&live.head_size()) {
             let room = self.wait_until(|| self.may_seal(&live));
@@ -261,18 +261,18 @@ impl Ingester {
         let size = {
             let _gate = live.gate.read().await;
             let under_way = self.segments.begin();
-            let segment = self.wal.append(&tenant, request.clone()).await?.get();
+            let segment = self.wal.append(&tenant, payload.bytes().clone()).await?.get();
             self.segments.note(&tenant, segment);
             drop(under_way);
-            live.add(&request, segment, self.clock.now_unix_nano())?
+            live.add(&payload, segment, self.clock.now_unix_nano())?
         };
         self.metrics.live(&tenant, size.traces as u64, size.wire_bytes);
-        self.metrics.received(&tenant, request.len() as u64, summary.trace_runs);
+        self.metrics.received(&tenant, payload.bytes().len() as u64, summary.traces);
         if self.is_full(&size) {
             let this = self.clone();
             self.spawn_cut(tenant, live, move |size| this.is_full(size));
         }
-        Ok(PushSummary { spans: summary.spans, traces: summary.trace_runs })
+        Ok(summary)
     }
 
     fn refuse(&self, tenant: &TenantId, request: &[u8], error: &DecodeError) -> Error {
@@ -293,11 +293,11 @@ pub struct IngesterHandle(pub Arc<Ingester>);
 
 #[async_trait]
 impl TraceSink for IngesterHandle {
-    async fn push(&self, tenant: &TenantId, request: Bytes) -> Result<PushSummary> {
+    async fn push(&self, tenant: &TenantId, payload: Payload) -> Result<PushSummary> {
         if self.0.stopping.load(SeqCst) {
             return Err(Error::unavailable("Ingester is shutting down"));
         }
-        self.0.clone().keep(tenant.clone(), request).await
+        self.0.clone().keep(tenant.clone(), payload).await
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`receivers`] | OTLP over gRPC and HTTP: bytes, tenant and answers; decodes no span |
+//! | [`receivers`] | OTLP over gRPC and HTTP: bytes, tenant and answers, no span is decoded; and tables of spans |
 //! | [`distributor`] | rate limit, back-pressure and counters in front of the ingester |
+//! | [`payload`] | what a push holds, and how the log tells an OTLP request from a table |
 //! | [`sink`] | the contract between the two: [`sink::TraceSink`] |
 //! | [`decode`] | OTLP protobuf to columns |
 //! | [`ingester`], [`live`] | requests into the log and into live spans |
@@ -24,6 +25,7 @@ pub mod ingester_metrics;
 pub mod limits;
 pub mod live;
 pub mod metrics;
+pub mod payload;
 pub mod receivers;
 pub mod replay;
 pub mod segments;

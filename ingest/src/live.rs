@@ -5,15 +5,14 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use skein_engine::{
-    error::{Error, Result},
+    error::Result,
     exec::live::LiveGeneration,
     spans::{BlockId, builder::SpanBuilder, set::SpanSet},
 };
 
-use crate::decode::decode;
+use crate::payload::Payload;
 
 /// Log segments, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,16 +89,16 @@ impl Default for TenantLive {
 }
 
 impl TenantLive {
-    /// Adds the spans of a checked request that lies in log segment `segment`. The caller holds the gate for reading.
-    /// Errors: `Internal` when the request does not pass the check it passed before.
-    pub fn add(&self, request: &Bytes, segment: u64, now_unix_nano: u64) -> Result<HeadSize> {
+    /// Adds the spans of a checked payload that lies in log segment `segment`. The caller holds the gate for reading.
+    /// Errors: `Internal` when a request does not pass the check it passed before.
+    pub fn add(&self, payload: &Payload, segment: u64, now_unix_nano: u64) -> Result<HeadSize> {
         let mut state = self.state.lock();
         let head = &mut state.head;
         if head.builder.is_empty() {
             head.since_unix_nano = now_unix_nano;
         }
         head.segments = Some(SegmentRange::including(head.segments, segment));
-        decode(request, &mut head.builder).map_err(|e| Error::internal("decoding a checked request").with_source(e))?;
+        payload.append_to(&mut head.builder)?;
         Ok(state.head_size())
     }
 

@@ -7,7 +7,7 @@ use skein_engine::{
     tenant::TenantId,
 };
 
-use crate::{ingester::Ingester, wal::SegmentId};
+use crate::{ingester::Ingester, payload::Payload, wal::SegmentId};
 
 /// What a replay found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct ReplaySummary {
 impl Ingester {
     /// Reads `segments`, oldest first. A tenant's records of a segment that a known block covers are skipped: the process ended between
     /// writing that block and removing the segment. The catalog must have been polled before. Damage is reported, and no error.
-    /// Errors: `Internal` when live spans cannot be cut on the way.
+    /// Errors: `Internal` when live spans cannot be cut on the way; `Data` for a table that cannot be read though its checksum matches.
     pub async fn replay(self: &Arc<Self>, segments: Vec<SegmentId>) -> Result<ReplaySummary> {
         let mut summary = ReplaySummary::default();
         for segment in segments {
@@ -52,13 +52,13 @@ impl Ingester {
         let mut summary = ReplaySummary::default();
         self.segments.exists(segment.get());
         let now = self.clock.now_unix_nano();
-        let report = self.wal.replay(segment, |tenant, request| {
+        let report = self.wal.replay(segment, |tenant, record| {
             if self.is_in_a_block(tenant, segment) {
                 summary.in_blocks += 1;
                 return Ok(());
             }
             self.segments.note(tenant, segment.get());
-            self.tenant(tenant).add(&request, segment.get(), now)?;
+            self.tenant(tenant).add(&Payload::of_record(record)?, segment.get(), now)?;
             summary.requests += 1;
             Ok(())
         })?;

@@ -20,6 +20,12 @@ Time = Union[int, float, str, datetime]
 
 DEFAULT_URL = "http://localhost:3200"
 
+#: Most bytes of a batch of spans that is written, a quarter of what a server reads in one message, and most spans.
+BATCH_BYTES = 4 << 20
+BATCH_SPANS = 16_384
+#: A dictionary is one message too. Longer ones are spelled out.
+DICTIONARY_BYTES = 1 << 20
+
 
 def connect(
     url: str | None = None, *, tenant: str | None = None, token: str | None = None, timeout: float = 300.0, transport: Transport | None = None
@@ -34,7 +40,7 @@ def connect(
 
 
 class Client:
-    """Questions to one tenant of one server. Made by `connect`; not to be shared between threads.
+    """Questions to one tenant of one server, and spans for it. Made by `connect`; not to be shared between threads.
 
     Every question raises `InvalidRequest` for a wrong query (the message says where and why), `Denied`, `Exhausted` at a limit, and `Unavailable`
     when the server is away or ends an answer early. A table that is returned is whole.
@@ -116,6 +122,19 @@ class Client:
                 yield fresh if columns is None else fresh.select(list(columns))
             time.sleep(max(0.0, interval - (time.monotonic() - asked)))
 
+    def write(self, table: pa.Table) -> int:
+        """Writes the spans of `table`, a row each, and returns how many there are, after they are durable and can be asked for.
+
+        Columns are those of `SELECT * FROM spans`, and `events` and `links`; docs/flight.md says which are needed and which types they may have.
+        `pa.Table.from_pandas(frame)` makes a table of a data frame. Needs Arrow Flight, that is, a client that is connected to `grpc://…`. The table is
+        sent in batches, each of which is taken or refused as a whole: `InvalidRequest` names batch, column and row of what is wrong, and says how many
+        spans before it were written. `Exhausted` and `Unavailable` may succeed later; what is written twice is kept once.
+        """
+        if not isinstance(table, pa.Table):
+            raise errors.InvalidRequest(f"spans are written as a pyarrow.Table, not as {type(table).__name__}: pa.Table.from_pandas(…) makes one of a data frame")
+        table = _with_short_dictionaries(_plain(table))
+        return self._transport.write(table.schema, _cut(table))
+
     def close(self) -> None:
         """Gives connections back."""
         self._transport.close()
@@ -138,6 +157,33 @@ def _plain(table: pa.Table) -> pa.Table:
         if pa.types.is_dictionary(field.type) and not all(_is_distinct(chunk.dictionary) for chunk in table.column(at).chunks):
             table = table.set_column(at, field, table.column(at).cast(field.type.value_type).dictionary_encode())
     return table
+
+
+def _with_short_dictionaries(table: pa.Table) -> pa.Table:
+    """With dictionaries that fit into a message, the others spelled out."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and any(chunk.dictionary.nbytes > DICTIONARY_BYTES for chunk in table.column(at).chunks):
+            plain = pa.field(field.name, field.type.value_type, field.nullable, field.metadata)
+            table = table.set_column(at, plain, table.column(at).cast(plain.type))
+    return table
+
+
+def _cut(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """The rows in batches that fit into a message, as far as a single row does."""
+    waiting = table.to_batches(max_chunksize=BATCH_SPANS)[::-1]
+    while waiting:
+        batch = waiting.pop()
+        if batch.num_rows > 1 and _own_bytes(batch) > BATCH_BYTES:
+            half = batch.num_rows // 2
+            waiting += [batch.slice(half), batch.slice(0, half)]
+        elif batch.num_rows > 0:
+            yield batch
+
+
+def _own_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of the rows, without dictionaries."""
+    own = (column.indices if pa.types.is_dictionary(column.type) else column for column in batch.columns)
+    return sum(int(column.nbytes) for column in own)
 
 
 def _is_distinct(values: pa.Array) -> bool:

@@ -1,4 +1,4 @@
-"""How a statement reaches a server and its rows come back. Knows nothing of what statements mean."""
+"""How a statement reaches a server and its rows come back, and how spans get there. Knows nothing of what either means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Union
 
@@ -22,10 +22,14 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 
 
 class Transport(Protocol):
-    """A way to a server. `batches` raises the errors of `skein.errors` and no others."""
+    """A way to a server. Raises the errors of `skein.errors` and no others."""
 
     def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """Runs a statement. The batches come as the server makes them; dropping the iterator stops the statement."""
+        ...
+
+    def write(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+        """Writes spans, and returns how many, after the last is acknowledged."""
         ...
 
     def close(self) -> None:
@@ -86,6 +90,9 @@ class Http:
             if response.read(1):
                 raise errors.SkeinError("there is more after the end of the Arrow stream")
 
+    def write(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+        raise errors.InvalidRequest(f"spans are written over Arrow Flight: connect to grpc://HOST:9095, the server's gRPC port, instead of {self._url}")
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -107,7 +114,7 @@ class Http:
 
 
 class Flight:
-    """Arrow Flight: `DoGet` with the statement as the ticket. One connection for all statements."""
+    """Arrow Flight: `DoGet` with the statement as the ticket, `DoPut` of spans. One connection for all of them."""
 
     def __init__(self, url: str, tenant: str | None, token: str | None, timeout: float) -> None:
         try:
@@ -127,6 +134,23 @@ class Flight:
             reader = self._client.do_get(ticket, self._options)
             schema = reader.schema
         return schema, self._read(reader)
+
+    def write(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+        written = 0
+        with self._explained():
+            writer, answers = self._client.do_put(self._flight.FlightDescriptor.for_path("spans"), schema, self._options)
+            # Closing tells what went wrong.
+            with writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                    answer = answers.read()
+                    if answer is None:
+                        break
+                    written = int(json.loads(answer.to_pybytes())["spans"])
+                else:
+                    writer.done_writing()
+                    return written
+        raise errors.SkeinError(f"the server ended the call after {written} spans and did not say why")
 
     def _read(self, reader: Any) -> Iterator[pa.RecordBatch]:
         whole = False

@@ -1,6 +1,7 @@
 //! `skein bench`: what a span costs to take in, what a query costs to answer, and how fast spans leave as Arrow.
 
 mod flight;
+mod put;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,7 +52,7 @@ enum What {
     Ingest(Ingest),
     /// Ask a list of queries again and again.
     Query(Query),
-    /// Receive all spans over Arrow Flight.
+    /// Receive all spans over Arrow Flight, or write spans and compare that with OTLP.
     Flight(flight::Arguments),
 }
 
@@ -117,10 +118,19 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
+/// A folder of that name does not exist yet.
+fn temporary_folder() -> PathBuf {
+    std::env::temp_dir().join(format!("skein-bench-{}-{}", std::process::id(), SystemClock.now_unix_nano()))
+}
+
+fn make_folder(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|error| Error::unavailable(format!("making {}", dir.display())).with_source(error))
+}
+
 async fn run_ingest(arguments: Ingest) -> Result<ExitCode> {
-    let temporary = std::env::temp_dir().join(format!("skein-bench-{}-{}", std::process::id(), SystemClock.now_unix_nano()));
+    let temporary = temporary_folder();
     let dir = arguments.dir.clone().unwrap_or_else(|| temporary.clone());
-    fs::create_dir_all(&dir).map_err(|error| Error::unavailable(format!("making {}", dir.display())).with_source(error))?;
+    make_folder(&dir)?;
     if live_blocks(&dir.join("blocks"))?.spans > 0 {
         return Err(Error::invalid(format!("{} has blocks already; take an empty folder", dir.display())));
     }

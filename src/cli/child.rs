@@ -21,6 +21,8 @@ pub struct Server {
     pub grpc: String,
     /// `host:port` of OTLP over HTTP.
     pub otlp_http: String,
+    /// `host:port` of OTLP over gRPC.
+    pub otlp_grpc: String,
 }
 
 impl Server {
@@ -44,7 +46,7 @@ impl Server {
         command.arg(format!("-config.file={}", config.display())).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(doing)?;
         let stdout = child.stdout.take().expect("stdout was asked for");
-        let mut server = Self { child, http: String::new(), grpc: String::new(), otlp_http: String::new() };
+        let mut server = Self { child, http: String::new(), grpc: String::new(), otlp_http: String::new(), otlp_grpc: String::new() };
         let mut lines = BufReader::new(stdout).lines();
         loop {
             let Some(line) = lines.next().transpose().map_err(doing)? else {
@@ -54,6 +56,7 @@ impl Server {
                 Some(("http", address)) => server.http = address.to_owned(),
                 Some(("grpc", address)) => server.grpc = address.to_owned(),
                 Some(("otlp http", address)) => server.otlp_http = address.to_owned(),
+                Some(("otlp grpc", address)) => server.otlp_grpc = address.to_owned(),
                 _ if line == "skein: ready" => break,
                 _ => {}
             }

@@ -101,8 +101,8 @@ async fn serve(loaded: Loaded, query: tokio::runtime::Handle, ready: impl FnOnce
     let ingest_metrics = Arc::new(skein_ingest::metrics::Metrics::new(&shared.registry)?);
     let ingester = ingester::open(&shared, &storage, ingest_metrics.clone()).await?;
     let process = Arc::new(Process::new(shared.clone(), ingester.lifecycle.clone(), stop.clone()));
-    let receivers = distributor::open(&shared, otlp, ingester.sink.clone(), ingest_metrics).await?;
-    let api = query_frontend::open(&shared, (ingester.queries.clone(), ingester.sql.clone()), process.clone())?;
+    let (receivers, tables) = distributor::open(&shared, otlp, ingester.sink.clone(), ingest_metrics).await?;
+    let api = query_frontend::open(&shared, (ingester.queries.clone(), ingester.sql.clone()), tables, process.clone())?;
 
     let addresses = Addresses {
         http: listeners.http_address,

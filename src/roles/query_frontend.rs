@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use skein_engine::{
     error::{Error, Result},
+    exec::writer::SpanWriter,
     query::QueryService,
     sql::SqlService,
 };
@@ -47,13 +48,19 @@ async fn listen(endpoint: &str) -> Result<(TcpListener, SocketAddr)> {
 /// The API over `queries`.
 pub struct Api(Arc<Frontend>);
 
-/// Builds the API. Errors: `Invalid` for settings that cannot work.
-pub fn open(shared: &Shared, (queries, sql): (Arc<dyn QueryService>, Arc<dyn SqlService>), operations: Arc<dyn Operations>) -> Result<Api> {
+/// Builds the API over what answers queries and what takes spans. Errors: `Invalid` for settings that cannot work.
+pub fn open(
+    shared: &Shared,
+    (queries, sql): (Arc<dyn QueryService>, Arc<dyn SqlService>),
+    writer: Arc<dyn SpanWriter>,
+    operations: Arc<dyn Operations>,
+) -> Result<Api> {
     let settings = &shared.settings;
     let build = BuildInfo { version: TEMPO_VERSION.into(), revision: format!("skein-{}", env!("CARGO_PKG_VERSION")), ..BuildInfo::default() };
     let parts = FrontendParts {
         queries,
         sql,
+        writer: Some(writer),
         operations,
         settings: settings.query_frontend.clone(),
         multitenancy_enabled: settings.multitenancy_enabled,

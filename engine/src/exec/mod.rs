@@ -16,3 +16,4 @@ pub mod split;
 pub mod stats;
 pub mod tags;
 pub mod trace;
+pub mod writer;

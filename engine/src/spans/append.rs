@@ -21,7 +21,7 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Rows appended at a time: what the head of a builder takes at most.
-const SLICE_ROWS: usize = 32_768;
+pub(super) const SLICE_ROWS: usize = 32_768;
 
 impl SpanBuilder {
     /// Appends the spans of `batch`, which holds all columns of `schema` and whole traces; `resources` and `scopes` are what its ids
@@ -34,7 +34,7 @@ impl SpanBuilder {
         let mut from = 0;
         while from < batch.num_rows() {
             let rows = SLICE_ROWS.min(batch.num_rows() - from);
-            self.make_room(rows);
+            self.make_room(rows, 0);
             let slice = batch.slice(from, rows);
             self.append_slice(&slice, schema, (&resources, &scopes), &parents[from..from + rows], wire_bytes)?;
             self.seal_if_full();
@@ -52,7 +52,7 @@ impl SpanBuilder {
         wire_bytes: usize,
     ) -> Result<()> {
         let base = self.next_row();
-        append_attributes(self.attributes_mut(), base, batch, &schema.attributes, "span_attributes_rest")?;
+        append_attributes(&mut self.attributes, base, batch, &schema.attributes, "span_attributes_rest")?;
         let (high, low, span_id) = (ints(batch, "trace_id_high")?, ints(batch, "trace_id_low")?, ints(batch, "span_id")?);
         let (trace_start, offset, duration) =
             (ints(batch, "trace_start_unix_nano")?, ints(batch, "start_offset_nanos")?, ints(batch, "duration_nanos")?);
@@ -157,20 +157,7 @@ fn append_attributes(table: &mut AttributeTable, base: u32, batch: &RecordBatch,
 /// False when the table has no room for another key.
 fn append_column(table: &mut AttributeTable, base: u32, field: &AttributeField, typed: &Typed, rows: usize) -> bool {
     let Some(mut column) = table.column(&field.column.key, field.column.kind) else { return false };
-    for row in 0..rows {
-        let at = base + row as u32;
-        match typed {
-            Typed::Text(values) => {
-                if let Some(text) = values.get(row) {
-                    column.push_text(at, text);
-                }
-            }
-            Typed::Int(values) if values.is_valid(row) => column.push_int(at, values.value(row)),
-            Typed::Double(values) if values.is_valid(row) => column.push_double(at, values.value(row)),
-            Typed::Bool(values) if values.is_valid(row) => column.push_bool(at, values.value(row)),
-            _ => {}
-        }
-    }
+    column.extend(base, typed, 0..rows);
     true
 }
 
@@ -245,7 +232,7 @@ impl<'a> EventAppender<'a> {
         let first = list.value_offsets()[0] as usize;
         let last = list.value_offsets()[list.len()] as usize;
         let own = items.slice(first, last - first);
-        append_attributes(builder.event_attributes_mut(), base.wrapping_add(first as u32), &own, &schema.event_attributes, "attributes_rest")
+        append_attributes(&mut builder.event_attributes, base.wrapping_add(first as u32), &own, &schema.event_attributes, "attributes_rest")
     }
 }
 

@@ -1,14 +1,15 @@
 //! Attribute tables: finds for each key and type its column, guesses the next key from the last, and sends rare shapes to the rest.
 
-use std::{hash::BuildHasher, mem, sync::Arc};
+use std::{hash::BuildHasher, mem, ops::Range, sync::Arc};
 
-use arrow::array::StringArray;
+use arrow::array::{Array, ArrowPrimitiveType, Int32Array, PrimitiveArray, StringArray};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::{
     columns::{ATTRIBUTE_TYPES, AttributeColumn, AttributeType, BytesColumn, SparseColumn, Values},
     pool::Pool,
+    read::{Texts, Typed},
     wire::{AnyValue, KeyValue, WireError, write_bytes_field},
 };
 
@@ -227,24 +228,63 @@ pub struct ColumnAppender<'a> {
 }
 
 impl ColumnAppender<'_> {
-    /// Appends a string.
-    pub fn push_text(&mut self, row: u32, text: &str) {
-        self.growing.push_text(row, text.as_bytes());
+    /// Appends the values of `rows`, nulls left out; row `rows.start + i` becomes row `base + i`. Cost: one look-up for each distinct value of
+    /// a dictionary.
+    pub(super) fn extend(&mut self, base: u32, values: &Typed, rows: Range<usize>) {
+        let growing = &mut *self.growing;
+        match (values, &mut growing.values) {
+            (Typed::Text(Texts::Dictionary(dictionary, values)), _) => growing.extend_dictionary(base, dictionary.keys(), values, rows),
+            (Typed::Text(texts), _) => {
+                for (at, row) in rows.enumerate() {
+                    if let Some(text) = texts.get(row) {
+                        growing.push_text(base + at as u32, text.as_bytes());
+                    }
+                }
+            }
+            (Typed::Int(values), Values::Int(to)) => extend_numbers((&mut growing.rows, to), base, values, rows),
+            (Typed::Double(values), Values::Double(to)) => extend_numbers((&mut growing.rows, to), base, values, rows),
+            (Typed::Bool(values), Values::Bool(to)) => {
+                for (at, row) in rows.enumerate().filter(|(_, row)| values.is_valid(*row)) {
+                    growing.rows.push(base + at as u32);
+                    to.push(values.value(row));
+                }
+            }
+            _ => unreachable!("a column holds values of its type"),
+        }
     }
+}
 
-    /// Appends an integer.
-    pub fn push_int(&mut self, row: u32, value: i64) {
-        self.growing.push_int(row, value);
+/// Calls `take` with the new row and the key of each of `rows` that has one.
+#[inline]
+fn for_each_key(base: u32, keys: &Int32Array, rows: Range<usize>, mut take: impl FnMut(u32, usize)) {
+    match keys.nulls() {
+        None => keys.values()[rows].iter().zip(base..).for_each(|(&key, row)| take(row, key as usize)),
+        Some(nulls) => {
+            let nulls = nulls.slice(rows.start, rows.len());
+            nulls.valid_indices().for_each(|at| take(base + at as u32, keys.value(rows.start + at) as usize));
+        }
     }
+}
 
-    /// Appends a double.
-    pub fn push_double(&mut self, row: u32, value: f64) {
-        self.growing.push_double(row, value);
-    }
-
-    /// Appends a boolean.
-    pub fn push_bool(&mut self, row: u32, value: bool) {
-        self.growing.push_bool(row, value);
+/// Appends the numbers of `rows`, nulls left out.
+fn extend_numbers<T: ArrowPrimitiveType>(
+    (to_rows, to): (&mut Vec<u32>, &mut Vec<T::Native>),
+    base: u32,
+    from: &PrimitiveArray<T>,
+    rows: Range<usize>,
+) {
+    match from.nulls() {
+        None => {
+            to_rows.extend(base..base + rows.len() as u32);
+            to.extend_from_slice(&from.values()[rows]);
+        }
+        Some(nulls) => {
+            let nulls = nulls.slice(rows.start, rows.len());
+            for at in nulls.valid_indices() {
+                to_rows.push(base + at as u32);
+                to.push(from.value(rows.start + at));
+            }
+        }
     }
 }
 
@@ -288,6 +328,25 @@ impl Growing {
         if let Values::Bool(values) = &mut self.values {
             self.rows.push(row);
             values.push(value);
+        }
+    }
+
+    /// Appends strings by their keys; each distinct one is looked up once.
+    fn extend_dictionary(&mut self, base: u32, keys: &Int32Array, values: &StringArray, rows: Range<usize>) {
+        let Values::Coded(codes) = &mut self.values else {
+            return for_each_key(base, keys, rows, |row, key| self.push_text(row, values.value(key).as_bytes()));
+        };
+        let (before, mut known) = (codes.len(), vec![NONE; values.len()]);
+        for_each_key(base, keys, rows, |row, key| {
+            if known[key] == NONE {
+                known[key] = self.pool.intern(values.value(key).as_bytes());
+            }
+            self.rows.push(row);
+            codes.push(known[key]);
+        });
+        let probed = before < CARDINALITY_PROBE && codes.len() >= CARDINALITY_PROBE;
+        if probed && self.pool.len() - self.pooled_before > codes.len() / 2 {
+            self.stop_interning();
         }
     }
 

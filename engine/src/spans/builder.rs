@@ -57,14 +57,14 @@ pub const ODD_STATUS_IS_EMPTY: i64 = 2;
 
 /// The traces of a builder.
 #[derive(Debug, Default)]
-struct Traces {
+pub(super) struct Traces {
     by_id: HashMap<TraceId, u32, foldhash::fast::FixedState>,
     last_id: Option<(TraceId, u32)>,
 }
 
 impl Traces {
     #[inline]
-    fn number(&mut self, id: TraceId) -> u32 {
+    pub(super) fn number(&mut self, id: TraceId) -> u32 {
         if let Some((last, number)) = self.last_id
             && last == id
         {
@@ -80,19 +80,19 @@ impl Traces {
 /// Builds the spans of one tenant and one generation.
 #[derive(Debug)]
 pub struct SpanBuilder {
-    head: SpanChunk,
-    attributes: AttributeTable,
-    event_attributes: AttributeTable,
-    names: Pool,
-    event_names: Pool,
+    pub(super) head: SpanChunk,
+    pub(super) attributes: AttributeTable,
+    pub(super) event_attributes: AttributeTable,
+    pub(super) names: Pool,
+    pub(super) event_names: Pool,
     resources: SharedTable,
     scopes: SharedTable,
-    traces: Traces,
+    pub(super) traces: Traces,
     sealed: Vec<Arc<SpanChunk>>,
-    spans: usize,
-    wire_bytes: u64,
-    head_bytes: usize,
-    version: u64,
+    pub(super) spans: usize,
+    pub(super) wire_bytes: u64,
+    pub(super) head_bytes: usize,
+    pub(super) version: u64,
 }
 
 impl Default for SpanBuilder {
@@ -270,16 +270,6 @@ impl SpanBuilder {
         }
     }
 
-    /// The attribute columns of spans, for rows that come from columns.
-    pub(super) fn attributes_mut(&mut self) -> &mut AttributeTable {
-        &mut self.attributes
-    }
-
-    /// The attribute columns of events, for rows that come from columns.
-    pub(super) fn event_attributes_mut(&mut self) -> &mut AttributeTable {
-        &mut self.event_attributes
-    }
-
     /// Row the next span gets in the head.
     pub(super) fn next_row(&self) -> u32 {
         self.row()
@@ -290,9 +280,9 @@ impl SpanBuilder {
         self.head.events.spans.len() as u32
     }
 
-    /// Seals the head if `rows` more would make it too long.
-    pub(super) fn make_room(&mut self, rows: usize) {
-        if self.head.span_id.len() + rows > CHUNK_ROWS {
+    /// Seals the head if `rows` more, with `text_bytes` of text, would make it too long.
+    pub(super) fn make_room(&mut self, rows: usize, text_bytes: usize) {
+        if self.head.span_id.len() + rows > CHUNK_ROWS || self.head_bytes + text_bytes > CHUNK_TEXT_BYTES {
             self.seal();
         }
     }
@@ -330,7 +320,7 @@ fn push_text(column: &mut BytesColumn, row: u32, text: &[u8]) {
 
 impl RareColumn {
     #[inline]
-    fn push_nonzero(&mut self, row: u32, value: i64) {
+    pub(super) fn push_nonzero(&mut self, row: u32, value: i64) {
         if value != 0 {
             self.rows.push(row);
             self.values.push(value);

@@ -10,6 +10,7 @@
 //! | [`tree`] | block order, trees, duplicates |
 //! | [`schema`], [`gather`] | the columns of the span table, and a set as record batches |
 //! | [`append`] | record batches back into a builder |
+//! | [`written`] | tables of spans as clients write them, into a builder |
 //! | [`otlp`] | record batches back to OTLP |
 //! | [`value`] | values as TraceQL sees them |
 
@@ -30,5 +31,6 @@ pub mod tree;
 pub mod value;
 pub mod weight;
 pub mod wire;
+pub mod written;
 
 pub use ids::{BlockId, SpanId, TraceId};

@@ -445,3 +445,12 @@ async fn statements_take_parameters() {
     let batches: Vec<_> = statement.run(Some(values)).await.unwrap().batches.try_collect().await.unwrap();
     assert!(pretty_format_batches(&batches).unwrap().to_string().contains("| 2        |"));
 }
+
+#[test]
+fn every_column_of_spans_can_be_written_back_or_follows_from_others() {
+    use super::columns::{SqlColumn, span_columns};
+    use crate::spans::written::{DERIVED, is_written};
+    for column in span_columns(&[]).into_iter().chain([SqlColumn::spanset(), SqlColumn::critical_path()]) {
+        assert_ne!(is_written(&column.name), DERIVED.contains(&column.name.as_str()), "{}", column.name);
+    }
+}

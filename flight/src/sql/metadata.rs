@@ -73,7 +73,10 @@ impl FlightSql {
                 self.listed(caller).await?.iter().for_each(|table| types.append(&table.kind));
                 types.build().map_err(unbuilt)?
             }
-            Command::CommandGetSqlInfo(command) => command.into_builder(&SQL_INFO).build().map_err(unbuilt)?,
+            Command::CommandGetSqlInfo(command) => {
+                let info = if self.backend.writer().is_some() { &SQL_INFO } else { &SQL_INFO_READ_ONLY };
+                command.into_builder(info).build().map_err(unbuilt)?
+            }
             Command::CommandGetXdbcTypeInfo(command) => command.into_builder(&XDBC_TYPES).build().map_err(unbuilt)?,
             command => RecordBatch::new_empty(schema_of_command(&command)?),
         };
@@ -237,18 +240,23 @@ static FOREIGN_KEYS: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// What the server can do.
-static SQL_INFO: LazyLock<SqlInfoData> = LazyLock::new(|| {
+/// What a server can do that takes spans.
+static SQL_INFO: LazyLock<SqlInfoData> = LazyLock::new(|| sql_info(true));
+
+/// What a server can do that takes none.
+static SQL_INFO_READ_ONLY: LazyLock<SqlInfoData> = LazyLock::new(|| sql_info(false));
+
+fn sql_info(writes: bool) -> SqlInfoData {
     let mut info = SqlInfoDataBuilder::new();
     info.append(SqlInfo::FlightSqlServerName, "skein");
     info.append(SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
     info.append(SqlInfo::FlightSqlServerArrowVersion, "1.3");
-    info.append(SqlInfo::FlightSqlServerReadOnly, true);
+    info.append(SqlInfo::FlightSqlServerReadOnly, !writes);
     info.append(SqlInfo::FlightSqlServerSql, true);
     info.append(SqlInfo::FlightSqlServerSubstrait, false);
     info.append(SqlInfo::FlightSqlServerTransaction, 0_i32);
     info.append(SqlInfo::FlightSqlServerCancel, true);
-    info.append(SqlInfo::FlightSqlServerBulkIngestion, false);
+    info.append(SqlInfo::FlightSqlServerBulkIngestion, writes);
     info.append(SqlInfo::SqlDdlCatalog, false);
     info.append(SqlInfo::SqlDdlSchema, false);
     info.append(SqlInfo::SqlDdlTable, false);
@@ -259,7 +267,7 @@ static SQL_INFO: LazyLock<SqlInfoData> = LazyLock::new(|| {
     info.append(SqlInfo::SqlNullOrdering, SqlNullOrdering::SqlNullsSortedHigh as i32);
     info.append(SqlInfo::SqlMaxStatementLength, skein_engine::sql::session::TEXT_BYTES_MAX as i64);
     info.build().expect("a name occurs once")
-});
+}
 
 /// The types that columns have.
 static XDBC_TYPES: LazyLock<XdbcTypeInfoData> = LazyLock::new(|| {

@@ -1,4 +1,4 @@
-//! Arrow Flight and Flight SQL for strangers: SQL and TraceQL in, record batches out.
+//! Arrow Flight and Flight SQL for strangers: SQL and TraceQL in, record batches out; and spans in, as record batches.
 //!
 //! | file | owns |
 //! |---|---|
@@ -6,10 +6,11 @@
 //! | `asks` | descriptors and tickets, Flight SQL's and plain ones in JSON, as statements |
 //! | `statements` | `GetFlightInfo` and `DoGet`: statements that wait for their ticket, run, or are cancelled |
 //! | `prepared` | prepared statements and their parameters |
+//! | `put` | `DoPut`: spans as record batches, and whose parameters they are otherwise |
 //! | `metadata` | catalogs, schemas, tables, what the server can do |
 //! | `actions` | `DoAction` |
 //! | `auth` | which tenant asks: headers, handshake |
-//! | [`export`] | a client, for measuring |
+//! | [`export`] | a client that reads and writes, for measuring |
 //! | `encode` | batches as messages: dictionaries, compression |
 //! | `kept` | what is kept between two calls of a client: bounded, and forgotten after a while |
 //!
@@ -24,6 +25,7 @@ pub mod export;
 mod kept;
 mod metadata;
 mod prepared;
+mod put;
 mod service;
 mod statements;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub use datafusion::common::ParamValues;
 use futures::stream::BoxStream;
 use skein_engine::{
     error::Result,
+    exec::writer::SpanWriter,
     sql::{SqlRows, SqlStatement},
     tenant::TenantId,
 };
@@ -67,6 +70,9 @@ pub trait FlightBackend: Send + Sync + 'static {
 
     /// Writes what is live of `tenant` to blocks. Errors: `NotFound` for a tenant that nothing is known of.
     async fn flush(&self, tenant: TenantId) -> Result<()>;
+
+    /// Takes spans; None in a process that takes none.
+    fn writer(&self) -> Option<Arc<dyn SpanWriter>>;
 
     /// Counts a call of `method` from now until the result is dropped or told how the call ended.
     fn call(&self, method: &'static str) -> Box<dyn Call>;

@@ -2,12 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use arrow_flight::{
-    FlightData,
-    decode::FlightRecordBatchStream,
-    error::FlightError,
-    sql::{ActionCreatePreparedStatementResult, DoPutPreparedStatementResult},
-};
+use arrow_flight::sql::{ActionCreatePreparedStatementResult, DoPutPreparedStatementResult};
 use bytes::Bytes;
 use datafusion::{
     arrow::{
@@ -18,13 +13,12 @@ use datafusion::{
 };
 use futures::{Stream, TryStreamExt};
 use skein_engine::error::{Error, Result};
-use tonic::Status;
 
 use super::{
     asks::Statement,
     encode::schema_bytes,
     kept::Bounds,
-    service::{Caller, FlightSql, unreadable},
+    service::{Caller, FlightSql},
 };
 
 /// Bounds of prepared statements.
@@ -97,17 +91,16 @@ impl FlightSql {
         self.state.prepared.take(&caller.tenant, handle, self.backend.now_unix_nano()).map(drop)
     }
 
-    /// Binds the row of parameters in `messages`. Errors: `NotFound`; `Invalid` for anything but one row, and for messages that are no Arrow.
+    /// Binds the row of parameters in `batches`. Errors: `NotFound`; `Invalid` for anything but one row; those of `batches`.
     pub(crate) async fn bind_prepared(
         &self,
         caller: &Caller,
         handle: Bytes,
-        messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
+        batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
     ) -> Result<DoPutPreparedStatementResult> {
         let prepared = self.state.prepared.get(&caller.tenant, &handle, self.backend.now_unix_nano())?;
-        let mut batches = FlightRecordBatchStream::new_from_flight_data(messages.map_err(FlightError::from));
-        let mut bound = false;
-        while let Some(batch) = batches.try_next().await.map_err(no_arrow)? {
+        let (mut batches, mut bound) = (std::pin::pin!(batches), false);
+        while let Some(batch) = batches.try_next().await? {
             if batch.num_rows() == 0 {
                 continue;
             }
@@ -118,13 +111,5 @@ impl FlightSql {
             bound = true;
         }
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
-    }
-}
-
-/// What a client sent is no Arrow.
-fn no_arrow(error: FlightError) -> Error {
-    match error {
-        FlightError::Tonic(status) => unreadable(&status),
-        error => Error::invalid("reading the record batches that were sent").with_source(error),
     }
 }

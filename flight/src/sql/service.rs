@@ -4,21 +4,18 @@ use std::sync::Arc;
 
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo, PutResult,
-    SchemaResult, Ticket,
-    flight_service_server::FlightService,
-    sql::{Any, Command},
+    SchemaResult, Ticket, flight_service_server::FlightService, sql::Command,
 };
 use datafusion::arrow::error::ArrowError;
 use futures::{StreamExt, stream};
-use prost::Message;
 use skein_engine::{
     error::{Error, ErrorKind, Result},
     tenant::TenantId,
 };
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    Call, FlightBackend, FlightState, Messages,
+    Call, FlightBackend, FlightState, MESSAGE_BYTES_MAX, Messages,
     asks::{self, Ask},
     auth,
     encode::{Encoding, schema_bytes},
@@ -122,31 +119,16 @@ impl FlightSql {
             Ask::Command(command) => self.metadata_rows(caller, command, encoding).await,
         }
     }
-
-    /// Takes parameters of prepared statements; nothing else is written this way.
-    async fn put(&self, caller: &Caller, mut messages: Streaming<FlightData>) -> Reply<Messages<PutResult>> {
-        let first = messages.message().await.map_err(|status| unreadable(&status))?;
-        let first = first.ok_or_else(|| Error::invalid("DoPut without a message: the first one has the descriptor and the schema"))?;
-        let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
-        let command = Any::decode(&*descriptor.cmd).ok().and_then(|any| Command::try_from(any).ok());
-        match command {
-            Some(Command::CommandPreparedStatementQuery(query)) => {
-                let messages = stream::iter([Ok(first)]).chain(messages);
-                let result = self.bind_prepared(caller, query.prepared_statement_handle, messages).await?;
-                let result = PutResult { app_metadata: result.encode_to_vec().into() };
-                Ok(stream::iter([Ok(result)]).boxed())
-            }
-            Some(Command::CommandStatementUpdate(_) | Command::CommandPreparedStatementUpdate(_)) => {
-                Err(Error::invalid("only statements that read are allowed: send them as queries").into())
-            }
-            _ => Err(unimplemented("DoPut takes the parameters of prepared statements; spans are written with OTLP")),
-        }
-    }
 }
 
-/// Why a message of a client could not be read. What the gRPC library calls `INTERNAL` is a message that is no protobuf.
+/// Why a message of a client could not be read. What the gRPC library calls `INTERNAL` is a message that is no protobuf, `OUT_OF_RANGE` one that
+/// is too long.
 pub(crate) fn unreadable(status: &Status) -> Error {
     match from_status(status) {
+        _ if status.code() == Code::OutOfRange => {
+            let (most, text) = (MESSAGE_BYTES_MAX >> 20, status.message());
+            Error::invalid(format!("a message is longer than {most} MiB: send smaller batches ({text})"))
+        }
         error if error.kind() == ErrorKind::Internal => Error::invalid(format!("reading the messages that were sent: {}", error.message())),
         error => error,
     }

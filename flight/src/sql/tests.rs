@@ -31,6 +31,7 @@ use skein_engine::{
     exec::{
         engine::{Engine, EngineSettings},
         live::{LiveGeneration, LiveSpans},
+        writer::SpanWriter,
     },
     sql::{SqlRows, SqlService, SqlStatement},
     tenant::TenantId,
@@ -76,6 +77,10 @@ impl FlightBackend for Backend {
 
     async fn flush(&self, _: TenantId) -> Result<()> {
         Ok(())
+    }
+
+    fn writer(&self) -> Option<Arc<dyn SpanWriter>> {
+        None
     }
 
     fn call(&self, _: &'static str) -> Box<dyn Call> {

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use skein_engine::{
     error::{Error, Result},
+    exec::writer::SpanWriter,
     sql::{SqlRows, SqlStatement},
     tenant::TenantId,
 };
@@ -26,7 +27,7 @@ impl FlightBackend for Backend {
         let tenants = self.0.tenants(header)?;
         match tenants.ids() {
             [tenant] => Ok(tenant.clone()),
-            _ => Err(Error::invalid(format!("SQL is asked of one tenant at a time, not of {}", tenants.name()))),
+            _ => Err(Error::invalid(format!("SQL is asked of, and spans are written to, one tenant at a time, not {}", tenants.name()))),
         }
     }
 
@@ -58,6 +59,10 @@ impl FlightBackend for Backend {
 
     async fn flush(&self, tenant: TenantId) -> Result<()> {
         self.0.operations.flush(Some(tenant)).await
+    }
+
+    fn writer(&self) -> Option<Arc<dyn SpanWriter>> {
+        self.0.writer.clone()
     }
 
     fn call(&self, method: &'static str) -> Box<dyn Call> {

@@ -318,6 +318,7 @@ impl Api {
         let parts = FrontendParts {
             queries: queries.clone(),
             sql: queries.clone(),
+            writer: None,
             operations: operations.clone(),
             settings,
             multitenancy_enabled,

@@ -1,4 +1,4 @@
-//! OTLP receivers: from a client's bytes to [`Distributor::push`], and from its result to the client's answer.
+//! Receivers: from a client's bytes to [`Distributor::push`], and from its result to the client's answer.
 //!
 //! | module | owns |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | [`json`] | OTLP JSON to OTLP protobuf |
 //! | [`encoding`] | `Content-Encoding`, within a size limit |
 //! | [`tenant`] | whose request it is |
+//! | [`tables`] | tables of spans, which come over Arrow Flight |
 //! | [`count`] | spans in a request, without decoding it |
 //! | [`status`] | error to gRPC code, HTTP status and `google.rpc.Status` |
 
@@ -18,6 +19,7 @@ pub mod otlp_grpc;
 pub mod otlp_http;
 pub mod server;
 pub mod status;
+pub mod tables;
 pub mod tenant;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ use bytes::Bytes;
 use crate::{
     distributor::{Distributor, Source},
     error::{Error, Result},
+    payload::Payload,
 };
 
 /// What both OTLP transports share: the way of an uncompressed request to the distributor.
@@ -66,7 +69,7 @@ impl OtlpReceiver {
             return Ok(());
         }
         let tenant = tenant::select(self.multitenancy_enabled, org_ids)?;
-        match self.distributor.push(source, &tenant, request, spans).await {
+        match self.distributor.push(source, &tenant, Payload::Otlp(request), spans).await {
             Ok(_) => Ok(()),
             Err(error) => Err(Refusal { retry_after: self.distributor.retry_after(&tenant, &error), error }),
         }

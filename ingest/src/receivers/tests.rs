@@ -30,6 +30,7 @@ use crate::{
     distributor::{DistributorSettings, monotonic_clock},
     limits::IngestionLimits,
     metrics::Metrics,
+    payload::Payload,
     sink::{PushSummary, TraceSink},
 };
 
@@ -50,12 +51,12 @@ struct Recorder {
 
 #[async_trait]
 impl TraceSink for Recorder {
-    async fn push(&self, tenant: &TenantId, request: Bytes) -> Result<PushSummary> {
+    async fn push(&self, tenant: &TenantId, payload: Payload) -> Result<PushSummary> {
         drop(self.gate.acquire().await.unwrap());
         if let Some(error) = self.error.lock().take() {
             return Err(error);
         }
-        self.requests.lock().push((tenant.clone(), request));
+        self.requests.lock().push((tenant.clone(), payload.bytes().clone()));
         Ok(PushSummary { spans: 1, traces: 1 })
     }
 }

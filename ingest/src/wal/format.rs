@@ -13,7 +13,9 @@ use crate::error::{Error, Result};
 /// FORMAT.md, Segment: magic.
 const MAGIC: [u8; 8] = *b"SKEINWAL";
 /// FORMAT.md, Segment: version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// FORMAT.md, Segment: the oldest version that is read.
+const VERSION_MIN: u32 = 1;
 /// FORMAT.md, Segment: where the records begin.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 16;
 /// FORMAT.md, Record: body length and checksum.
@@ -163,7 +165,7 @@ fn read_segment_header(source: &mut impl Read, file_bytes: u64) -> Result<(), Da
         Err(Damage::WrongMagic)
     } else if checksum != crc32fast::hash(&header[..12]) {
         Err(Damage::WrongHeaderChecksum)
-    } else if version != VERSION {
+    } else if !(VERSION_MIN..=VERSION).contains(&version) {
         Err(Damage::UnknownVersion(version))
     } else {
         Ok(())

@@ -270,6 +270,17 @@ fn unknown_version() {
 }
 
 #[test]
+fn version_1_is_read() {
+    let older = |bytes: &mut Vec<u8>| {
+        assert_eq!(bytes[8], 2);
+        bytes[8] = 1;
+        let checksum = crc32fast::hash(&bytes[..12]).to_le_bytes();
+        bytes[12..16].copy_from_slice(&checksum);
+    };
+    check_damage(older, None, 2);
+}
+
+#[test]
 fn wrong_segment_header_checksum() {
     check_damage(|bytes| bytes[12] ^= 1, Damage::WrongHeaderChecksum, 0);
 }

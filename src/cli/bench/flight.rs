@@ -10,10 +10,13 @@ use skein_engine::{
 };
 use skein_flight::sql::export::{Export, Exported, export};
 
-use super::super::{
-    child::{self, Server},
-    http::Api,
-    table,
+use super::{
+    super::{
+        child::{self, Server},
+        http::Api,
+        table,
+    },
+    put,
 };
 
 /// Ten columns that all spans have.
@@ -23,7 +26,7 @@ const COLUMNS: &str = "trace_id, span_id, parent_span_id, name, kind, status, st
 #[derive(Args)]
 pub(super) struct Arguments {
     /// `host:port` of the gRPC port of a server to ask.
-    #[arg(long, conflicts_with = "data", required_unless_present = "data")]
+    #[arg(long, conflicts_with = "data", required_unless_present_any = ["data", "put"])]
     address: Option<String>,
     /// With --address: the server's process, to measure its CPU and memory.
     #[arg(long, requires = "address")]
@@ -31,6 +34,12 @@ pub(super) struct Arguments {
     /// Start a server on this folder (with `blocks` and `wal`, as `bench ingest --dir` leaves it) and ask it.
     #[arg(long)]
     data: Option<PathBuf>,
+    /// Write instead: send these files of spans, as for `skein load`, to a server over OTLP, and what they become as tables to others.
+    #[arg(long, num_args = 1.., conflicts_with_all = ["address", "data", "tenant", "sql", "compression"])]
+    put: Vec<PathBuf>,
+    /// With --put: spans in a batch.
+    #[arg(long, requires = "put", default_value_t = 8192)]
+    batch: usize,
     /// Sent as X-Scope-OrgID.
     #[arg(long)]
     tenant: Option<String>,
@@ -57,6 +66,9 @@ struct Run {
 
 /// Runs the measurement.
 pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    if !arguments.put.is_empty() {
+        return put::run(&arguments.put, arguments.batch.max(1), arguments.runs.max(1), arguments.json).await;
+    }
     let server = match &arguments.data {
         Some(dir) => Some(Server::start(dir, "")?),
         None => None,

@@ -1,0 +1,170 @@
+//! Ids as hexadecimal digits or as bytes, of the lengths that OTLP has.
+
+use arrow::{
+    array::{
+        Array, ArrayRef, AsArray, BinaryArray, BinaryViewArray, FixedSizeBinaryArray, LargeBinaryArray, LargeStringArray, StringArray,
+        StringViewArray,
+    },
+    buffer::ScalarBuffer,
+    datatypes::DataType,
+};
+
+use super::columns::Given;
+use crate::{error::Result, spans::TraceId};
+
+/// The value of each hexadecimal digit; 255 for what is none.
+const DIGITS: [u8; 256] = {
+    let mut table = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        table[b"0123456789abcdef"[value] as usize] = value as u8;
+        table[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    table
+};
+
+/// Both halves of the id of every row. Errors: `Invalid`.
+pub(super) fn trace_ids(given: &Given<'_>) -> Result<(ScalarBuffer<i64>, ScalarBuffer<i64>)> {
+    let ids = ids::<16>(given, false)?;
+    let (high, low): (Vec<i64>, Vec<i64>) = ids.into_iter().map(|id| TraceId(id).halves()).unzip();
+    Ok((high.into(), low.into()))
+}
+
+/// The id of every row. Errors: `Invalid`.
+pub(super) fn span_ids(given: &Given<'_>) -> Result<ScalarBuffer<i64>> {
+    Ok(ids::<8>(given, false)?.into_iter().map(i64::from_be_bytes).collect())
+}
+
+/// The id of every row, 0 where it is null or empty. Errors: `Invalid`.
+pub(super) fn parent_ids(given: &Given<'_>) -> Result<ScalarBuffer<i64>> {
+    Ok(ids::<8>(given, true)?.into_iter().map(i64::from_be_bytes).collect())
+}
+
+fn expected<const N: usize>() -> String {
+    format!("{} hexadecimal digits or {N} bytes", N * 2)
+}
+
+/// Whether null, or nothing at all, stands for no id.
+fn ids<const N: usize>(given: &Given<'_>, optional: bool) -> Result<Vec<[u8; N]>> {
+    if *given.array.data_type() == DataType::Null && optional {
+        return Ok(vec![[0; N]; given.len()]);
+    }
+    if !optional {
+        given.whole(&expected::<N>())?;
+    }
+    let Some(dictionary) = given.array.as_any_dictionary_opt() else {
+        let values = Bytes::of(given.array).ok_or_else(|| given.wrong_type(&expected::<N>()))?;
+        return (0..given.len()).map(|row| values.id(row, optional).ok_or_else(|| wrong::<N>(given, row, &values, row))).collect();
+    };
+    let keys = arrow::compute::cast(dictionary.keys(), &DataType::Int64)?;
+    let keys = keys.as_primitive::<arrow::datatypes::Int64Type>();
+    let values = Bytes::of(dictionary.values()).ok_or_else(|| given.wrong_type(&expected::<N>()))?;
+    // A dictionary may have been sent for many batches.
+    let known: Option<Vec<Option<[u8; N]>>> = (values.len() <= given.len()).then(|| (0..values.len()).map(|key| values.id(key, optional)).collect());
+    let id = |row: usize| {
+        if keys.is_null(row) {
+            return Ok([0; N]);
+        }
+        let key = keys.value(row) as usize;
+        let id = known.as_ref().map_or_else(|| values.id(key, optional), |known| known[key]);
+        id.ok_or_else(|| wrong::<N>(given, row, &values, key))
+    };
+    (0..given.len()).map(id).collect()
+}
+
+fn wrong<const N: usize>(given: &Given<'_>, row: usize, values: &Bytes<'_>, at: usize) -> crate::error::Error {
+    let bytes = values.get(at);
+    let got = match values.is_text() {
+        true => format!("\"{}\"", String::from_utf8_lossy(bytes)),
+        false => format!("{} bytes", bytes.len()),
+    };
+    given.wrong(row, &expected::<N>(), got)
+}
+
+/// Text or byte strings.
+enum Bytes<'a> {
+    Text(&'a StringArray),
+    LargeText(&'a LargeStringArray),
+    TextView(&'a StringViewArray),
+    Binary(&'a BinaryArray),
+    LargeBinary(&'a LargeBinaryArray),
+    BinaryView(&'a BinaryViewArray),
+    Fixed(&'a FixedSizeBinaryArray),
+}
+
+impl<'a> Bytes<'a> {
+    fn of(array: &'a ArrayRef) -> Option<Self> {
+        Some(match array.data_type() {
+            DataType::Utf8 => Self::Text(array.as_string()),
+            DataType::LargeUtf8 => Self::LargeText(array.as_string()),
+            DataType::Utf8View => Self::TextView(array.as_string_view()),
+            DataType::Binary => Self::Binary(array.as_binary()),
+            DataType::LargeBinary => Self::LargeBinary(array.as_binary()),
+            DataType::BinaryView => Self::BinaryView(array.as_binary_view()),
+            DataType::FixedSizeBinary(_) => Self::Fixed(array.as_fixed_size_binary()),
+            _ => return None,
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.array().len()
+    }
+
+    fn is_text(&self) -> bool {
+        matches!(self, Self::Text(_) | Self::LargeText(_) | Self::TextView(_))
+    }
+
+    fn array(&self) -> &dyn Array {
+        match self {
+            Self::Text(array) => array,
+            Self::LargeText(array) => array,
+            Self::TextView(array) => array,
+            Self::Binary(array) => array,
+            Self::LargeBinary(array) => array,
+            Self::BinaryView(array) => array,
+            Self::Fixed(array) => array,
+        }
+    }
+
+    #[inline]
+    fn get(&self, at: usize) -> &'a [u8] {
+        match *self {
+            Self::Text(array) => array.value(at).as_bytes(),
+            Self::LargeText(array) => array.value(at).as_bytes(),
+            Self::TextView(array) => array.value(at).as_bytes(),
+            Self::Binary(array) => array.value(at),
+            Self::LargeBinary(array) => array.value(at),
+            Self::BinaryView(array) => array.value(at),
+            Self::Fixed(array) => array.value(at),
+        }
+    }
+
+    /// The id at `at`; None where there is none and one is needed, and for what is none.
+    #[inline]
+    fn id<const N: usize>(&self, at: usize, optional: bool) -> Option<[u8; N]> {
+        if self.array().is_null(at) {
+            return optional.then_some([0; N]);
+        }
+        let bytes = self.get(at);
+        if bytes.is_empty() && optional {
+            return Some([0; N]);
+        }
+        if self.is_text() { of_hex(bytes) } else { bytes.try_into().ok() }
+    }
+}
+
+/// Reads exactly `2 * N` hexadecimal digits.
+#[inline]
+fn of_hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
+    if digits.len() != N * 2 {
+        return None;
+    }
+    let (mut id, mut wrong) = ([0; N], 0);
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+        wrong |= (high | low) & 0xf0;
+        *byte = high << 4 | low & 15;
+    }
+    (wrong == 0).then_some(id)
+}

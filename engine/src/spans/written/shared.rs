@@ -1,0 +1,186 @@
+//! Resources and scopes: the columns that describe them as messages, each distinct one once.
+//!
+//! Spans of one resource mostly lie together, so runs of rows are found first, a column at a time; only the first row of a run is numbered.
+
+use std::{hash::BuildHasher, sync::Arc};
+
+use arrow::{
+    array::{ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, DictionaryArray, Int32Array},
+    buffer::ScalarBuffer,
+    datatypes::Int32Type,
+};
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+
+use super::{
+    columns::Budget,
+    values::{Attribute, Encoder, codes_of, codes_of_texts},
+};
+use crate::{
+    error::Result,
+    spans::{read::Texts, wire::write_bytes_field},
+};
+
+/// Messages and which of them each row has.
+#[derive(Debug, Clone)]
+pub(super) struct Coded {
+    pub(super) codes: ScalarBuffer<i32>,
+    /// `Resource` or `InstrumentationScope` messages, null for none.
+    pub(super) messages: BinaryArray,
+}
+
+impl Coded {
+    /// As a dictionary.
+    pub(super) fn array(&self) -> Result<ArrayRef> {
+        let keys = Int32Array::new(self.codes.clone(), None);
+        Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::new(self.messages.clone()))?))
+    }
+}
+
+/// What a scope is made of.
+pub(super) struct Scope {
+    pub(super) name: Option<Texts>,
+    pub(super) version: Option<Texts>,
+    pub(super) attributes: Vec<Attribute>,
+}
+
+/// The resource of every row: a `Resource` with its attributes in field 1; none where all are null.
+pub(super) fn resources(attributes: &[Attribute], rows: usize, budget: &mut Budget) -> Result<Coded> {
+    let groups = Groups::of(rows, attributes.iter().map(|attribute| codes_of(attribute, rows)));
+    let mut encoder = Encoder::default();
+    groups.messages(budget, |row, out| {
+        let there = attributes.iter().filter(|attribute| attribute.is_valid(row));
+        there.for_each(|attribute| encoder.pair(out, 1, attribute, row));
+    })
+}
+
+/// The scope of every row: an `InstrumentationScope` with name, version and attributes in fields 1 to 3.
+pub(super) fn scopes(scope: &Scope, rows: usize, budget: &mut Budget) -> Result<Coded> {
+    let texts = [(1, &scope.name), (2, &scope.version)];
+    let named = texts.iter().filter_map(|(_, texts)| texts.as_ref()).map(|texts| codes_of_texts(texts, rows));
+    let groups = Groups::of(rows, named.chain(scope.attributes.iter().map(|attribute| codes_of(attribute, rows))));
+    let mut encoder = Encoder::default();
+    groups.messages(budget, |row, out| {
+        for (number, texts) in &texts {
+            let text = texts.as_ref().and_then(|texts| texts.get(row)).unwrap_or_default();
+            if !text.is_empty() {
+                write_bytes_field(out, *number, text.as_bytes());
+            }
+        }
+        let there = scope.attributes.iter().filter(|attribute| attribute.is_valid(row));
+        there.for_each(|attribute| encoder.pair(out, 3, attribute, row));
+    })
+}
+
+/// Rows with equal values in some columns.
+struct Groups {
+    rows: usize,
+    /// First row of each run of rows of one group.
+    runs: Vec<usize>,
+    /// The group of each run, numbered in order of first sight.
+    group_of_run: Vec<u32>,
+    groups: usize,
+}
+
+impl Groups {
+    fn of(rows: usize, columns: impl Iterator<Item = (Vec<u32>, usize)>) -> Self {
+        let mut columns: Vec<(Vec<u32>, usize)> = columns.collect();
+        // Few values first: the table below stays small for longer.
+        columns.sort_by_key(|(_, size)| *size);
+        let mut begins = vec![false; rows];
+        for (codes, _) in &columns {
+            for (begins, pair) in begins.iter_mut().skip(1).zip(codes.windows(2)) {
+                *begins |= pair[0] != pair[1];
+            }
+        }
+        let runs: Vec<usize> = (0..rows).filter(|&row| row == 0 || begins[row]).collect();
+        let (mut group_of_run, mut groups) = (vec![0; runs.len()], usize::from(rows > 0));
+        for (codes, size) in columns {
+            groups = fold(&mut group_of_run, groups, runs.iter().map(|&row| codes[row]), size);
+        }
+        Self { rows, runs, group_of_run, groups }
+    }
+
+    /// The message of each group, which `write` makes of a row of it.
+    fn messages(&self, budget: &mut Budget, mut write: impl FnMut(usize, &mut Vec<u8>)) -> Result<Coded> {
+        let (mut messages, mut message) = (BinaryBuilder::new(), Vec::new());
+        let mut codes = Vec::with_capacity(self.rows);
+        for (run, (&row, &group)) in self.runs.iter().zip(&self.group_of_run).enumerate() {
+            if group as usize == messages.len() {
+                message.clear();
+                write(row, &mut message);
+                budget.take(message.len())?;
+                messages.append_option((!message.is_empty()).then_some(&message));
+            }
+            let end = self.runs.get(run + 1).copied().unwrap_or(self.rows);
+            codes.resize(end, group as i32);
+        }
+        debug_assert_eq!(messages.len(), self.groups);
+        Ok(Coded { codes: codes.into(), messages: messages.finish() })
+    }
+}
+
+/// Splits groups by one more column: `numbers` become those of the pairs of number and code, again in order of first sight. Returns how many.
+fn fold(numbers: &mut [u32], count: usize, codes: impl Iterator<Item = u32>, size: usize) -> usize {
+    const NONE: u32 = u32::MAX;
+    let mut next = 0;
+    let fresh = |next: &mut u32| {
+        *next += 1;
+        *next - 1
+    };
+    let places = count.saturating_mul(size);
+    if places <= 4 * numbers.len() + 1024 {
+        let mut known = vec![NONE; places];
+        for (number, code) in numbers.iter_mut().zip(codes) {
+            let place = &mut known[*number as usize * size + code as usize];
+            if *place == NONE {
+                *place = fresh(&mut next);
+            }
+            *number = *place;
+        }
+    } else {
+        let hasher = FixedState::default();
+        let mut known: HashTable<(u64, u32)> = HashTable::new();
+        for (number, code) in numbers.iter_mut().zip(codes) {
+            let pair = u64::from(*number) << 32 | u64::from(code);
+            let entry = known.entry(hasher.hash_one(pair), |(known, _)| *known == pair, |(known, _)| hasher.hash_one(known));
+            *number = entry.or_insert_with(|| (pair, fresh(&mut next))).get().1;
+        }
+    }
+    next as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The group of every row, both ways, against comparing rows.
+    fn check(columns: &[&[u32]]) {
+        let rows = columns[0].len();
+        let of = |pad: usize| {
+            let sized = columns.iter().map(|codes| (codes.to_vec(), codes.iter().max().map_or(1, |most| *most as usize + 1) + pad));
+            let groups = Groups::of(rows, sized);
+            let run_of = |row: usize| groups.runs.partition_point(|&first| first <= row) - 1;
+            (0..rows).map(|row| groups.group_of_run[run_of(row)]).collect::<Vec<_>>()
+        };
+        let mut seen: Vec<Vec<u32>> = Vec::new();
+        let mut expected = Vec::new();
+        for row in 0..rows {
+            let values: Vec<u32> = columns.iter().map(|codes| codes[row]).collect();
+            let at = seen.iter().position(|known| *known == values).unwrap_or_else(|| {
+                seen.push(values);
+                seen.len() - 1
+            });
+            expected.push(at as u32);
+        }
+        assert_eq!(of(0), expected, "with a table");
+        assert_eq!(of(1 << 20), expected, "with hashes");
+    }
+
+    #[test]
+    fn rows_with_equal_values_are_one_group() {
+        check(&[&[0, 0, 1, 1, 0], &[2, 2, 2, 0, 2]]);
+        check(&[&[5; 7], &[0; 7]]);
+        check(&[&[1, 0, 1, 0], &[0, 1, 0, 1], &[3, 3, 3, 2]]);
+    }
+}

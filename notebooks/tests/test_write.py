@@ -1,0 +1,102 @@
+"""Spans written as tables, against the real server."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pandas
+import pyarrow as pa
+import pytest
+
+import skein
+from skein import client as cutting
+
+START = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def server() -> Iterator[skein.Client]:
+    """A tenant of its own, over Flight."""
+    url = os.environ.get("SKEIN_FLIGHT_URL")
+    if not url:
+        pytest.skip("SKEIN_FLIGHT_URL names no server; `python3 notebooks/open.py -- python -m pytest notebooks/tests` starts one")
+    with skein.connect(url, tenant=f"written-{uuid.uuid4().hex}", timeout=120) as client:
+        yield client
+
+
+def spans(count: int, **more: list[object]) -> pa.Table:
+    return pa.table(
+        {
+            "trace_id": [f"{at // 4 + 1:032x}" for at in range(count)],
+            "span_id": [f"{at + 1:016x}" for at in range(count)],
+            "name": [f"op-{at % 5}" for at in range(count)],
+            "start_time": pa.array([START + at for at in range(count)], pa.timestamp("ns")),
+            "duration_nanos": [at * 10 for at in range(count)],
+            "resource.service.name": [f"service-{at % 3}" for at in range(count)],
+            "span.number": list(range(count)),
+            **more,
+        }
+    )
+
+
+def count(server: skein.Client) -> int:
+    [row] = server.sql("SELECT count(*) AS spans FROM spans").to_pylist()
+    return int(row["spans"])
+
+
+def test_what_is_written_is_there(server: skein.Client) -> None:
+    assert server.write(spans(1000)) == 1000
+    found = server.sql('SELECT name, sum("span.number") AS total FROM spans WHERE "resource.service.name" = $1 GROUP BY name ORDER BY name', ["service-2"])
+    expected = {f"op-{name}": sum(at for at in range(1000) if at % 3 == 2 and at % 5 == name) for name in range(5)}
+    assert {row["name"]: row["total"] for row in found.to_pylist()} == expected
+
+
+def test_a_data_frame_is_written(server: skein.Client) -> None:
+    frame = pandas.DataFrame(
+        {
+            "trace_id": ["0af7651916cd43dd8448eb211c80319c"] * 2,
+            "span_id": ["b7ad6b7169203331", "b7ad6b7169203332"],
+            "parent_span_id": [None, "b7ad6b7169203331"],
+            "name": pandas.Categorical(["GET /", "SELECT"]),
+            "kind": ["server", "client"],
+            "start_time": pandas.to_datetime(["2026-01-01T00:00:00.000000001Z", "2026-01-01T00:00:00.5Z"], format="ISO8601"),
+            "end_time": pandas.to_datetime(["2026-01-01T00:00:01Z", "2026-01-01T00:00:00.75Z"], format="ISO8601"),
+            "span.rows": pandas.array([None, 7], dtype="Int64"),
+            "span.empty": [None, None],
+        }
+    )
+    assert server.write(pa.Table.from_pandas(frame)) == 2
+    found = server.traceql("{ kind = server } >> { span.rows = 7 }", columns=["span_id", "duration_nanos"]).to_pylist()
+    assert found == [{"span_id": "b7ad6b7169203332", "duration_nanos": 250_000_000}]
+    with pytest.raises(skein.InvalidRequest, match="from_pandas"):
+        server.write(frame)
+
+
+def test_large_tables_are_cut_into_messages(server: skein.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A few rows are most of the bytes, and a dictionary is longer than a message may be.
+    long = ["x" * 3_000_000 if 100 <= at < 108 else "y" for at in range(1000)]
+    rare = pa.array([f"{at}-" + "z" * 20_000 for at in range(1000)]).dictionary_encode()
+    table = spans(1000).append_column("span.long", pa.array(long)).append_column("span.rare", rare)
+    assert server.write(table) == 1000
+    found = server.sql("SELECT sum(length(attr('long'))) AS long, sum(length(attr('rare'))) AS rare FROM spans").to_pylist()
+    assert found == [{"long": 24_000_992, "rare": sum(len(f"{at}-") + 20_000 for at in range(1000))}]
+    monkeypatch.setattr(cutting, "BATCH_BYTES", 1)
+    assert [batch.num_rows for batch in cutting._cut(spans(3))] == [1, 1, 1]
+
+
+def test_a_refusal_says_where_and_what_was_written(server: skein.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutting, "BATCH_SPANS", 10)
+    bad = spans(30, kind=["server"] * 24 + ["sever"] + ["server"] * 5)
+    with pytest.raises(skein.InvalidRequest, match=r'batch 2: column "kind", row 4: expected one of .*"sever" \(20 spans'):
+        server.write(bad)
+    assert count(server) == 20
+    with pytest.raises(skein.InvalidRequest, match='unknown column "service"'):
+        server.write(spans(1, service=["a"]))
+    assert server.write(spans(0)) == 0
+
+
+def test_http_says_where_to_write(server_url: str) -> None:
+    with skein.connect(server_url, tenant="written") as client, pytest.raises(skein.InvalidRequest, match="grpc://"):
+        client.write(spans(1))
