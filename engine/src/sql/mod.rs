@@ -14,6 +14,7 @@
 //! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `distinct` | dictionaries without repeated values, for rows that leave as Arrow |
 //! | `limits`, `harmless` | what a statement may take; what is kept from it |
 //! | `error` | whose fault an error is |
 //!
@@ -23,6 +24,7 @@
 pub mod arrays;
 pub mod calls;
 pub mod columns;
+pub mod distinct;
 pub mod error;
 pub mod functions;
 pub mod groups;
