@@ -63,6 +63,7 @@ fn distinct_column(column: &ArrayRef, known: &mut Option<Known>) -> Result<Array
         }
     };
     let Some(distinct) = distinct else { return Ok(column.clone()) };
+    let column = column.as_ref();
     downcast_dictionary_array!(
         column => mapped(column, &distinct),
         _ => Ok(column.clone())
