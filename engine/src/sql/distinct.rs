@@ -7,9 +7,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, DictionaryArray, PrimitiveArray, RecordBatch, RecordBatchOptions, UInt32Array, downcast_dictionary_array,
-    },
+    array::{Array, ArrayRef, AsArray, DictionaryArray, PrimitiveArray, RecordBatch, RecordBatchOptions, UInt32Array, downcast_dictionary_array},
     compute::{cast, take},
     datatypes::ArrowDictionaryKeyType,
     error::ArrowError,

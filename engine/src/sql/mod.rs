@@ -11,6 +11,7 @@
 //! | `functions` | table functions, and `attr()` |
 //! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
+//! | `text_groups`, `distinct_counts` | rules: groups of dictionaries are groups of text; texts are not counted in a table for each group |
 //! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
@@ -25,6 +26,7 @@ pub mod arrays;
 pub mod calls;
 pub mod columns;
 pub mod distinct;
+mod distinct_counts;
 pub mod error;
 pub mod functions;
 pub mod groups;
@@ -41,6 +43,7 @@ pub mod system;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod text_groups;
 pub mod tree;
 pub mod write;
 

@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 
 use super::{
     columns::{self, SqlColumn, rare_name},
+    distinct_counts::DistinctCounts,
     error::sql_error,
     functions,
     harmless::{self, FunctionMemory},
@@ -39,6 +40,7 @@ use super::{
     scan::SpanRows,
     system,
     table::SpanTable,
+    text_groups::TextGroups,
 };
 use crate::{
     error::{Error, Result},
@@ -319,7 +321,7 @@ fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemor
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, schema_name(tenant));
     let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
-    let builder = harmless::make_harmless(builder, memory);
+    let builder = harmless::make_harmless(builder.with_optimizer_rule(Arc::new(DistinctCounts)).with_optimizer_rule(Arc::new(TextGroups)), memory);
     let builder = match &parts.distribution {
         Some(Distribution(distributed)) => distributed(builder),
         None => builder,

@@ -26,7 +26,10 @@ use futures::TryStreamExt;
 use prost::Message;
 use skein_engine::{
     error::{Error, Result},
-    sql::{SqlStatement, session::{CATALOG, schema_name}},
+    sql::{
+        SqlStatement,
+        session::{CATALOG, schema_name},
+    },
 };
 
 use super::{
