@@ -61,9 +61,9 @@ fn distinct_column(column: &ArrayRef, known: &mut Option<Known>) -> Result<Array
         }
     };
     let Some(distinct) = distinct else { return Ok(column.clone()) };
-    let column = column.as_ref();
+    let dictionary = column.as_ref();
     downcast_dictionary_array!(
-        column => mapped(column, &distinct),
+        dictionary => mapped(dictionary, &distinct),
         _ => Ok(column.clone())
     )
 }
@@ -162,6 +162,7 @@ mod tests {
         };
         let (first, second) = (sent(&[Some(0)], &values), sent(&[Some(1)], &values));
         assert!(first.to_data().ptr_eq(&second.to_data()));
-        assert_eq!(sent(&[Some(1)], &texts(&[Some("c"), Some("d")])), texts(&[Some("c"), Some("d")]));
+        let others = texts(&[Some("c"), Some("d")]);
+        assert_eq!(&sent(&[Some(1)], &others), &others);
     }
 }

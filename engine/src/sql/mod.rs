@@ -11,7 +11,8 @@
 //! | `functions` | table functions, and `attr()` |
 //! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
-//! | `text_groups`, `distinct_counts` | rules: groups of dictionaries are groups of text; texts are not counted in a table for each group |
+//! | `distinct_counts` | the rule by which texts are not counted in a table for each group |
+//! | `utc` | truncated times where the time zone is UTC |
 //! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
@@ -43,8 +44,8 @@ pub mod system;
 pub mod table;
 #[cfg(test)]
 mod tests;
-mod text_groups;
 pub mod tree;
+mod utc;
 pub mod write;
 
 use async_trait::async_trait;

@@ -40,7 +40,7 @@ use super::{
     scan::SpanRows,
     system,
     table::SpanTable,
-    text_groups::TextGroups,
+    utc,
 };
 use crate::{
     error::{Error, Result},
@@ -321,7 +321,7 @@ fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemor
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, schema_name(tenant));
     let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
-    let builder = harmless::make_harmless(builder.with_optimizer_rule(Arc::new(DistinctCounts)).with_optimizer_rule(Arc::new(TextGroups)), memory);
+    let builder = harmless::make_harmless(utc::truncate_fast(builder.with_optimizer_rule(Arc::new(DistinctCounts))), memory);
     let builder = match &parts.distribution {
         Some(Distribution(distributed)) => distributed(builder),
         None => builder,
