@@ -1,6 +1,6 @@
 """Asks DuckDB what `skein bench sql` asks a server, over the same blocks.
 
-Standard input: {"files": [...], "threads": 2, "runs": 5, "statements": ["SELECT ...", ...]}, the statements over a view `spans`.
+Standard input: {"files": [...], "threads": 2, "statements": [{"sql": "SELECT ...", "runs": 5}, ...]}, the statements over a view `spans`.
 Standard output: {"version": "...", "answers": [{"rows": [{...}], "wall_ms": [...], "cpu_ms": [...]}]}; the first run of a statement comes first,
 `runs` others follow.
 """
@@ -29,9 +29,9 @@ def answer(ask, statement):
             f"FROM read_parquet([{files}], union_by_name = true)"
         )
         wall_ms, cpu_ms = [], []
-        for _ in range(1 + ask["runs"]):
+        for _ in range(1 + statement["runs"]):
             wall, cpu = time.perf_counter(), time.process_time()
-            cursor = connection.execute(statement)
+            cursor = connection.execute(statement["sql"])
             rows = cursor.fetchall()
             wall_ms.append((time.perf_counter() - wall) * 1e3)
             cpu_ms.append((time.process_time() - cpu) * 1e3)

@@ -52,13 +52,23 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// A question in both dialects. Its answer has the column `value`; all others tell the rows apart.
+/// Columns of answers that are figures; all others tell the rows apart.
+const FIGURES: [&str; 3] = ["value", "low", "high"];
+
+/// A question in both dialects. Its answer has a column `value`.
 struct Question {
     name: &'static str,
     ours: String,
     duckdb: String,
-    /// How far two values may be from each other, as a part of the larger.
-    tolerance: f64,
+    agreement: Agreement,
+}
+
+/// When two answers with the same rows are the same.
+enum Agreement {
+    /// Their values are no further from each other than this part of the larger.
+    Within(f64),
+    /// Their values are estimates, and lie between `low` and `high` of this statement of DuckDB's.
+    Between(String),
 }
 
 /// Rows and costs of one statement, its first run first.
@@ -109,35 +119,41 @@ async fn frequent_attributes(api: &Api) -> Result<Vec<String>> {
     Ok(rows.iter().filter_map(|row| row["key"].as_str().map(str::to_owned)).collect())
 }
 
+impl Question {
+    fn bounds(&self) -> Option<&str> {
+        match &self.agreement {
+            Agreement::Between(sql) => Some(sql),
+            Agreement::Within(_) => None,
+        }
+    }
+}
+
 fn questions(keys: &[String]) -> Vec<Question> {
     let column = |wanted: &[&str]| {
         let key = keys.iter().find(|key| wanted.contains(&key.as_str()));
         key.map_or("name".to_owned(), |key| format!("\"span.{key}\""))
     };
     let (route, url) = (column(&ROUTES), column(&URLS));
-    let same = |name, sql: String| Question { name, ours: sql.clone(), duckdb: sql, tolerance: 0.0 };
-    let quantile = |name, ours: &str, duckdb: &str, tolerance| {
-        let sql = |function: &str| {
-            format!(
-                "SELECT {route} AS route, date_trunc('hour', start_time) AS hour, {function} AS value FROM spans WHERE {route} IS NOT NULL GROUP BY 1, 2"
-            )
-        };
-        Question { name, ours: sql(ours), duckdb: sql(duckdb), tolerance }
+    let same = |name, sql: String| Question { name, ours: sql.clone(), duckdb: sql, agreement: Agreement::Within(0.0) };
+    let by_route = |values: &str| {
+        format!("SELECT {route} AS route, date_trunc('hour', start_time) AS hour, {values} FROM spans WHERE {route} IS NOT NULL GROUP BY 1, 2")
     };
     vec![
         same("spans by service", "SELECT \"resource.service.name\" AS service, count(*) AS value FROM spans GROUP BY 1".to_owned()),
-        quantile(
-            "p99 by route and hour, estimated",
-            "approx_percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_nanos)",
-            "approx_quantile(duration_nanos, 0.99)",
-            0.01,
-        ),
-        quantile(
-            "p99 by route and hour, exact",
-            "percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_nanos)",
-            "quantile_cont(duration_nanos, 0.99)",
-            1e-9,
-        ),
+        // Both keep digests, which are exact in rank to a part of a per cent and in value as the data is.
+        Question {
+            name: "p99 by route and hour, estimated",
+            ours: by_route("approx_percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_nanos) AS value"),
+            duckdb: by_route("approx_quantile(duration_nanos, 0.99) AS value"),
+            agreement: Agreement::Between(by_route("quantile_disc(duration_nanos, 0.98) AS low, max(duration_nanos) AS high")),
+        },
+        Question {
+            name: "p99 by route and hour, exact",
+            ours: by_route("percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_nanos) AS value"),
+            duckdb: by_route("quantile_cont(duration_nanos, 0.99) AS value"),
+            // Between two values DataFusion interpolates in millionths.
+            agreement: Agreement::Within(1e-6),
+        },
         same(
             "top ten URLs",
             format!("SELECT {url} AS url, count(*) AS value FROM spans WHERE {url} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10"),
@@ -165,8 +181,10 @@ async fn measure(api: &Api, pid: u32, sql: &str, runs: usize) -> Result<Answer> 
 fn ask_duckdb(python: &Path, data: &Path, questions: &[Question], runs: usize) -> Result<DuckDb> {
     let blocks = blocks_that_count(&data.join("blocks").join(TenantId::single().as_str()))?;
     let files: Vec<PathBuf> = blocks.iter().map(|block| block.folder.join("data.parquet")).collect();
-    let statements: Vec<&str> = questions.iter().map(|question| question.duckdb.as_str()).collect();
-    let ask = json!({ "files": files, "threads": THREADS, "runs": runs, "statements": statements });
+    let timed = questions.iter().map(|question| json!({ "sql": question.duckdb, "runs": runs }));
+    let bounds = questions.iter().filter_map(Question::bounds).map(|sql| json!({ "sql": sql, "runs": 0 }));
+    let statements: Vec<Value> = timed.chain(bounds).collect();
+    let ask = json!({ "files": files, "threads": THREADS, "statements": statements });
     let doing = |error: std::io::Error| Error::unavailable(format!("running {}", python.display())).with_source(error);
     let mut child = Command::new(python).args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(doing)?;
     let mut stdin = child.stdin.take().expect("stdin was asked for");
@@ -182,15 +200,24 @@ fn ask_duckdb(python: &Path, data: &Path, questions: &[Question], runs: usize) -
 }
 
 fn report(questions: &[Question], ours: &[Answer], theirs: Option<&DuckDb>) -> Value {
+    // Behind the answers come the bounds.
+    let mut bounds = theirs.iter().flat_map(|theirs| theirs.answers.iter().skip(questions.len()));
     let statements = questions.iter().zip(ours).enumerate().map(|(at, (question, own))| {
         let mut statement = json!({ "name": question.name, "sql": question.ours, "rows": own.rows.len() });
         statement["skein"] = own.costs();
         let Some(other) = theirs.and_then(|theirs| theirs.answers.get(at)) else { return statement };
         let difference = difference(&own.rows, &other.rows);
+        let agrees = match question.agreement {
+            Agreement::Within(tolerance) => difference.is_some_and(|difference| difference <= tolerance),
+            Agreement::Between(_) => {
+                let bounds = bounds.next().map_or(&[][..], |bounds| &bounds.rows);
+                difference.is_some() && are_between(&own.rows, bounds) && are_between(&other.rows, bounds)
+            }
+        };
         statement["duckdb"] = other.costs();
         statement["duckdb_sql"] = question.duckdb.clone().into();
         statement["difference_max"] = difference.into();
-        statement["agrees"] = difference.is_some_and(|difference| difference <= question.tolerance).into();
+        statement["agrees"] = agrees.into();
         for (figure, key) in [("times_wall", "wall_ms_median"), ("times_cpu", "cpu_ms_mean")] {
             let number = |side: &str| statement[side][key].as_f64().unwrap_or_default();
             let ratio = number("duckdb") / number("skein").max(0.01);
@@ -220,7 +247,7 @@ impl Answer {
 
 /// How far the values of two answers are from each other at most, as a part of the larger; None where their rows differ in anything else.
 fn difference(ours: &[Value], theirs: &[Value]) -> Option<f64> {
-    let (ours, theirs) = (by_key(ours)?, by_key(theirs)?);
+    let (ours, theirs) = (by_key(ours, "value")?, by_key(theirs, "value")?);
     if !ours.keys().eq(theirs.keys()) {
         return None;
     }
@@ -228,13 +255,19 @@ fn difference(ours: &[Value], theirs: &[Value]) -> Option<f64> {
     Some(ours.values().zip(theirs.values()).map(apart).fold(0.0, f64::max))
 }
 
-/// The values of an answer by all other columns; None where two rows have the same of these, or a value is no number.
-fn by_key(rows: &[Value]) -> Option<BTreeMap<String, f64>> {
+/// Whether each value lies between the `low` and `high` of its row.
+fn are_between(rows: &[Value], bounds: &[Value]) -> bool {
+    let (Some(values), Some(low), Some(high)) = (by_key(rows, "value"), by_key(bounds, "low"), by_key(bounds, "high")) else { return false };
+    values.iter().all(|(key, value)| low.get(key).is_some_and(|low| low <= value) && high.get(key).is_some_and(|high| value <= high))
+}
+
+/// The figures in `column` by what tells the rows apart; None where two rows have the same of that, or a figure is no number.
+fn by_key(rows: &[Value], column: &str) -> Option<BTreeMap<String, f64>> {
     let mut values = BTreeMap::new();
     for row in rows {
-        let mut key = row.as_object()?.clone();
-        let value = key.remove("value")?.as_f64()?;
-        let key: BTreeMap<String, Value> = key.into_iter().collect();
+        let row = row.as_object()?;
+        let value = row.get(column)?.as_f64()?;
+        let key: BTreeMap<&String, &Value> = row.iter().filter(|(name, _)| !FIGURES.contains(&name.as_str())).collect();
         if values.insert(json!(key).to_string(), value).is_some() {
             return None;
         }
@@ -287,6 +320,18 @@ mod tests {
         check(&[("a", 1.0)], &[("b", 1.0)], None);
         check(&[("a", 1.0)], &[("a", 1.0), ("b", 1.0)], None);
         check(&[("a", 1.0), ("a", 1.0)], &[("a", 1.0), ("a", 1.0)], None);
+    }
+
+    #[test]
+    fn estimates_agree_where_they_are_near_in_rank() {
+        let check = |value: f64, low: f64, high: f64, expected: bool| {
+            let (values, bounds) = ([json!({ "key": "a", "value": value })], [json!({ "key": "a", "low": low, "high": high })]);
+            assert_eq!(are_between(&values, &bounds), expected, "{low} {value} {high}");
+        };
+        check(2.0, 1.0, 2.0, true);
+        check(0.9, 1.0, 2.0, false);
+        check(2.1, 1.0, 2.0, false);
+        assert!(!are_between(&[json!({ "key": "b", "value": 1.0 })], &[json!({ "key": "a", "low": 0.0, "high": 2.0 })]));
     }
 
     #[test]
