@@ -151,8 +151,8 @@ fn questions(keys: &[String]) -> Vec<Question> {
             name: "p99 by route and hour, exact",
             ours: by_route("percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_nanos) AS value"),
             duckdb: by_route("quantile_cont(duration_nanos, 0.99) AS value"),
-            // Between two values DataFusion interpolates in millionths.
-            agreement: Agreement::Within(1e-6),
+            // DataFusion interpolates in millionths of the distance between two neighbours, which may be many times the smaller.
+            agreement: Agreement::Within(1e-4),
         },
         same(
             "top ten URLs",
