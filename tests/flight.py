@@ -75,6 +75,18 @@ def plain_flight(address):
     roots = read(traceql="{ name = `op-0` }", limit=1000)
     assert roots.num_rows == sum(span["name"] == "op-0" for span in SPANS)
     assert read(traceql="{ }", limit=7).num_rows == 7
+    metrics = "{ } | count_over_time() by (resource.service.name)"
+    starts = [span["start_nanos"] for span in SPANS]
+    window = {"start": min(starts) // 10**9 - 10, "end": max(starts) // 10**9 + 10}
+    series = read(metrics=metrics, step="10s", **window)
+    table_function = f"SELECT * FROM traceql_metrics('{metrics}', {window['start']}, {window['end']}, '10s')"
+    by_service = [("time", "ascending"), ("resource.service.name", "ascending")]
+    assert series.num_rows and series.sort_by(by_service).to_pylist() == read(sql=table_function).sort_by(by_service).to_pylist(), series
+    counts = {}
+    for sample in series.to_pylist():
+        counts[sample["resource.service.name"]] = counts.get(sample["resource.service.name"], 0) + sample["value"]
+    assert counts == {service: sum(span["service"] == service for span in SPANS) for service in counts} and sum(counts.values()) == len(SPANS), counts
+    refused(pyarrow.ArrowInvalid, lambda: read(metrics="{ }"), "metrics")
 
     for descriptor in (flight.FlightDescriptor.for_path("spans"), flight.FlightDescriptor.for_command(json.dumps({"sql": "SELECT * FROM spans"}))):
         info = client.get_flight_info(descriptor, options())
@@ -135,6 +147,13 @@ def adbc():
             frame = cursor.fetch_df()
             names = sorted({span["name"] for span in SPANS})
             assert list(frame["name"]) == names and list(frame["n"]) == [sum(span["name"] == name for span in SPANS) for name in names]
+            # Both columns have values that repeat: their dictionaries do not, so that pandas makes categories of them.
+            cursor.execute('SELECT "resource.service.name" AS service, name, count(*) AS n FROM spans GROUP BY 1, 2')
+            frame = cursor.fetch_df()
+            pairs = {(span["service"], span["name"]) for span in SPANS}
+            assert str(frame.dtypes["service"]) == str(frame.dtypes["name"]) == "category", frame.dtypes
+            assert len(frame) == len(pairs) and set(zip(frame["service"], frame["name"])) == pairs, frame
+            assert sorted(frame["service"].cat.categories) == sorted({service for service, _ in pairs}), frame["service"]
             cursor.execute("SELECT name, duration_nanos FROM spans")
             assert cursor.fetch_polars()["duration_nanos"].sum() == sum(span["duration_nanos"] for span in SPANS)
             cursor.execute("EXPLAIN SELECT 1")

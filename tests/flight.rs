@@ -97,6 +97,29 @@ fn spans_that_are_read_can_be_written_back() {
     assert_eq!(run_python(&python, include_str!("flight_put.py"), &compare).trim(), "all right");
 }
 
+/// A plain export of more spans than this has several endpoints.
+const ONE_STREAM_SPANS: u64 = 262_144;
+
+#[test]
+fn a_large_export_has_several_endpoints_that_are_the_answer_together() {
+    let Some(python) = or_skip("a_large_export_has_several_endpoints_that_are_the_answer_together", python()) else { return };
+    let server = Server::start(nothing_is_cut());
+    let (spans, in_request, in_trace) = (ONE_STREAM_SPANS + 10_000, 5_000, 100);
+    for first in (1..=spans).step_by(in_request) {
+        let span = |id: u64| {
+            let start = START + id * 1_000;
+            otlp::span(u128::from(id / in_trace + 1).to_be_bytes(), id, 0, ["GET /", "query"][(id % 2) as usize], start, id)
+        };
+        let batch = (first..=spans.min(first + in_request as u64 - 1)).map(span).collect();
+        wait(server.client().send(Transport::Grpc, Compression::None, TENANT, &otlp::request("shop", batch))).unwrap();
+    }
+    server.client().flush();
+    let endpoints = std::thread::available_parallelism().map_or(2, usize::from);
+    let grpc = server.client().addresses.grpc.to_string();
+    let told = run_python(&python, include_str!("flight_parts.py"), &[&grpc, TENANT, &spans.to_string(), &endpoints.to_string()]);
+    assert_eq!(told.trim(), "all right");
+}
+
 #[test]
 fn hostile_messages_are_refused_and_cost_nothing() {
     let Some(python) = or_skip("hostile_messages_are_refused_and_cost_nothing", python()) else { return };

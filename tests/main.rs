@@ -13,6 +13,7 @@
 //! | `bounds` | limits of tenants, clients that leave, a large trace |
 //! | `streaming` | parts of answers over gRPC, also to a Python client made from the project's own `.proto` |
 //! | `cli` | the command line |
+//! | `bench` | a server and DuckDB answer the same over the same blocks |
 //! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `flight` | pyarrow, ADBC, DuckDB and Polars read spans over Arrow Flight; hostile messages are refused |
 //! | `formats` | that other tools open the blocks |
@@ -35,6 +36,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, unreachable_pub)]
 
 mod api;
+mod bench;
 mod bounds;
 mod cli;
 mod cluster;

@@ -1,5 +1,7 @@
 //! SQL over HTTP: forms of answers, what ends an answer early, tenants, and statements that mean harm.
 
+use std::io::Read;
+
 use arrow::ipc::reader::StreamReader;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -113,6 +115,26 @@ fn a_tenant_sees_its_own_spans_only() {
     assert_eq!(nobody.status, 401);
 }
 
+#[test]
+fn tenants_with_the_names_of_schemas_have_their_tables() {
+    let server = Server::start(json!({}));
+    for (tenant, schema, own) in [("system", "tenant_system", 4), ("information_schema", "tenant_information_schema", 5)] {
+        load(&server, tenant, own);
+        let count = |statement: &str| {
+            let reply = ask_as(&server, tenant, statement, "application/json");
+            assert_eq!(reply.status, 200, "{tenant}: {statement}: {}", reply.text());
+            reply.json()[0]["n"].as_u64().unwrap()
+        };
+        assert_eq!(count("SELECT count(*) AS n FROM spans"), own);
+        assert_eq!(count(&format!("SELECT count(*) AS n FROM {schema}.spans s JOIN skein.{schema}.spans o ON s.span_id = o.span_id")), own);
+        assert_eq!(count("SELECT count(*) AS n FROM traceql('{ }')"), own);
+        assert!(count("SELECT count(*) AS n FROM system.functions") > 0);
+        assert_eq!(count("SELECT count(*) AS n FROM information_schema.tables WHERE table_name = 'spans'"), 1);
+        refused(&server, tenant, "SELECT * FROM system.spans", 400, "not found");
+        refused(&server, tenant, "SELECT * FROM information_schema.spans", 400, "not found");
+    }
+}
+
 /// What a client sees of an answer: whether it was whole, and what came of it.
 fn raw(server: &Server, accept: &str, statement: &str) -> String {
     wait(async {
@@ -144,6 +166,65 @@ fn an_answer_that_breaks_off_is_not_taken_for_whole() {
         assert_eq!(says, !accept.contains("arrow"), "{accept}");
     }
     refused(&server, TENANT, "SELECT value FROM generate_series(1, 30000) ORDER BY CAST(value || 'x' AS BIGINT)", 400, "Cannot cast string");
+}
+
+/// Answers are compressed while they are made, each piece so that it can be read at once.
+#[test]
+fn answers_are_compressed_for_clients_that_ask_for_it() {
+    let server = Server::start(json!({ "overrides": { "defaults": { "read": { "max_sql_rows": 20_000 } } } }));
+    load(&server, TENANT, 4);
+    let ask = |statement: &str, accept: &str| {
+        let headers = [("X-Scope-OrgID", TENANT), ("Accept", accept), ("Accept-Encoding", "gzip")];
+        wait(server.client().request("POST", "/api/sql", &[], &headers, statement.as_bytes().to_vec()))
+    };
+    let unpacked = |packed: &[u8]| {
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(packed).read_to_end(&mut plain).unwrap();
+        plain
+    };
+    let many = "SELECT value FROM generate_series(1, 10000)";
+    for accept in ["application/json", "text/csv", "application/vnd.apache.arrow.stream"] {
+        let (plain, packed) = (ask_as(&server, TENANT, many, accept), ask(many, accept));
+        assert_eq!((plain.header("content-encoding"), packed.header("content-encoding"), packed.header("vary")), ("", "gzip", "Accept-Encoding"));
+        assert_eq!(unpacked(&packed.body), plain.body, "{accept}");
+        assert!(packed.body.len() < plain.body.len(), "{accept}: {} of {} bytes", packed.body.len(), plain.body.len());
+    }
+    assert_eq!(ask(many, "application/vnd.apache.parquet").header("content-encoding"), "", "is compressed in itself");
+    let refused = ask("SELECT nam FROM spans", "application/json");
+    assert!(refused.status == 400 && refused.header("content-encoding").is_empty() && refused.text().contains("nam"), "{}", refused.text());
+
+    // The rows that cannot all be sent end where they end, unpacked or not.
+    let (head, body) = raw_gzip(&server, "SELECT value FROM generate_series(1, 30000)");
+    assert!(head.contains("content-encoding: gzip"), "{head}");
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap_err();
+    assert!(String::from_utf8_lossy(&plain).ends_with("error: the answer has more than 20000 rows (read.max_sql_rows)\n"));
+}
+
+/// The head of an answer that breaks off, and its chunks put together.
+fn raw_gzip(server: &Server, statement: &str) -> (String, Vec<u8>) {
+    let answer = wait(async {
+        let mut connection = tokio::net::TcpStream::connect(server.client().addresses.http).await.unwrap();
+        let request = format!(
+            "POST /api/sql HTTP/1.1\r\nHost: x\r\nX-Scope-OrgID: {TENANT}\r\nAccept-Encoding: gzip\r\nConnection: close\r\nContent-Length: {}\r\n\r\n\
+             {statement}",
+            statement.len()
+        );
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(PATIENCE, connection.read_to_end(&mut answer)).await.unwrap().unwrap();
+        answer
+    });
+    let find = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).position(|window| window == part);
+    let head = find(&answer, b"\r\n\r\n").unwrap();
+    let (mut chunks, mut body) = (&answer[head + 4..], Vec::new());
+    while let Some(line) = find(chunks, b"\r\n") {
+        let length = usize::from_str_radix(std::str::from_utf8(&chunks[..line]).unwrap(), 16).unwrap();
+        assert!(length > 0, "no last chunk");
+        body.extend_from_slice(&chunks[line + 2..][..length]);
+        chunks = &chunks[line + 2 + length + 2..];
+    }
+    (String::from_utf8_lossy(&answer[..head]).into_owned(), body)
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! `skein bench`: what a span costs to take in, what a query costs to answer, and how fast spans leave as Arrow.
+//! `skein bench`: what a span costs to take in, what queries and statements cost to answer, and how fast spans leave as Arrow.
 
 mod flight;
 mod put;
+mod sql;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +55,8 @@ enum What {
     Query(Query),
     /// Receive all spans over Arrow Flight, or write spans and compare that with OTLP.
     Flight(flight::Arguments),
+    /// Ask SQL over all spans; and DuckDB, over the same blocks.
+    Sql(sql::Arguments),
 }
 
 #[derive(Args)]
@@ -115,6 +118,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         What::Ingest(ingest) => super::block_on(run_ingest(ingest)),
         What::Query(query) => super::block_on(run_query(query)),
         What::Flight(flight) => super::block_on(flight::run(flight)),
+        What::Sql(sql) => super::block_on(sql::run(sql)),
     }
 }
 
@@ -219,22 +223,39 @@ struct Blocks {
     bytes: u64,
 }
 
-/// The blocks that count: those with a meta that no other block's meta names as replaced.
+/// The blocks of all tenants that count.
 fn live_blocks(folder: &Path) -> Result<Blocks> {
-    let mut found: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut sum = Blocks::default();
+    for tenant in entries(folder) {
+        for block in blocks_that_count(&tenant)? {
+            let bytes: u64 = entries(&block.folder).iter().filter_map(|file| fs::metadata(file).ok()).map(|meta| meta.len()).sum();
+            sum = Blocks { count: sum.count + 1, spans: sum.spans + block.spans, bytes: sum.bytes + bytes };
+        }
+    }
+    Ok(sum)
+}
+
+/// A block on local disk.
+struct BlockFolder {
+    folder: PathBuf,
+    spans: u64,
+}
+
+/// The blocks in a tenant's folder that count: those with a meta that no other block's meta names as replaced.
+fn blocks_that_count(tenant: &Path) -> Result<Vec<BlockFolder>> {
+    let mut found: BTreeMap<String, BlockFolder> = BTreeMap::new();
     let mut replaced: BTreeSet<String> = BTreeSet::new();
-    for block in entries(folder).iter().flat_map(|tenant| entries(tenant)) {
+    for folder in entries(tenant) {
         // A block can go between the listing and the reading.
-        let Ok(meta) = fs::read(block.join(META_NAME)) else { continue };
+        let Ok(meta) = fs::read(folder.join(META_NAME)) else { continue };
         let meta: Value =
-            serde_json::from_slice(&meta).map_err(|error| Error::data(format!("reading {}", block.join(META_NAME).display())).with_source(error))?;
-        let bytes = entries(&block).iter().filter_map(|file| fs::metadata(file).ok()).map(|meta| meta.len()).sum();
-        let id = block.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.insert(id, (meta["totalSpans"].as_u64().unwrap_or(0), bytes));
+            serde_json::from_slice(&meta).map_err(|error| Error::data(format!("reading {}", folder.join(META_NAME).display())).with_source(error))?;
+        let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        found.insert(id, BlockFolder { folder, spans: meta["totalSpans"].as_u64().unwrap_or(0) });
         replaced.extend(meta["replaces"].as_array().into_iter().flatten().filter_map(|id| id.as_str().map(str::to_owned)));
     }
-    let live = found.iter().filter(|(id, _)| !replaced.contains(*id)).map(|(_, block)| block);
-    Ok(live.fold(Blocks::default(), |sum, (spans, bytes)| Blocks { count: sum.count + 1, spans: sum.spans + spans, bytes: sum.bytes + bytes }))
+    found.retain(|id, _| !replaced.contains(id));
+    Ok(found.into_values().collect())
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

@@ -86,7 +86,8 @@ impl Answer {
         self.response.chunk().await.map_err(|error| Error::unavailable(format!("the answer of {} broke off", self.url)).with_source(error))
     }
 
-    async fn whole(self) -> Result<Bytes> {
+    /// All of it. Errors: as [`next`](Self::next).
+    pub async fn whole(self) -> Result<Bytes> {
         self.response.bytes().await.map_err(|error| Error::unavailable(format!("asking {}", self.url)).with_source(error))
     }
 }

@@ -1,6 +1,6 @@
 //! Vectors of TraceQL values as Arrow arrays of the types that SQL has.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arrow::{
     array::{
@@ -68,23 +68,42 @@ fn of_codes(codes: &Int32Array, count: i32, meaning: impl Fn(i32) -> Static) -> 
 
 /// Values by their place in a table: each entry is converted once.
 fn by_key(keys: &Int32Array, table: &[Value], kind: SqlType) -> Result<ArrayRef> {
-    let place = |key: Option<i32>| key.and_then(|key| usize::try_from(key).ok()).filter(|&key| key < table.len());
     if !is_text(kind) {
+        let place = |key: Option<i32>| key.and_then(|key| usize::try_from(key).ok()).filter(|&key| key < table.len());
         let entries = by_value(&Vector::Values(table.into()), kind);
         let places = arrow::array::UInt32Array::from_iter(keys.iter().map(|key| place(key).map(|key| key as u32)));
         return Ok(arrow::compute::take(&entries, &places, None)?);
     }
-    let (mut texts, mut codes): (Vec<String>, Vec<Option<i32>>) = (Vec::new(), Vec::with_capacity(table.len()));
-    let mut known: hashbrown::HashMap<String, i32> = hashbrown::HashMap::new();
+    let (texts, codes) = distinct_texts(table);
+    let found: Vec<i32> = keys.values().iter().map(|&key| codes.get(key as usize).copied().unwrap_or(NO_TEXT)).collect();
+    let missing = found.contains(&NO_TEXT).then(|| found.iter().map(|&code| code != NO_TEXT).collect::<NullBuffer>());
+    let nulls = NullBuffer::union(keys.nulls(), missing.as_ref());
+    dictionary(Int32Array::new(found.into(), nulls), texts)
+}
+
+/// The place of what is no text.
+const NO_TEXT: i32 = -1;
+
+/// The texts of `table`, each once, and for each entry the place of its text.
+fn distinct_texts(table: &[Value]) -> (StringArray, Vec<i32>) {
+    let mut texts: Vec<Cow<'_, str>> = Vec::new();
+    let mut known: hashbrown::HashMap<Cow<'_, str>, i32> = hashbrown::HashMap::new();
+    let mut places = Vec::with_capacity(table.len());
     for value in table {
-        codes.push(text_of(value).map(|text| {
-            *known.entry_ref(text.as_str()).or_insert_with(|| {
-                texts.push(text.clone());
-                texts.len() as i32 - 1
-            })
+        let text = match value {
+            Value::Nil => {
+                places.push(NO_TEXT);
+                continue;
+            }
+            Value::String(text) => Cow::Borrowed(&**text),
+            other => Cow::Owned(other.to_string()),
+        };
+        places.push(*known.entry(text).or_insert_with_key(|text| {
+            texts.push(text.clone());
+            texts.len() as i32 - 1
         }));
     }
-    dictionary(Int32Array::from_iter(keys.iter().map(|key| place(key).and_then(|key| codes[key]))), StringArray::from_iter_values(texts))
+    (StringArray::from_iter_values(texts), places)
 }
 
 fn by_value(vector: &Vector, kind: SqlType) -> ArrayRef {
@@ -143,4 +162,25 @@ pub fn hex_array<const N: usize>(ids: impl ExactSizeIterator<Item = [u8; N]>, va
 /// The strings of `array`, in whatever form; for tests and renderers.
 pub fn strings(array: &ArrayRef) -> Result<StringViewArray> {
     Ok(cast(array, &SqlType::Text.data_type())?.as_string_view().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_table_of_values_becomes_a_dictionary_of_its_texts() {
+        let table = [Value::from("a"), Value::Int(5), Value::Nil, Value::from("a"), Value::from("5")];
+        let check = |keys: &[Option<i32>], expected: &[Option<&str>]| {
+            let found = of_vector(&Vector::Indexed(Int32Array::from(keys.to_vec()), table.to_vec().into()), SqlType::Dictionary).unwrap();
+            assert_eq!(strings(&found).unwrap().iter().collect::<Vec<_>>(), expected);
+            let values = found.as_dictionary::<Int32Type>().values().as_string::<i32>();
+            assert_eq!(values, &StringArray::from(vec!["a", "5"]), "each text once");
+        };
+        check(&[Some(0), Some(3), Some(1), Some(4)], &[Some("a"), Some("a"), Some("5"), Some("5")]);
+        check(&[Some(2), None, Some(1)], &[None, None, Some("5")]);
+        check(&[Some(7), Some(-1), Some(0)], &[None, None, Some("a")]);
+        check(&[], &[]);
+    }
 }

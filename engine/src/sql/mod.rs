@@ -11,9 +11,12 @@
 //! | `functions` | table functions, and `attr()` |
 //! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
+//! | `distinct_counts` | the rule by which texts are not counted in a table for each group |
+//! | `utc` | truncated times where the time zone is UTC |
 //! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
+//! | `distinct` | dictionaries without repeated values, for rows that leave as Arrow |
 //! | `limits`, `harmless` | what a statement may take; what is kept from it |
 //! | `error` | whose fault an error is |
 //!
@@ -23,6 +26,8 @@
 pub mod arrays;
 pub mod calls;
 pub mod columns;
+pub mod distinct;
+mod distinct_counts;
 pub mod error;
 pub mod functions;
 pub mod groups;
@@ -40,6 +45,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod utc;
 pub mod write;
 
 use async_trait::async_trait;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::util::pretty::pretty_format_batches;
+use arrow::{datatypes::DataType, util::pretty::pretty_format_batches};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, memory::InMemory};
 use prometheus::Registry;
@@ -12,7 +12,7 @@ use skein_proto::otlp::{
     resource::v1::Resource,
 };
 
-use super::SqlService;
+use super::{SqlRows, SqlService};
 use crate::{
     block::{put::put_block, writer::write_block},
     catalog::{Catalog, CatalogMetrics},
@@ -434,6 +434,67 @@ async fn only_reading_is_allowed_and_mistakes_are_named() {
     refused("SELECT * FROM '/etc/passwd'").await;
     refused("SELECT 1; SELECT 2").await;
     refused("SELECT 1 / 0").await;
+}
+
+/// The logical and the physical plan of a statement.
+async fn plan(query: &str) -> String {
+    rows(&engine(4).await, &format!("EXPLAIN {query}")).await.unwrap().join("\n")
+}
+
+#[tokio::test]
+async fn groups_of_dictionaries_are_dictionaries() {
+    let by_two = "SELECT name, \"resource.service.name\" AS service, count(*) AS n, sum(duration_nanos) AS nanos FROM spans GROUP BY 1, 2";
+    check(&format!("{by_two} ORDER BY 1, 2"), &["GET / shop 1 100", "add cart 2 300", "render shop 1 300"]).await;
+    check("SELECT name FROM spans GROUP BY name HAVING count(*) > 1 AND name <> 'x'", &["add"]).await;
+    check("SELECT DISTINCT name, status FROM spans ORDER BY 1", &["GET / unset", "add error", "render unset"]).await;
+    check("SELECT \"span.mixed\" AS m, count(*) FROM spans GROUP BY m ORDER BY m NULLS FIRST", &[" 2", "5 1", "x 1"]).await;
+    let sets = "SELECT name, status, count(*) FROM spans GROUP BY GROUPING SETS ((name), (status)) ORDER BY 1 NULLS LAST, 2";
+    check(sets, &["GET /  1", "add  2", "render  1", " error 2", " unset 2"]).await;
+    check("SELECT a.name, count(*) FROM spans a JOIN spans b ON a.name = b.name GROUP BY a.name ORDER BY 1", &["GET / 1", "add 4", "render 1"]).await;
+    let engine = engine(4).await;
+    let statement = engine.prepare(&TenantId::single(), by_two).await.unwrap();
+    let SqlRows { schema, batches, .. } = statement.run(None).await.unwrap();
+    let batches: Vec<_> = batches.try_collect().await.unwrap();
+    assert!(batches.iter().all(|batch| batch.schema() == schema));
+    assert!(matches!(schema.field(0).data_type(), DataType::Dictionary(..)) && matches!(schema.field(1).data_type(), DataType::Dictionary(..)));
+}
+
+#[tokio::test]
+async fn times_are_truncated() {
+    let truncated = |unit: &str| format!("SELECT DISTINCT date_trunc('{unit}', start_time) FROM spans ORDER BY 1");
+    check(&truncated("second"), &["1970-01-01T00:00:01Z", "1970-01-01T00:00:02Z"]).await;
+    for unit in ["minute", "hour", "day", "month", "year"] {
+        check(&truncated(unit), &["1970-01-01T00:00:00Z"]).await;
+    }
+    check(&truncated("week"), &["1969-12-29T00:00:00Z"]).await;
+    check("SELECT arrow_typeof(date_trunc('hour', start_time)) FROM spans LIMIT 1", &["Timestamp(ns, \"UTC\")"]).await;
+    check(
+        "SELECT date_trunc('day', CAST('2026-03-04T05:06:07Z' AS TIMESTAMP)), date_trunc('day', max(start_time)) FROM spans",
+        &["2026-03-04T00:00:00 1970-01-01T00:00:00Z"],
+    )
+    .await;
+    check("SELECT count(*) FROM spans WHERE date_trunc('second', start_time) = '1970-01-01T00:00:01Z'", &["3"]).await;
+    assert!(refused("SELECT date_trunc('fortnight', start_time) FROM spans").await.contains("fortnight"));
+}
+
+#[tokio::test]
+async fn distinct_texts_are_counted_without_a_table_for_each_group() {
+    let counted = "SELECT trace_id, count(DISTINCT name) AS names, count(*) AS n, count(\"span.code\") AS codes, sum(duration_nanos) AS nanos, \
+                   count(DISTINCT name) + 1 AS more FROM spans GROUP BY 1";
+    let expected = ["00000000000000000000000000000001 3 3 2 600 4", "00000000000000000000000000000002 1 1 1 100 2"];
+    check(&format!("{counted} ORDER BY 1"), &expected).await;
+    let by_status =
+        "SELECT status, count(DISTINCT \"resource.service.name\") AS services, count(\"span.ratio\") AS ratios FROM spans GROUP BY 1 ORDER BY 1";
+    check(by_status, &["error 1 0", "unset 1 1"]).await;
+    // Nulls are no texts, and no groups are no counts.
+    check("SELECT status, count(DISTINCT \"span.mixed\"), count(*) FROM spans GROUP BY 1 ORDER BY 1", &["error 1 2", "unset 1 2"]).await;
+    check("SELECT status, count(DISTINCT name), count(*) FROM spans WHERE name = 'x' GROUP BY 1", &[]).await;
+    check("SELECT count(DISTINCT name), count(*) FROM spans WHERE name = 'x'", &["0 0"]).await;
+    check("SELECT count(DISTINCT name), count(*), avg(duration_nanos) FROM spans GROUP BY kind", &["3 4 175.0"]).await;
+    check("SELECT kind, count(DISTINCT name), count(DISTINCT trace_id), count(*) FROM spans GROUP BY 1", &["server 3 2 4"]).await;
+    check("SELECT kind, count(DISTINCT name), count(*) FILTER (WHERE status = 'error') FROM spans GROUP BY 1", &["server 3 2"]).await;
+    let planned = plan(counted).await;
+    assert!(planned.contains("count(alias1)"), "counted as groups: {planned}");
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use parquet::{
     file::properties::WriterProperties,
 };
 
+use super::distinct::DistinctDictionaries;
 use crate::error::{Error, Result};
 
 /// Rows of a row group of Parquet; what is written of one is held in memory until it is complete.
@@ -43,7 +44,7 @@ pub enum RowFormat {
     JsonLines,
     /// RFC 4180 with a heading. Nulls are empty.
     Csv,
-    /// An Arrow IPC stream. Dictionaries stay dictionaries.
+    /// An Arrow IPC stream. Dictionaries stay dictionaries, and hold each value once.
     Arrow,
     /// A Parquet file, compressed with zstd.
     Parquet,
@@ -60,7 +61,7 @@ enum Form {
     Json(json::Writer<Written, JsonArray>),
     JsonLines(json::Writer<Written, LineDelimited>),
     Csv { heading: bool, schema: SchemaRef },
-    Arrow(StreamWriter<Written>),
+    Arrow(Box<(StreamWriter<Written>, DistinctDictionaries)>),
     Parquet(Box<ArrowWriter<Written>>),
 }
 
@@ -82,7 +83,7 @@ impl RowWriter {
                 check_plain(schema)?;
                 Form::Csv { heading: true, schema: schema.clone() }
             }
-            RowFormat::Arrow => Form::Arrow(StreamWriter::try_new(written.clone(), schema)?),
+            RowFormat::Arrow => Form::Arrow(Box::new((StreamWriter::try_new(written.clone(), schema)?, DistinctDictionaries::default()))),
             RowFormat::Parquet => {
                 check_names(schema)?;
                 let properties = WriterProperties::builder()
@@ -103,7 +104,7 @@ impl RowWriter {
             Form::Json(writer) => writer.write(batch),
             Form::JsonLines(writer) => writer.write(batch),
             Form::Csv { heading, .. } => csv::WriterBuilder::new().with_header(take(heading)).build(self.written.clone()).write(batch),
-            Form::Arrow(writer) => writer.write(batch),
+            Form::Arrow(writing) => writing.1.of(batch.clone()).and_then(|batch| writing.0.write(&batch)),
             Form::Parquet(writer) => writer.write(batch).map_err(ArrowError::from),
         }
         .map_err(unwritable)?;
@@ -120,7 +121,7 @@ impl RowWriter {
                 csv::WriterBuilder::new().with_header(true).build(self.written.clone()).write(&RecordBatch::new_empty(schema))
             }
             Form::Csv { .. } => Ok(()),
-            Form::Arrow(mut writer) => writer.finish(),
+            Form::Arrow(mut writing) => writing.0.finish(),
             Form::Parquet(writer) => writer.close().map(drop).map_err(ArrowError::from),
         }
         .map_err(unwritable)?;
@@ -183,7 +184,7 @@ impl Write for Written {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use arrow::{
-        array::{ArrayRef, DictionaryArray, Float64Array, Int64Array, ListArray, TimestampNanosecondArray},
+        array::{ArrayRef, AsArray, DictionaryArray, Float64Array, Int64Array, ListArray, StringArray, TimestampNanosecondArray},
         datatypes::{Field, Int32Type, Int64Type},
         ipc::reader::StreamReader,
     };
@@ -243,6 +244,18 @@ mod tests {
             ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap().build().unwrap().map(|batch| batch.unwrap()).collect();
         let rows: usize = read.iter().map(RecordBatch::num_rows).sum();
         assert_eq!((rows, read[0].schema()), (3, batch().schema()));
+    }
+
+    #[test]
+    fn dictionaries_leave_without_repeated_values() {
+        let values = Arc::new(StringArray::from(vec!["a", "b", "a"]));
+        let names = DictionaryArray::<Int32Type>::try_new(vec![2, 1, 0].into(), values).unwrap();
+        let batch = RecordBatch::try_from_iter([("name", Arc::new(names) as ArrayRef)]).unwrap();
+        let mut writer = RowWriter::new(RowFormat::Arrow, &batch.schema()).unwrap();
+        let stream = [writer.write(&batch).unwrap(), writer.finish().unwrap()].concat();
+        let read = StreamReader::try_new(&stream[..], None).unwrap().next().unwrap().unwrap();
+        assert_eq!(read.column(0).as_dictionary::<Int32Type>().values().as_string::<i32>(), &StringArray::from(vec!["a", "b"]));
+        assert_eq!(read, batch, "the rows are the same");
     }
 
     #[test]

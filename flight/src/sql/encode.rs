@@ -1,7 +1,7 @@
 //! Record batches as Flight messages.
 //!
-//! Dictionaries stay dictionaries: a dictionary is sent when it differs from the one before, so once for all batches of a row group. Views of
-//! strings are sent as strings, which every client reads; a slice of views would also be sent with the text of all rows.
+//! Dictionaries stay dictionaries: a dictionary is sent when it differs from the one before, so once for all batches of a row group, and holds each
+//! value once. Views of strings are sent as strings, which every client reads; a slice of views would also be sent with the text of all rows.
 
 use std::sync::Arc;
 
@@ -19,7 +19,10 @@ use datafusion::arrow::{
     record_batch::{RecordBatch, RecordBatchOptions},
 };
 use futures::{StreamExt, stream, stream::BoxStream};
-use skein_engine::error::{Error, Result};
+use skein_engine::{
+    error::{Error, Result},
+    sql::distinct::DistinctDictionaries,
+};
 use tonic::metadata::MetadataMap;
 
 use super::Messages;
@@ -51,8 +54,11 @@ impl Encoding {
     pub(crate) fn messages(self, schema: &Schema, batches: BoxStream<'static, Result<RecordBatch>>) -> Messages<FlightData> {
         let schema = wire_schema(schema);
         let sent = schema.clone();
-        let batches = batches
-            .map(move |batch| batch.and_then(|batch| as_sent(batch, &sent)).map_err(|error| FlightError::Tonic(Box::new(client_status(&error)))));
+        let mut dictionaries = DistinctDictionaries::default();
+        let batches = batches.map(move |batch| {
+            let batch = batch.and_then(|batch| as_sent(batch, &sent)).and_then(|batch| Ok(dictionaries.of(batch)?));
+            batch.map_err(|error| FlightError::Tonic(Box::new(client_status(&error))))
+        });
         let encoder = FlightDataEncoderBuilder::new()
             .with_schema(schema)
             .with_options(self.0)

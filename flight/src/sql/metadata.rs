@@ -26,7 +26,10 @@ use futures::TryStreamExt;
 use prost::Message;
 use skein_engine::{
     error::{Error, Result},
-    sql::{SqlStatement, session::CATALOG},
+    sql::{
+        SqlStatement,
+        session::{CATALOG, schema_name},
+    },
 };
 
 use super::{
@@ -88,8 +91,8 @@ impl FlightSql {
         let mut flights = Vec::new();
         for table in self.listed(caller).await? {
             let schema = wire_schema(&*self.columns_of(caller, &table).await?);
-            let path =
-                if table.catalog == CATALOG && table.schema == caller.tenant.as_str() { vec![table.name] } else { vec![table.schema, table.name] };
+            let is_own = table.catalog == CATALOG && table.schema == schema_name(&caller.tenant);
+            let path = if is_own { vec![table.name] } else { vec![table.schema, table.name] };
             let ticket =
                 serde_json::json!({ "sql": format!("SELECT * FROM {}", path.iter().map(|name| identifier(name)).collect::<Vec<_>>().join(".")) });
             let info = FlightInfo::new().try_with_schema(&schema).map_err(internal("encoding a schema"))?;

@@ -4,6 +4,8 @@ mod diff;
 mod echo;
 mod error;
 mod format;
+mod frames;
+mod gzip;
 mod layers;
 mod mcp;
 mod metrics;
@@ -48,9 +50,12 @@ pub fn router(frontend: Arc<Frontend>) -> Router {
         .route(&at("/api/metrics/query_range"), any(metrics_query::range))
         .route(&at("/api/metrics/query"), any(metrics_query::instant))
         .layer(from_fn_with_state(frontend.clone(), layers::time_limit))
-        .layer(from_fn(layers::gzip));
-    // Its answers are sent while they are made, which compression would hold up.
-    let sql = Router::new().route(&at("/api/sql"), get(sql::sql).post(sql::sql)).layer(from_fn_with_state(frontend.clone(), layers::time_limit));
+        .layer(from_fn(gzip::whole));
+    // Its answers are sent while they are made.
+    let sql = Router::new()
+        .route(&at("/api/sql"), get(sql::sql).post(sql::sql))
+        .layer(from_fn_with_state(frontend.clone(), layers::time_limit))
+        .layer(from_fn(gzip::streamed));
     let queries = queries.merge(sql).layer(from_fn_with_state(frontend.clone(), layers::tenants));
     let others = Router::new()
         .route(&at("/api/echo"), any(echo::echo))
@@ -72,7 +77,7 @@ pub fn router(frontend: Arc<Frontend>) -> Router {
         Router::new()
             .route(&at("/api/mcp"), any(mcp::mcp))
             .with_state(service(frontend.clone(), queries.clone().with_state(frontend.clone())))
-            .layer(from_fn(layers::gzip))
+            .layer(from_fn(gzip::whole))
             .layer(from_fn_with_state(frontend.clone(), layers::tenants))
     } else {
         Router::new().route(&at("/api/mcp"), any(not_found))

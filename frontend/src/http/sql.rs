@@ -1,14 +1,10 @@
 //! `/api/sql`: a SQL statement over the spans of a tenant, answered while it runs.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::sync::Arc;
 
 use axum::{
     Extension,
-    body::{Body, HttpBody},
+    body::Body,
     extract::State,
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::Response,
@@ -27,7 +23,7 @@ use skein_engine::{
     },
 };
 
-use super::{HttpError, params::Params};
+use super::{HttpError, frames::Frames, params::Params};
 use crate::{Frontend, queue::Turn, tenancy::Tenants};
 
 /// What a trailer of the answer tells of the rows: what was read for them, as JSON.
@@ -233,23 +229,6 @@ fn cost_json(stats: &ScanStats) -> Value {
         "rowGroups": stats.row_groups,
         "rowGroupsSkipped": stats.row_groups_skipped,
     })
-}
-
-/// Frames as a body.
-struct Frames(stream::BoxStream<'static, Result<Frame<Bytes>>>);
-
-impl HttpBody for Frames {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
-        loop {
-            match ready!(self.0.poll_next_unpin(context)) {
-                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
-                next => return Poll::Ready(next),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
