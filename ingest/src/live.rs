@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use skein_engine::{
     error::{Error, Result},
-    exec::live::LiveGeneration,
+    exec::live::{GenerationSize, LiveGeneration},
     spans::{BlockId, builder::SpanBuilder, set::SpanSet},
 };
 
@@ -131,6 +131,17 @@ impl TenantLive {
     /// How many generations are sealed.
     pub fn sealed_len(&self) -> usize {
         self.state.lock().sealed.len()
+    }
+
+    /// How large the generations are; a head without spans is none.
+    pub fn sizes(&self) -> Vec<GenerationSize> {
+        let state = self.state.lock();
+        let sealed = |generation: &Arc<SealedGeneration>| GenerationSize { block: generation.block, spans: generation.set.len(), is_sealed: true };
+        let mut sizes: Vec<GenerationSize> = state.sealed.iter().map(sealed).collect();
+        if !state.head.builder.is_empty() {
+            sizes.push(GenerationSize { block: state.head.block, spans: state.head.builder.len(), is_sealed: false });
+        }
+        sizes
     }
 
     /// Everything live.
