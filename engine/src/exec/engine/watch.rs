@@ -13,7 +13,7 @@ use crate::{
     exec::{
         changes::{Backlog, Marks, Portion, Seen},
         memory::Reservation,
-        source::{MemorySource, SourceRef, SpanSource},
+        source::{MemorySource, SourceRef},
         sources::{SourceName, SourceSet, scan_units},
         split::{common, join_traces, split_ids},
         stats::ScanMetrics,

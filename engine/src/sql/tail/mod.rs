@@ -20,7 +20,7 @@ mod tests;
 use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
-    array::{Array, AsArray, BooleanArray, Int64Array, StringArray},
+    array::{AsArray, BooleanArray, Int64Array, StringArray},
     compute::{concat_batches, filter_record_batch},
     datatypes::{Int32Type, Schema, SchemaRef, TimestampNanosecondType},
     record_batch::RecordBatch,

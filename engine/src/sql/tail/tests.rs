@@ -165,7 +165,8 @@ impl World {
         let is_live = |id| self.live.0.lock().unwrap().sealed.iter().any(|live| live.block == id);
         let blocks = self.catalog.snapshot(&TenantId::single()).blocklist.live().iter().filter(|meta| !is_live(meta.id)).cloned().collect::<Vec<_>>();
         if blocks.len() > 1 {
-            let merged = BlockMerger::new(self.store.clone()).merge(&TenantId::single(), &blocks[..2]).await.unwrap();
+            let mut merged = BlockMerger::new(self.store.clone()).merge(&TenantId::single(), &blocks[..2]).await.unwrap();
+            merged.replaces = blocks[..2].iter().map(|meta| meta.id).collect();
             self.catalog.add_block(merged);
         }
     }
@@ -421,7 +422,7 @@ async fn what_cannot_be_tailed_is_refused() {
     let refused = |query: &'static str, columns: &'static [&'static str]| world.tail(query, columns, None);
     for (query, columns, part) in [
         ("{ } | rate()", &["name"][..], "a tail takes a search"),
-        ("{ nam = }", &["name"], "position"),
+        ("{ nam = }", &["name"], "line 1, col 3"),
         ("{ }", &["nam"], "there is no column"),
         ("{ }", &[], "names 0 columns"),
     ] {
