@@ -16,6 +16,7 @@
 //! | `bench` | a server and DuckDB answer the same over the same blocks |
 //! | `cluster` | a coordinator and three workers answer as one process does |
 //! | `flight` | pyarrow, ADBC, DuckDB and Polars read spans over Arrow Flight; hostile messages are refused |
+//! | `tail` | matches as they arrive over Arrow Flight, across flushes, until either side leaves; slow clients |
 //! | `formats` | that other tools open the blocks |
 //! | `mcp` | an MCP client lists and calls everything; filtered and compared traces |
 //! | `notebooks` | the Python package is typed and agrees with the recorded traces, as do the notebooks, run from top to bottom; one command opens them |
@@ -59,5 +60,6 @@ mod sql_truth;
 mod stalling_store;
 mod stores;
 mod streaming;
+mod tail;
 mod tools;
 mod truth;

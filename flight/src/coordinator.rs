@@ -61,7 +61,7 @@ use skein_engine::{
         TraceRequest, TraceResult, Window,
     },
     sql::{
-        SqlService, SqlStatement,
+        SqlService, SqlStatement, Tail, TailPass, TailRequest,
         session::{Distribution, SessionParts},
     },
     tenant::TenantId,
@@ -423,6 +423,19 @@ impl SqlService for Coordinator {
     async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
         self.planning_again(tenant, || self.prepare_once(tenant, text)).await
     }
+
+    async fn tail(&self, _: &TenantId, _: TailRequest) -> Result<Tail> {
+        Err(no_tail())
+    }
+
+    async fn tail_pass(&self, _: Tail) -> Result<(Tail, TailPass)> {
+        Err(no_tail())
+    }
+}
+
+/// Workers do not tell what of their live spans is new.
+fn no_tail() -> Error {
+    Error::invalid("there are no tails where live spans are spread over processes: ask for the newest matches again and again, with DoGet")
 }
 
 /// What makes a session divide its plans between `workers`.

@@ -1,6 +1,6 @@
-//! What coordinators and workers count.
+//! What coordinators and workers count, and tails of Arrow Flight.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector};
 use skein_engine::error::{Error, Result};
 
 /// Counters of a worker's answers about its live spans.
@@ -65,5 +65,39 @@ impl CoordinatorMetrics {
 
     pub(crate) fn planned_again(&self) {
         self.planned_again.inc();
+    }
+}
+
+/// Counters of tails.
+#[derive(Debug, Clone)]
+pub struct TailMetrics {
+    /// Tails that are open.
+    pub(crate) open: IntGauge,
+    /// Passes that looked at something.
+    pub(crate) passes: IntCounter,
+    /// Spans that passes looked at.
+    pub(crate) spans: IntCounter,
+    /// Rows that clients have taken.
+    pub(crate) rows: IntCounter,
+}
+
+impl TailMetrics {
+    /// Registers the metrics. Errors: `Internal` when the registry has them already.
+    pub fn new(registry: &Registry) -> Result<Self> {
+        Self::register(registry).map_err(|e| Error::internal("registering the metrics of tails").with_source(e))
+    }
+
+    fn register(registry: &Registry) -> prometheus::Result<Self> {
+        fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> prometheus::Result<C> {
+            let collector = made?;
+            registry.register(Box::new(collector.clone()))?;
+            Ok(collector)
+        }
+        Ok(Self {
+            open: add(registry, IntGauge::new("skein_frontend_tails_open", "Tails of Arrow Flight that are open"))?,
+            passes: add(registry, IntCounter::new("skein_frontend_tail_passes_total", "Passes of tails over traces that got spans"))?,
+            spans: add(registry, IntCounter::new("skein_frontend_tail_spans_total", "Spans that tails looked at"))?,
+            rows: add(registry, IntCounter::new("skein_frontend_tail_rows_total", "Rows of tails that clients took"))?,
+        })
     }
 }

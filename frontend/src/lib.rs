@@ -123,7 +123,7 @@ impl Frontend {
         register_build_info(&parts.registry, &parts.build)?;
         Ok(Arc::new(Self {
             queue: Arc::new(Queue::new(&parts.settings, metrics.clone())),
-            flight: Arc::default(),
+            flight: Arc::new(FlightState::new(&parts.registry)?),
             http_api_prefix: prefix.to_owned(),
             queries: if parts.settings.tempo_parity { Arc::new(TempoParity(parts.queries)) } else { parts.queries },
             sql: parts.sql,
@@ -137,6 +137,11 @@ impl Frontend {
             metrics,
             url_deny_list,
         }))
+    }
+
+    /// Ends answers that would never end by themselves: the process is stopping.
+    pub fn end_tails(&self) {
+        self.flight.close();
     }
 }
 

@@ -18,7 +18,7 @@ use skein_engine::{
     catalog::Catalog,
     clock::Clock,
     error::{Error, ErrorKind, Result},
-    exec::live::{LiveGeneration, LiveSpans},
+    exec::live::{GenerationSize, LiveGeneration, LiveSpans},
     tenant::TenantId,
 };
 use tokio::sync::{Notify, Semaphore};
@@ -311,5 +311,9 @@ impl LiveSpans for IngesterHandle {
 
     fn tenants(&self) -> Vec<TenantId> {
         self.0.tenants.read().keys().cloned().collect()
+    }
+
+    fn sizes(&self, tenant: &TenantId) -> Vec<GenerationSize> {
+        self.0.tenants.read().get(tenant).cloned().map_or_else(Vec::new, |live| live.sizes())
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 use parking_lot::Mutex;
 use skein_engine::{
     error::Result,
-    exec::live::LiveGeneration,
+    exec::live::{GenerationSize, LiveGeneration},
     spans::{BlockId, builder::SpanBuilder, set::SpanSet},
 };
 
@@ -130,6 +130,17 @@ impl TenantLive {
     /// How many generations are sealed.
     pub fn sealed_len(&self) -> usize {
         self.state.lock().sealed.len()
+    }
+
+    /// How large the generations are; a head without spans is none.
+    pub fn sizes(&self) -> Vec<GenerationSize> {
+        let state = self.state.lock();
+        let sealed = |generation: &Arc<SealedGeneration>| GenerationSize { block: generation.block, spans: generation.set.len(), is_sealed: true };
+        let mut sizes: Vec<GenerationSize> = state.sealed.iter().map(sealed).collect();
+        if !state.head.builder.is_empty() {
+            sizes.push(GenerationSize { block: state.head.block, spans: state.head.builder.len(), is_sealed: false });
+        }
+        sizes
     }
 
     /// Everything live.

@@ -13,7 +13,7 @@ from typing import Union
 import pyarrow as pa
 
 from . import errors
-from .transport import Parameters, Transport, open_transport
+from .transport import Flight, Parameters, Transport, open_transport
 
 #: A point in time: Unix seconds, text as in RFC 3339, or a `datetime` (pandas' Timestamp is one). Without a zone it is UTC.
 Time = Union[int, float, str, datetime]
@@ -102,10 +102,19 @@ class Client:
     ) -> Iterator[pa.Table]:
         """Matches of a TraceQL search as they arrive: each table has spans that the tables before it did not have.
 
-        Asks every `interval` seconds for traces of the last `lookback` seconds, so a span that arrives later than that after its trace's end is
-        missed. Begins with what is there already, ends after `patience` seconds without a new match; without it, never. Holds the ids of the
-        matches of two lookbacks.
+        Begins, with the first `next`, with the matches among the traces of the last `lookback` seconds. Ends after `patience` seconds without a new
+        match; without it, never. Leaving the loop ends it on the server too.
+
+        At `grpc://` the server sends the matches within a second of their arrival, whenever their traces were; `interval` means nothing, and without
+        `columns` there are the fixed columns of `spans`, `resource.service.name` and `spanset`. Attributes named in `columns` that the
+        server does not know yet are text. At `http://` this asks every `interval` seconds for the traces of the last `lookback` seconds, so a span
+        that arrives later than that after its trace's end is missed; it holds the ids of the matches of two lookbacks, and without `columns`
+        there are all.
         """
+        if isinstance(self._transport, Flight):
+            for batch in self._transport.tail(query, columns, lookback, patience):
+                yield _plain(pa.Table.from_batches([batch]))
+            return
         wanted = None if columns is None else list(dict.fromkeys([*columns, "trace_id", "span_id", "spanset"]))
         seen: dict[tuple[str, str, int], float] = {}
         last_match = time.monotonic()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Union
 
@@ -114,7 +115,7 @@ class Http:
 
 
 class Flight:
-    """Arrow Flight: `DoGet` with the statement as the ticket, `DoPut` of spans. One connection for all of them."""
+    """Arrow Flight: `DoGet` with the statement as the ticket, `DoPut` of spans, `DoExchange` for tails. One connection for all of them."""
 
     def __init__(self, url: str, tenant: str | None, token: str | None, timeout: float) -> None:
         try:
@@ -126,6 +127,7 @@ class Flight:
         self._timeout = timeout
         headers = [(name.lower().encode(), value.encode()) for name, value in _headers(tenant, token).items()]
         self._options = flight.FlightCallOptions(timeout=timeout, headers=headers)
+        self._endless = flight.FlightCallOptions(headers=headers)
         self._client = flight.FlightClient(url)
 
     def batches(self, sql: str, parameters: Parameters | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -167,6 +169,23 @@ class Flight:
             if not whole:
                 reader.cancel()
 
+    def tail(self, query: str, columns: Sequence[str] | None, lookback: float, patience: float | None) -> Iterator[pa.RecordBatch]:
+        """Matches of a TraceQL search as they arrive. Dropping the iterator ends the tail."""
+        ask: dict[str, Any] = {"tail": query, "lookback": lookback}
+        if columns is not None:
+            ask["columns"] = list(columns)
+        with self._explained():
+            writer, reader = self._client.do_exchange(self._flight.FlightDescriptor.for_command(json.dumps(ask)), self._endless)
+        # Who sends nothing more is told what is there already, and then the end.
+        ending = _Patience(patience, writer.done_writing)
+        try:
+            for batch in self._read(reader):
+                ending.stop()
+                yield batch
+                ending.start()
+        finally:
+            ending.stop()
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -198,3 +217,23 @@ class Flight:
 
     def close(self) -> None:
         self._client.close()
+
+
+class _Patience:
+    """Calls `at_end` when `seconds` have passed since the last start; None never does."""
+
+    def __init__(self, seconds: float | None, at_end: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._at_end = at_end
+        self._timer: threading.Timer | None = None
+        self.start()
+
+    def start(self) -> None:
+        if self._seconds is not None:
+            self._timer = threading.Timer(self._seconds, self._at_end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

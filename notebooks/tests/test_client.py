@@ -150,6 +150,19 @@ def test_tail_sees_spans_arrive(connect: Connect, otlp_url: str) -> None:
     send(otlp_url, tenant, 2, "noise")
     send(otlp_url, tenant, 3, "second")
     assert next(found).to_pylist() == [{"name": "second"}]
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_tail_ends_without_new_matches(connect: Connect, otlp_url: str) -> None:
+    tenant = f"tail-{time.time_ns()}"
+    send(otlp_url, tenant, 1, "only")
+    told = list(connect(tenant).tail(columns=["name"], interval=0.05, patience=1.5))
+    assert [table["name"].to_pylist() for table in told] == [["only"]]
+
+
+def test_a_wrong_tail_is_refused(connect: Connect) -> None:
+    with pytest.raises(skein.InvalidRequest, match="nam"):
+        next(connect("shop").tail("{ nam = }"))
 
 
 class Growing:

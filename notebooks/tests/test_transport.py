@@ -244,6 +244,36 @@ def test_batches_come_one_by_one() -> None:
     assert len(made) < 500
 
 
+class Tailing(flight.FlightServerBase):  # type: ignore[misc]
+    """Sends a batch, and says when the client has left or sends nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__("grpc://127.0.0.1:0")
+        self.asked: list[Any] = []
+        self.ended = threading.Event()
+
+    def do_exchange(self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor, reader: Any, writer: Any) -> None:
+        self.asked.append(json.loads(descriptor.command))
+        writer.begin(TABLE.schema)
+        writer.write_batch(TABLE.to_batches()[0])
+        try:
+            reader.read_chunk()
+        except (StopIteration, pa.ArrowException):
+            self.ended.set()
+
+
+def test_a_tail_over_flight_is_an_exchange_that_ends_with_its_loop() -> None:
+    with Tailing() as server, skein.connect(f"grpc://127.0.0.1:{server.port}") as client:
+        for table in client.tail("{ }", columns=["name", "n"], lookback=5):
+            assert table == TABLE
+            break
+        else:
+            raise AssertionError("nothing was told")
+        assert server.ended.wait(60)
+        assert list(client.tail("{ status = error }", patience=0.05)) == [TABLE]
+        assert server.asked == [{"tail": "{ }", "lookback": 5, "columns": ["name", "n"]}, {"tail": "{ status = error }", "lookback": 60.0}]
+
+
 def test_all_errors_are_of_one_class() -> None:
     kinds = [errors.InvalidRequest, errors.NotFound, errors.Denied, errors.Exhausted, errors.Unavailable]
     assert all(issubclass(kind, skein.SkeinError) for kind in kinds)

@@ -12,7 +12,7 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagValues, TagValuesRequest,
         TraceRequest, TraceResult,
     },
-    sql::{SqlService, SqlStatement},
+    sql::{SqlService, SqlStatement, Tail, TailPass, TailRequest},
     stop::Stop,
     tenant::TenantId,
 };
@@ -209,6 +209,17 @@ impl SqlService for OnQueryThreads {
         let (engine, tenant, text) = (self.engine.clone(), tenant.clone(), text.to_owned());
         let statement = limits.within_time(self.run(async move { engine.prepare(&tenant, &text).await })).await?;
         Ok(statement.on(self.threads.clone()).within(limits))
+    }
+
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail> {
+        let limits = self.overrides.limits(tenant).sql_limits();
+        let (engine, tenant) = (self.engine.clone(), tenant.clone());
+        limits.within_time(self.run(async move { engine.tail(&tenant, request).await })).await
+    }
+
+    async fn tail_pass(&self, tail: Tail) -> Result<(Tail, TailPass)> {
+        let limits = self.overrides.limits(tail.tenant()).sql_limits();
+        limits.within_time(self.run(async move { tail.pass(limits).await })).await
     }
 }
 

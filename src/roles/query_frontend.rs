@@ -85,6 +85,7 @@ impl Api {
         let told = async {
             stop.await;
             stopping.send_replace(true);
+            self.0.end_tails();
             Ok(())
         };
         let served = tokio::try_join!(http_port, grpc_port, told);

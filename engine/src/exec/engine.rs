@@ -1,8 +1,10 @@
 //! The engine of one process: catalog, caches and live spans, and the answers to queries. `remote` is what it tells other processes of its
-//! live spans, and how it plans over theirs; `told` tells parts of names and values.
+//! live spans, and how it plans over theirs; `told` tells parts of names and values;
+//! `watch` follows what arrives.
 
 mod remote;
 mod told;
+mod watch;
 
 use std::{cmp::Reverse, collections::BTreeSet, pin::pin, sync::Arc};
 
@@ -18,6 +20,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use prometheus::Registry;
 
 pub use self::remote::{LocalListing, Survey};
+pub use self::watch::{ChangedTraces, Watch};
 use super::{
     history::{Language, QueryLog},
     live::{LiveGeneration, LiveSpans},
@@ -49,7 +52,7 @@ use crate::{
         TagValuesRequest, TraceRequest, TraceResult, Window,
     },
     spans::{BlockId, TraceId, set::SpanSet},
-    sql::{SqlService, SqlStatement, session::SessionParts},
+    sql::{SqlLimits, SqlService, SqlStatement, Tail, TailPass, TailRequest, session::SessionParts},
     tenant::TenantId,
     traceql,
 };
@@ -472,6 +475,14 @@ impl SqlService for Engine {
         let (runtime, partitions) = (self.context.runtime_env(), self.settings.partitions);
         let parts = SessionParts { sources, runtime, partitions, distribution: None, log: self.log.clone() };
         SqlStatement::prepare(tenant, parts, text).await
+    }
+
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail> {
+        Tail::open(self, tenant, request, self.settings.partitions).await
+    }
+
+    async fn tail_pass(&self, tail: Tail) -> Result<(Tail, TailPass)> {
+        tail.pass(SqlLimits::default()).await
     }
 }
 

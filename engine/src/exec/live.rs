@@ -22,12 +22,29 @@ pub struct LiveGeneration {
     pub set: SpanSet,
 }
 
+/// How large a live generation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GenerationSize {
+    /// The block it will become.
+    pub block: BlockId,
+    /// Its spans, repeated ones included.
+    pub spans: usize,
+    /// It takes no more spans.
+    pub is_sealed: bool,
+}
+
 /// Where live spans come from.
 pub trait LiveSpans: std::fmt::Debug + Send + Sync + 'static {
     /// The live spans of a tenant now. A reader that takes these first and the blocklist second misses nothing.
     fn live(&self, tenant: &TenantId) -> Vec<LiveGeneration>;
     /// The tenants that have live spans.
     fn tenants(&self) -> Vec<TenantId>;
+    /// How large the live generations are; those without spans are left out. Where it can, an implementation answers without making the
+    /// chunk that [`live`](Self::live) makes.
+    fn sizes(&self, tenant: &TenantId) -> Vec<GenerationSize> {
+        let size = |live: &LiveGeneration| GenerationSize { block: live.block, spans: live.set.len(), is_sealed: false };
+        self.live(tenant).iter().map(size).filter(|size| size.spans > 0).collect()
+    }
 }
 
 /// No live spans: a process that only reads blocks.

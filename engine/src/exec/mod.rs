@@ -1,5 +1,6 @@
 //! Execution: sources, evaluation of TraceQL over columns, and the engine that answers queries.
 
+pub mod changes;
 pub mod engine;
 pub mod eval;
 pub mod history;

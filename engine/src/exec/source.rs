@@ -196,6 +196,11 @@ impl MemorySource {
         Self { spans: self.spans.clone(), groups: self.groups.clone(), traces: self.traces.clone(), _memory: Reservation::default() }
     }
 
+    /// Its traces, for who does not need its spans.
+    pub fn trace_index(&self) -> &Arc<TraceIndex> {
+        &self.traces
+    }
+
     /// The spans.
     pub fn spans(&self) -> &OrderedSpans {
         &self.spans

@@ -1,7 +1,7 @@
 //! Sets of spans in memory: immutable chunks of columns with common dictionaries. Live spans, the spans of traces that lie in
 //! several places, and the input of every block writer have this form.
 
-use std::sync::Arc;
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use arrow::array::StringArray;
 
@@ -75,6 +75,11 @@ impl SpanChunk {
     pub fn is_empty(&self) -> bool {
         self.span_id.is_empty()
     }
+
+    /// The id of a span's trace.
+    pub fn trace_id(&self, row: usize) -> u128 {
+        u128::from_be_bytes(TraceId::from_halves(self.trace_id_high[row], self.trace_id_low[row]).0)
+    }
 }
 
 /// The events of a chunk's spans, in span order.
@@ -118,7 +123,7 @@ pub struct SpanSet {
     pub event_names: Arc<StringArray>,
     pub resources: Arc<Shared>,
     pub scopes: Arc<Shared>,
-    /// Distinct traces.
+    /// The traces are numbered below this. As many are distinct, unless the set is a part of another.
     pub traces: usize,
     /// Grows with every span, so that equal versions of one builder are equal sets.
     pub version: u64,
@@ -133,16 +138,41 @@ impl SpanSet {
     /// The spans of one trace as a set of their own, None if there are none. Cost: a pass over the trace ids of all spans.
     pub fn only_trace(&self, id: TraceId) -> Option<Self> {
         let (high, low) = id.halves();
-        let rows = |chunk: &SpanChunk| -> Vec<u32> {
-            let own = |&row: &usize| chunk.trace_id_low[row] == low && chunk.trace_id_high[row] == high;
-            (0..chunk.len()).filter(own).map(|row| row as u32).collect()
-        };
-        let chunks: Vec<_> = self.chunks.iter().map(|chunk| (chunk, rows(chunk))).filter(|(_, rows)| !rows.is_empty()).collect();
-        if chunks.is_empty() {
-            return None;
+        self.only(|chunk, row| chunk.trace_id_low[row] == low && chunk.trace_id_high[row] == high)
+    }
+
+    /// The spans of the traces `ids` as a set of their own, None if there are none. Cost: a pass over the trace ids of all spans, some
+    /// nanoseconds each, and a copy of the spans that are wanted unless they are a whole chunk.
+    pub fn only_traces(&self, ids: &HashSet<u128>) -> Option<Self> {
+        // Most spans are of other traces: a table that the fast cache holds says so for nearly all of them.
+        let mut maybe = vec![false; 1 << 16];
+        ids.iter().for_each(|&id| maybe[id as u16 as usize] = true);
+        self.only(|chunk, row| maybe[chunk.trace_id_low[row] as u16 as usize] && ids.contains(&chunk.trace_id(row)))
+    }
+
+    fn only(&self, is_wanted: impl Fn(&SpanChunk, usize) -> bool) -> Option<Self> {
+        let mut chunks = Vec::new();
+        for chunk in &self.chunks {
+            let rows: Vec<u32> = (0..chunk.len()).filter(|&row| is_wanted(chunk, row)).map(|row| row as u32).collect();
+            match rows.len() {
+                0 => {}
+                all if all == chunk.len() => chunks.push(chunk.clone()),
+                _ => chunks.push(Arc::new(chunk.only_rows(&rows))),
+            }
         }
-        let chunks = chunks.into_iter().map(|(chunk, rows)| Arc::new(chunk.only_rows(&rows))).collect();
-        Some(Self { chunks, traces: 1, ..self.clone() })
+        (!chunks.is_empty()).then(|| Self { chunks, ..self.clone() })
+    }
+
+    /// The traces of the spans `rows`, counted in the order in which they came, a few of them several times.
+    pub fn traces_of(&self, rows: Range<usize>) -> Vec<u128> {
+        let (mut ids, mut first) = (Vec::new(), 0);
+        for chunk in &self.chunks {
+            let own = rows.start.max(first)..rows.end.min(first + chunk.len());
+            ids.extend(own.map(|row| chunk.trace_id(row - first)));
+            first += chunk.len();
+        }
+        ids.dedup();
+        ids
     }
 
     /// Whether there are none.
@@ -152,19 +182,19 @@ impl SpanSet {
 }
 
 /// The entries of a child column that belong to `row`; `rows` ascend.
-pub(super) fn entries_of(rows: &[u32], row: u32) -> std::ops::Range<usize> {
+pub(super) fn entries_of(rows: &[u32], row: u32) -> Range<usize> {
     rows.partition_point(|&other| other < row)..rows.partition_point(|&other| other <= row)
 }
 
 impl SpanChunk {
-    /// A chunk of the given rows, ascending, all of one trace, which becomes trace 0.
+    /// A chunk of the given rows, ascending.
     fn only_rows(&self, rows: &[u32]) -> Self {
         fn pick<T: Copy>(values: &[T], rows: &[u32]) -> Vec<T> {
             rows.iter().map(|&row| values[row as usize]).collect()
         }
         let rare = |at: usize| self.rare[at].only_rows(rows);
         Self {
-            trace: vec![0; rows.len()],
+            trace: pick(&self.trace, rows),
             trace_id_high: pick(&self.trace_id_high, rows),
             trace_id_low: pick(&self.trace_id_low, rows),
             span_id: pick(&self.span_id, rows),

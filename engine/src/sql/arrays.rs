@@ -59,6 +59,23 @@ pub fn dictionary(keys: Int32Array, values: StringArray) -> Result<ArrayRef> {
     Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::new(values))?))
 }
 
+/// The same values; of a dictionary without the entries that no row has. Cost: once per entry and row of dictionaries.
+pub fn only_used(array: &ArrayRef) -> Result<ArrayRef> {
+    let Some(dictionary) = array.as_dictionary_opt::<Int32Type>() else { return Ok(array.clone()) };
+    let (mut new_keys, mut used) = (vec![-1; dictionary.values().len()], Vec::new());
+    let keys = dictionary.keys().iter().map(|key| {
+        let new = &mut new_keys[key? as usize];
+        if *new < 0 {
+            *new = used.len() as i32;
+            used.push(key? as u32);
+        }
+        Some(*new)
+    });
+    let keys: Int32Array = keys.collect();
+    let values = arrow::compute::take(dictionary.values(), &arrow::array::UInt32Array::from(used), None)?;
+    Ok(Arc::new(DictionaryArray::try_new(keys, values)?))
+}
+
 /// Codes from 0 to `count` as the names of their meaning; other codes mean what 0 means.
 fn of_codes(codes: &Int32Array, count: i32, meaning: impl Fn(i32) -> Static) -> Result<ArrayRef> {
     let known =

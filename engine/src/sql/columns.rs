@@ -176,7 +176,8 @@ impl SqlColumn {
         Self { name: name.into(), kind, content, nullable }
     }
 
-    fn attribute(scope: AttributeScope, key: &str, kind: SqlType) -> Self {
+    /// The attribute `key` of `scope`, named after both.
+    pub(super) fn attribute(scope: AttributeScope, key: &str, kind: SqlType) -> Self {
         let field = FieldRef::Attribute { scope, name: key.to_owned() };
         Self::new(format!("{}.{key}", scope_name(scope)), kind, Content::Field(field), true)
     }

@@ -15,6 +15,7 @@
 //! | `utc` | truncated times where the time zone is UTC |
 //! | `parts` | rows that can be read over several streams |
 //! | `running` | a statement on the threads for queries |
+//! | `tail` | the matches of a search as they arrive, pass by pass |
 //! | `parameters`, `write` | parameters as JSON; rows as JSON, CSV, Arrow and Parquet |
 //! | `distinct` | dictionaries without repeated values, for rows that leave as Arrow |
 //! | `limits`, `harmless` | what a statement may take; what is kept from it |
@@ -42,6 +43,7 @@ pub mod scan;
 pub mod session;
 pub mod system;
 pub mod table;
+mod tail;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -52,6 +54,7 @@ use async_trait::async_trait;
 
 pub use self::limits::SqlLimits;
 pub use self::session::{SqlCost, SqlRows, SqlStatement};
+pub use self::tail::{Tail, TailPass, TailRequest};
 use crate::{error::Result, tenant::TenantId};
 
 /// Statements over the spans of a tenant.
@@ -60,4 +63,11 @@ pub trait SqlService: Send + Sync + 'static {
     /// Reads, checks and plans a statement against what is stored and live now. Errors: `Invalid` for anything but one statement that
     /// reads, and for what cannot be planned; else as of opening blocks.
     async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement>;
+
+    /// Begins to follow the matches of a search: what arrives after this has returned will be told. Errors: `Invalid` for a query that is
+    /// none or one of metrics, for columns that there cannot be, and where live spans are spread over processes; else as of opening blocks.
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail>;
+
+    /// One pass of a tail, within the tenant's limits. A tail whose pass fails, or is dropped, is lost. Errors: as [`Tail::pass`].
+    async fn tail_pass(&self, tail: Tail) -> Result<(Tail, TailPass)>;
 }

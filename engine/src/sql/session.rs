@@ -81,6 +81,7 @@ pub struct SqlStatement {
     context: SessionContext,
     tenant: TenantId,
     parts: SessionParts,
+    language: Language,
     text: String,
     plan: LogicalPlan,
     threads: Option<Handle>,
@@ -172,7 +173,17 @@ impl SqlStatement {
         let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         reading.verify_plan(&plan).map_err(|error| read_only(&error))?;
         let (tenant, text) = (tenant.clone(), text.to_owned());
-        Ok(Self { context, tenant, parts, text, plan, threads: None, limits: SqlLimits::default(), memory, part: None })
+        Ok(Self { context, tenant, parts, language: Language::Sql, text, plan, threads: None, limits: SqlLimits::default(), memory, part: None })
+    }
+
+    /// The rows of `table`, which the TraceQL search `query` found, as a statement. Errors: `Internal`.
+    pub(super) fn of_search(tenant: &TenantId, parts: SessionParts, query: &str, table: SpanTable) -> Result<Self> {
+        let memory = FunctionMemory::default();
+        let context = empty_context(tenant, &parts, &memory);
+        let plan = LogicalPlanBuilder::scan("traceql", provider_as_source(Arc::new(table)), None).and_then(LogicalPlanBuilder::build);
+        let plan = plan.map_err(|error| Error::internal("planning a search").with_source(error))?;
+        let (tenant, text) = (tenant.clone(), query.to_owned());
+        Ok(Self { context, tenant, parts, language: Language::Traceql, text, plan, threads: None, limits: SqlLimits::default(), memory, part: None })
     }
 
     /// The same, which will run on `threads`, whoever reads its rows.
@@ -222,7 +233,7 @@ impl SqlStatement {
     }
 
     async fn noting(self, parameters: Option<ParamValues>) -> Result<SqlRows> {
-        let running = self.parts.log.begin(&self.tenant, Language::Sql, &self.text);
+        let running = self.parts.log.begin(&self.tenant, self.language, &self.text);
         match self.started(parameters).await {
             Ok(SqlRows { schema, batches, cost }) => {
                 let batches = noted(batches, NotedRows { running: Some(running), cost: cost.clone(), rows: 0 });

@@ -7,6 +7,7 @@
 //! | `statements` | `GetFlightInfo` and `DoGet`: statements that wait for their ticket, run, or are cancelled |
 //! | `prepared` | prepared statements and their parameters |
 //! | `put` | `DoPut`: spans as record batches, and whose parameters they are otherwise |
+//! | `tail` | `DoExchange`: matches of a search as they arrive |
 //! | `metadata` | catalogs, schemas, tables, what the server can do |
 //! | `actions` | `DoAction` |
 //! | `auth` | which tenant asks: headers, handshake |
@@ -28,6 +29,7 @@ mod prepared;
 mod put;
 mod service;
 mod statements;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -37,16 +39,19 @@ use arrow_flight::flight_service_server::FlightServiceServer;
 use async_trait::async_trait;
 pub use datafusion::common::ParamValues;
 use futures::stream::BoxStream;
+use prometheus::Registry;
 use skein_engine::{
     error::Result,
     exec::writer::SpanWriter,
-    sql::{SqlRows, SqlStatement},
+    sql::{SqlRows, SqlStatement, Tail, TailPass, TailRequest},
     tenant::TenantId,
 };
 use tonic::Status;
 
 pub use self::service::FlightSql;
-use self::{kept::Kept, prepared::PreparedStatement, statements::WaitingStatement};
+use self::{kept::Kept, prepared::PreparedStatement, statements::WaitingStatement, tail::Tails};
+
+use crate::metrics::TailMetrics;
 
 /// Messages on their way to a client.
 pub type Messages<T> = BoxStream<'static, Result<T, Status>>;
@@ -67,6 +72,13 @@ pub trait FlightBackend: Send + Sync + 'static {
     /// Runs a statement when it is its turn, within the tenant's limits. The turn ends with the rows. Errors: `Exhausted` when too many wait;
     /// else as [`SqlStatement::run`].
     async fn run(&self, tenant: &TenantId, statement: SqlStatement, parameters: Option<ParamValues>) -> Result<SqlRows>;
+
+    /// Begins a tail when it is its turn. Errors: as [`SqlService::tail`](skein_engine::sql::SqlService::tail), and `Exhausted` when too many wait.
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail>;
+
+    /// One pass of a tail, when it is its turn. Errors: as [`SqlService::tail_pass`](skein_engine::sql::SqlService::tail_pass), and `Exhausted`
+    /// when too many wait.
+    async fn tail_pass(&self, tail: Tail) -> Result<(Tail, TailPass)>;
 
     /// Writes what is live of `tenant` to blocks. Errors: `NotFound` for a tenant that nothing is known of.
     async fn flush(&self, tenant: TenantId) -> Result<()>;
@@ -92,11 +104,22 @@ pub trait Call: Send {
 pub struct FlightState {
     waiting: Kept<WaitingStatement>,
     prepared: Kept<PreparedStatement>,
+    tails: Arc<Tails>,
 }
 
-impl Default for FlightState {
-    fn default() -> Self {
-        Self { waiting: Kept::new(statements::WAITING), prepared: Kept::new(prepared::PREPARED) }
+impl FlightState {
+    /// Nothing yet. Errors: `Internal` when the registry has the metrics already.
+    pub fn new(registry: &Registry) -> Result<Self> {
+        Ok(Self {
+            waiting: Kept::new(statements::WAITING),
+            prepared: Kept::new(prepared::PREPARED),
+            tails: Arc::new(Tails::new(TailMetrics::new(registry)?)),
+        })
+    }
+
+    /// Ends what would never end by itself, and lets none of it begin: the process is stopping.
+    pub fn close(&self) {
+        self.tails.close();
     }
 }
 

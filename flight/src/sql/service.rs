@@ -226,9 +226,10 @@ impl FlightService for FlightSql {
         self.counted_stream("DoPut", async { self.put(&self.caller(&metadata)?, messages).await }).await
     }
 
-    async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        let none = async { Err(unimplemented("there is no DoExchange: ask for rows with DoGet")) };
-        self.counted_stream("DoExchange", none).await
+    async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
+        let (metadata, _, messages) = request.into_parts();
+        let tail = async { Ok(self.tail(&self.caller(&metadata)?, messages, Encoding::of(&metadata)?).await?) };
+        self.counted_stream("DoExchange", tail).await
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {

@@ -33,7 +33,7 @@ use skein_engine::{
         live::{LiveGeneration, LiveSpans},
         writer::SpanWriter,
     },
-    sql::{SqlRows, SqlService, SqlStatement},
+    sql::{SqlRows, SqlService, SqlStatement, Tail, TailPass, TailRequest},
     tenant::TenantId,
 };
 use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
@@ -75,6 +75,14 @@ impl FlightBackend for Backend {
         statement.run(parameters).await
     }
 
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail> {
+        self.0.tail(tenant, request).await
+    }
+
+    async fn tail_pass(&self, tail: Tail) -> Result<(Tail, TailPass)> {
+        self.0.tail_pass(tail).await
+    }
+
     async fn flush(&self, _: TenantId) -> Result<()> {
         Ok(())
     }
@@ -97,7 +105,7 @@ async fn connect() -> FlightSqlServiceClient<Channel> {
     let engine = Engine::new(Arc::new(InMemory::new()), catalog, Arc::new(NoSpans), EngineSettings { partitions: 2, ..EngineSettings::default() });
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = incoming.local_addr().unwrap();
-    let service = server(Arc::new(Backend(engine)), Arc::new(FlightState::default()));
+    let service = server(Arc::new(Backend(engine)), Arc::new(FlightState::new(&Registry::new()).unwrap()));
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
     FlightSqlServiceClient::new(Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap())
 }

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use skein_engine::{
     error::{Error, Result},
     exec::writer::SpanWriter,
-    sql::{SqlRows, SqlStatement},
+    sql::{SqlRows, SqlStatement, Tail, TailPass, TailRequest},
     tenant::TenantId,
 };
 use skein_flight::sql::{Call, FlightBackend, ParamValues};
@@ -55,6 +55,22 @@ impl FlightBackend for Backend {
             }
         });
         Ok(SqlRows { schema, batches: batches.boxed(), cost })
+    }
+
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail> {
+        let work = async {
+            let _turn = self.0.queue.admit(tenant.as_str()).await?;
+            self.0.sql.tail(tenant, request).await
+        };
+        before(self.deadline(), work).await
+    }
+
+    async fn tail_pass(&self, tail: Tail) -> Result<(Tail, TailPass)> {
+        let work = async {
+            let _turn = self.0.queue.admit(tail.tenant().as_str()).await?;
+            self.0.sql.tail_pass(tail).await
+        };
+        before(self.deadline(), work).await
     }
 
     async fn flush(&self, tenant: TenantId) -> Result<()> {

@@ -20,7 +20,7 @@ use skein_engine::{
         MetricsRequest, MetricsResult, QueryService, ScanStats, SearchRequest, SearchResult, TagNames, TagNamesRequest, TagScope, TagValues,
         TagValuesRequest, TraceRequest, TraceResult, Window,
     },
-    sql::{SqlService, SqlStatement},
+    sql::{SqlService, SqlStatement, Tail, TailPass, TailRequest},
     tenant::TenantId,
 };
 use skein_proto::{
@@ -81,6 +81,15 @@ impl SqlService for FakeQueries {
     async fn prepare(&self, tenant: &TenantId, text: &str) -> Result<SqlStatement> {
         self.note(tenant, format!("sql {text}")).await?;
         Err(Error::invalid("not today"))
+    }
+
+    async fn tail(&self, tenant: &TenantId, request: TailRequest) -> Result<Tail> {
+        self.note(tenant, format!("tail {}", request.query)).await?;
+        Err(Error::invalid("not today"))
+    }
+
+    async fn tail_pass(&self, _: Tail) -> Result<(Tail, TailPass)> {
+        Err(Error::invalid("there is no tail"))
     }
 }
 
