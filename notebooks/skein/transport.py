@@ -8,8 +8,8 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, Union
 
 import pyarrow as pa
@@ -130,7 +130,7 @@ class Flight:
             schema = reader.schema
         return schema, self._read(reader)
 
-    def _read(self, reader: Any) -> Iterator[pa.RecordBatch]:
+    def _read(self, reader: Any) -> Generator[pa.RecordBatch, None, None]:
         whole = False
         try:
             with self._explained():
@@ -154,13 +154,18 @@ class Flight:
             writer, reader = self._client.do_exchange(self._flight.FlightDescriptor.for_command(json.dumps(ask)), self._endless)
         # Who sends nothing more is told what is there already, and then the end.
         ending = _Patience(patience, writer.done_writing)
+        batches = self._read(reader)
         try:
-            for batch in self._read(reader):
+            for batch in batches:
                 ending.stop()
                 yield batch
                 ending.start()
         finally:
             ending.stop()
+            batches.close()
+            # pyarrow complains on the console of a writer that is left open.
+            with suppress(pa.ArrowException):
+                writer.close()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
