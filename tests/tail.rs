@@ -3,8 +3,8 @@
 use crate::harness::{Server, nothing_is_cut};
 use crate::tools::{or_skip, python, run_python};
 
-/// What clients that do not read may add to the process: the spans themselves, some messages each, and no more. All that they are sent would be
-/// more than twice that.
+/// What clients that do not read may add to the process: the spans themselves, what one of them has in one pass, and a few messages of the others.
+/// All that they would have been sent is twice that.
 const GROWTH_MAX: u64 = 384 << 20;
 
 fn run(server: &Server, part: &str) -> Option<String> {

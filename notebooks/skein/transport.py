@@ -8,8 +8,8 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, Union
 
 import pyarrow as pa
@@ -154,7 +154,7 @@ class Flight:
                     return written
         raise errors.SkeinError(f"the server ended the call after {written} spans and did not say why")
 
-    def _read(self, reader: Any) -> Iterator[pa.RecordBatch]:
+    def _read(self, reader: Any) -> Generator[pa.RecordBatch, None, None]:
         whole = False
         try:
             with self._explained():
@@ -178,13 +178,18 @@ class Flight:
             writer, reader = self._client.do_exchange(self._flight.FlightDescriptor.for_command(json.dumps(ask)), self._endless)
         # Who sends nothing more is told what is there already, and then the end.
         ending = _Patience(patience, writer.done_writing)
+        batches = self._read(reader)
         try:
-            for batch in self._read(reader):
+            for batch in batches:
                 ending.stop()
                 yield batch
                 ending.start()
         finally:
             ending.stop()
+            batches.close()
+            # pyarrow complains on the console of a writer that is left open.
+            with suppress(pa.ArrowException):
+                writer.close()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

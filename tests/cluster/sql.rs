@@ -2,7 +2,7 @@
 
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt;
-use skein_engine::sql::SqlService;
+use skein_engine::sql::{SqlService, TailRequest};
 
 use super::*;
 
@@ -55,4 +55,12 @@ async fn each_worker_scans_its_share() {
     );
     let readers = before.iter().zip(reads()).filter(|(before, after)| after > before).count();
     assert_eq!(readers, 2, "each of two blocks is read by another worker");
+}
+
+#[tokio::test]
+async fn there_are_no_tails_and_the_refusal_says_what_there_is_instead() {
+    let cluster = TestCluster::start(live(), blocks()).await;
+    let request = TailRequest { query: "{ }".into(), columns: None, window: None };
+    let error = cluster.coordinator.tail(&TenantId::single(), request).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("DoGet"), "{error}");
 }

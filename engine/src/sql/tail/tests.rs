@@ -320,10 +320,10 @@ fn named_b(spans: &[Span], after: &BTreeSet<u64>) -> Vec<String> {
 #[tokio::test]
 async fn a_tail_tells_what_a_search_finds_in_the_traces_that_got_spans() {
     let mut checked = 0;
-    for seed in 0..150 {
+    for seed in 0..50 {
         checked += check_world(seed).await;
     }
-    assert!(checked > 10_000, "{checked}");
+    assert!(checked > 3_000, "{checked}");
 }
 
 async fn told(world: &World, tail: &mut Option<Tail>) -> Vec<String> {
