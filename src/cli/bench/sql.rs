@@ -31,7 +31,7 @@ const SCRIPT: &str = include_str!("sql.py");
 /// Threads of DuckDB. The server takes as many as there are CPUs.
 const THREADS: usize = 2;
 
-/// Attributes that tell routes and URLs: of those that the data has, the one on most spans is asked for.
+/// Attributes that tell routes: the first that the data has is asked for. And those that tell URLs: the one on most spans.
 const ROUTES: [&str; 5] = ["http.route", "url.template", "http.target", "url.path", "rpc.method"];
 const URLS: [&str; 4] = ["http.url", "url.full", "http.target", "url.path"];
 
@@ -129,11 +129,9 @@ impl Question {
 }
 
 fn questions(keys: &[String]) -> Vec<Question> {
-    let column = |wanted: &[&str]| {
-        let key = keys.iter().find(|key| wanted.contains(&key.as_str()));
-        key.map_or("name".to_owned(), |key| format!("\"span.{key}\""))
-    };
-    let (route, url) = (column(&ROUTES), column(&URLS));
+    let column = |key: Option<&str>| key.map_or("name".to_owned(), |key| format!("\"span.{key}\""));
+    let route = column(ROUTES.into_iter().find(|route| keys.iter().any(|key| key == route)));
+    let url = column(keys.iter().map(String::as_str).find(|key| URLS.contains(key)));
     let same = |name, sql: String| Question { name, ours: sql.clone(), duckdb: sql, agreement: Agreement::Within(0.0) };
     let by_route = |values: &str| {
         format!("SELECT {route} AS route, date_trunc('hour', start_time) AS hour, {values} FROM spans WHERE {route} IS NOT NULL GROUP BY 1, 2")
@@ -338,7 +336,7 @@ mod tests {
     fn attributes_are_those_that_the_data_has() {
         let asked = |keys: &[&str]| questions(&keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>());
         let has = |questions: &[Question], text: &str| questions.iter().filter(|question| question.ours.contains(text)).count();
-        let known = asked(&["db.system", "url.full", "http.route", "url.path"]);
+        let known = asked(&["rpc.method", "url.full", "http.route", "url.path"]);
         assert_eq!((has(&known, "\"span.http.route\" AS route"), has(&known, "\"span.url.full\" AS url")), (2, 1));
         let unknown = asked(&["db.system"]);
         assert_eq!((has(&unknown, "name AS route"), has(&unknown, "name AS url")), (2, 1));
