@@ -45,6 +45,10 @@ struct Mark {
     before: Option<Arc<TraceIndex>>,
 }
 
+/// A block to be looked at, or the id of one that is not known any more; and the traces that are none of the reader's business unless they have
+/// more spans in the block.
+pub type UnreadBlock = (Result<Arc<BlockMeta>, BlockId>, Option<Arc<TraceIndex>>);
+
 /// What was looked at.
 #[derive(Debug)]
 pub struct Marks {
@@ -142,9 +146,8 @@ impl Marks {
         !self.backlog.is_empty() || seen.live.iter().any(|live| looked_at(live) < live.set.len())
     }
 
-    /// Takes up what `seen` has; gives the blocks with spans that were not looked at while they were live, each with the traces that are none of
-    /// the reader's business unless they have more spans in the block. A block to be looked at that is not known any more is given by its id.
-    pub fn take_up(&mut self, seen: &Seen) -> Vec<(Result<Arc<BlockMeta>, BlockId>, Option<Arc<TraceIndex>>)> {
+    /// Takes up what `seen` has; gives the blocks with spans that were not looked at while they were live.
+    pub fn take_up(&mut self, seen: &Seen) -> Vec<UnreadBlock> {
         let mut unread: Vec<_> = self.new_blocks(seen).into_iter().map(|meta| (Ok(meta), None)).collect();
         let is_live = |block: &BlockId| seen.live.iter().any(|live| live.block == *block);
         for (block, mark) in self.generations.extract_if(|block, _| !is_live(block)).filter(|(_, mark)| !mark.is_whole) {

@@ -280,7 +280,7 @@ fn duration_of(parts: &Parts<'_>, start: &[i64]) -> Result<ScalarBuffer<i64>> {
                     && end[row] != ends
                 {
                     let expected = format!("start_time + duration_nanos, which is {ends}");
-                    return Err(given.wrong(row, &expected, &format!("{}; leave one of the two columns out", end[row])));
+                    return Err(given.wrong(row, &expected, format!("{}; leave one of the two columns out", end[row])));
                 }
             }
             Ok(duration)

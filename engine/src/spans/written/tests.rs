@@ -77,7 +77,8 @@ impl Random {
             value: Some(AnyValue { value: Some(random.value(key)) }),
             ..KeyValue::default()
         };
-        (0..most).filter_map(|key| (!self.one_in(3)).then(|| pair(key, self))).collect()
+        let keys: Vec<u64> = (0..most).filter(|_| !self.one_in(3)).collect();
+        keys.into_iter().map(|key| pair(key, self)).collect()
     }
 
     fn count(&mut self) -> u32 {
