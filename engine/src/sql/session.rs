@@ -68,10 +68,6 @@ pub fn schema_name(tenant: &TenantId) -> String {
     }
 }
 
-/// Groups to a row from which on rows are not grouped twice, in each partition and over all: a table that finds a row's group is dearer than
-/// sending the row on. DataFusion's own bound, 0.8, is for cheaper keys than text.
-const PARTIAL_GROUPS_MAX: f64 = 0.5;
-
 /// Longest text of a statement, in bytes; that of TraceQL by default.
 pub const TEXT_BYTES_MAX: usize = 128 << 10;
 
@@ -330,12 +326,11 @@ fn read_only(error: &DataFusionError) -> Error {
 }
 
 fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemory) -> SessionContext {
-    let mut config = SessionConfig::new()
+    let config = SessionConfig::new()
         .with_target_partitions(parts.partitions)
         .with_information_schema(true)
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, schema_name(tenant));
-    config.options_mut().execution.skip_partial_aggregation_probe_ratio_threshold = PARTIAL_GROUPS_MAX;
     let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
     let builder = harmless::make_harmless(utc::truncate_fast(builder.with_optimizer_rule(Arc::new(DistinctCounts))), memory);
     let builder = match &parts.distribution {
