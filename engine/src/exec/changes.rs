@@ -45,10 +45,6 @@ struct Mark {
     before: Option<Arc<TraceIndex>>,
 }
 
-/// A block to be looked at, or the id of one that is not known any more; and the traces that are none of the reader's business unless they have
-/// more spans in the block.
-pub type UnreadBlock = (Result<Arc<BlockMeta>, BlockId>, Option<Arc<TraceIndex>>);
-
 /// What was looked at.
 #[derive(Debug)]
 pub struct Marks {
@@ -56,6 +52,15 @@ pub struct Marks {
     blocks: Arc<TenantBlocks>,
     backlog: Vec<Backlog>,
     portion_spans: usize,
+}
+
+/// A block with spans that were not looked at while they were live.
+#[derive(Debug)]
+pub struct Unread {
+    /// The block, or the id of one that is not known any more.
+    pub meta: Result<Arc<BlockMeta>, BlockId>,
+    /// Traces that the reader had been past already: of these only the ones that have more spans in the block are wanted.
+    pub before: Option<Arc<TraceIndex>>,
 }
 
 /// Traces to be looked at, which are found in blocks as well.
@@ -146,13 +151,13 @@ impl Marks {
         !self.backlog.is_empty() || seen.live.iter().any(|live| looked_at(live) < live.set.len())
     }
 
-    /// Takes up what `seen` has; gives the blocks with spans that were not looked at while they were live.
-    pub fn take_up(&mut self, seen: &Seen) -> Vec<UnreadBlock> {
-        let mut unread: Vec<_> = self.new_blocks(seen).into_iter().map(|meta| (Ok(meta), None)).collect();
+    /// Takes up what `seen` has; gives the blocks that have become of it unread.
+    pub fn take_up(&mut self, seen: &Seen) -> Vec<Unread> {
+        let mut unread: Vec<Unread> = self.new_blocks(seen).into_iter().map(|meta| Unread { meta: Ok(meta), before: None }).collect();
         let is_live = |block: &BlockId| seen.live.iter().any(|live| live.block == *block);
         for (block, mark) in self.generations.extract_if(|block, _| !is_live(block)).filter(|(_, mark)| !mark.is_whole) {
             let meta = seen.blocks.blocklist.known().find(|meta| meta.id == block).cloned();
-            unread.push((meta.ok_or(block), mark.before));
+            unread.push(Unread { meta: meta.ok_or(block), before: mark.before });
         }
         for live in &seen.live {
             self.generations.entry(live.block).or_default();

@@ -11,7 +11,7 @@ use crate::{
     catalog::BlockMeta,
     error::{Error, Result},
     exec::{
-        changes::{Backlog, Marks, Portion, Seen},
+        changes::{Backlog, Marks, Portion, Seen, Unread},
         memory::Reservation,
         source::{MemorySource, SourceRef},
         sources::{SourceName, SourceSet, scan_units},
@@ -90,7 +90,7 @@ impl Watch {
     /// spans may be missed.
     pub async fn changed(&mut self) -> Result<Option<ChangedTraces>> {
         let seen = self.core.look(&self.tenant);
-        for (meta, before) in self.marks.take_up(&seen) {
+        for Unread { meta, before } in self.marks.take_up(&seen) {
             let block = self.core.open(&meta.map_err(fell_behind)?).await?;
             self.marks.add(self.core.traces_of_block(&block, before.as_deref())?);
         }
