@@ -213,8 +213,8 @@ impl Observer {
         matches!(self.function, MetricsFunction::Compare { .. }).then(|| compare::needs_of_events(frame, rows)).flatten()
     }
 
-    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] and then [`Observer::further_needs`] name is loaded. Errors: `Exhausted` for too many
-    /// series, `Data`.
+    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] and then [`Observer::further_needs`] name is loaded.
+    /// Errors: `Exhausted` for too many series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
         let chosen = Chosen::of(frame, rows, &self.intervals)?;
         if chosen.rows.is_empty() {

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use skein_engine::{
     error::{Error, Result},
     exec::writer::{SpanWriter, WriteRefusal},
-    sql::session::CATALOG,
+    sql::session::{CATALOG, schema_name},
     tenant::TenantId,
 };
 use tonic::{Status, Streaming};
@@ -114,8 +114,9 @@ fn may_ingest(tenant: &TenantId, ingest: &CommandStatementIngest) -> Result<()> 
     table(&[ingest.table.as_str()])?;
     no_transaction(ingest.transaction_id.as_deref())?;
     let own = |name: &Option<String>, own: &str| name.as_deref().is_none_or(|name| name.is_empty() || name == own);
-    if !own(&ingest.catalog, CATALOG) || !own(&ingest.schema, tenant.as_str()) {
-        return Err(Error::invalid(format!("spans are written to the catalog {CATALOG} and the schema {tenant}, or without naming them")));
+    let schema = schema_name(tenant);
+    if !own(&ingest.catalog, CATALOG) || !own(&ingest.schema, &schema) {
+        return Err(Error::invalid(format!("spans are written to the catalog {CATALOG} and the schema {schema}, or without naming them")));
     }
     let exists = ingest.table_definition_options.map(|TableDefinitionOptions { if_exists, .. }| if_exists);
     if exists != Some(TableExistsOption::Append as i32) || ingest.temporary {
@@ -266,6 +267,10 @@ mod tests {
         refused(&|ingest| ingest.table_definition_options.as_mut().unwrap().if_exists = TableExistsOption::Replace as i32, "the mode append");
         refused(&|ingest| ingest.temporary = true, "the mode append");
         refused(&|ingest| ingest.transaction_id = Some("t".into()), "no transactions");
+
+        let system = TenantId::parse("system").unwrap();
+        assert!(may_ingest(&system, &CommandStatementIngest { schema: Some("tenant_system".into()), ..ingest() }).is_ok());
+        assert!(may_ingest(&system, &CommandStatementIngest { schema: Some("system".into()), ..ingest() }).is_err());
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn check_without_data(message: &FlightData) -> Result<()> {
     if message.data_body.is_empty() && (message.data_header.is_empty() || is_schema) {
         return Ok(());
     }
-    Err(Error::invalid("a tail takes no data: send the descriptor, then read; spans are written with OTLP"))
+    Err(Error::invalid("a tail takes no data: send the descriptor, then read; spans are written with DoPut"))
 }
 
 /// The tails that are open in this process.

@@ -23,8 +23,9 @@ use super::super::{
     table,
 };
 
-/// No limit on what one tenant may send: it is the server that is measured.
-const UNLIMITED: &str = "overrides: {defaults: {ingestion: {rate_limit_bytes: 100000000000, burst_size_bytes: 100000000000}}}\n";
+/// No limit on what one tenant may send, nor on what a statement takes that makes tables of all of it: it is the server that is measured.
+const UNLIMITED: &str = "overrides: {defaults: {ingestion: {rate_limit_bytes: 100000000000, burst_size_bytes: 100000000000}, \
+                         read: {max_sql_memory_bytes: 0}}}\n";
 
 /// All spans, where there are neither events nor links.
 const ALL_SPANS: &str = "SELECT * FROM spans";
@@ -77,9 +78,8 @@ async fn measure(files: &[PathBuf], batch: usize, runs: usize, dir: &Path) -> Re
     let (otlp, tables) = (figures(&by_otlp), figures(&by_table));
     let ratio = |key: &str| tables[key].as_f64().unwrap_or(0.0) / otlp[key].as_f64().unwrap_or(0.0).max(1e-9);
     let (cpu, with_blocks) = (ratio("server_cpu_nanos_per_span"), ratio("server_cpu_nanos_per_span_with_blocks"));
-    Ok(
-        json!({ "runs": runs, "batch": batch, "columns": columns, "otlp": otlp, "table": tables, "cpu_ratio": cpu, "cpu_ratio_with_blocks": with_blocks }),
-    )
+    Ok(json!({ "runs": runs, "batch": batch, "columns": columns, "otlp": otlp, "table": tables, "cpu_ratio": cpu,
+                "cpu_ratio_with_blocks": with_blocks }))
 }
 
 fn start(dir: &Path) -> Result<Server> {
@@ -126,7 +126,12 @@ async fn exported(server: &Server) -> Result<Vec<RecordBatch>> {
     let events = entries(server, "events", &["time", "event_name"]).await?;
     let links = entries(server, "links", &["linked_trace_id", "linked_span_id"]).await?;
     let joined = |(list, named): (&str, Option<String>)| {
-        named.map(|named| format!("LEFT JOIN (SELECT trace_id t, span_id s, array_agg({named}) AS {list} FROM {list} GROUP BY 1, 2) {list} ON trace_id = {list}.t AND span_id = {list}.s"))
+        named.map(|named| {
+            format!(
+                "LEFT JOIN (SELECT trace_id t, span_id s, array_agg({named}) AS {list} FROM {list} GROUP BY 1, 2) {list} \
+                 ON trace_id = {list}.t AND span_id = {list}.s"
+            )
+        })
     };
     let (with_events, with_links) = (joined(("events", events)), joined(("links", links)));
     let names: Vec<&str> =
