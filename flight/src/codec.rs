@@ -31,6 +31,7 @@ use skein_engine::{
     spans::TraceId,
     sql::{
         columns::SqlColumn,
+        grouping::GroupByCodesExec,
         metrics_scan::{MetricsColumn, SqlMetrics, SqlMetricsExec},
         pushdown::ScanBounds,
         scan::{SpanRows, SqlScan, SqlScanExec},
@@ -100,6 +101,7 @@ enum Node {
         limit: Option<usize>,
         partitions: usize,
     },
+    GroupByCodes {},
     SqlMetrics {
         sources: Sources,
         query: String,
@@ -261,6 +263,7 @@ impl PhysicalExtensionCodec for PlanCodec {
                 let scan = SqlScan { sources, level, columns, rows, pipeline, window: window.map(window_of), bounds, limit };
                 Arc::new(SqlScanExec::new(scan, partitions))
             }
+            Node::GroupByCodes {} => Arc::new(GroupByCodesExec::new(only_input(inputs)?)),
             Node::SqlMetrics { sources, query, intervals, columns, partitions } => {
                 let request = MetricsRequest::new(query, intervals);
                 Arc::new(SqlMetricsExec::new(SqlMetrics { sources: self.sources(sources)?, request, columns, partitions }))
@@ -316,6 +319,8 @@ impl PhysicalExtensionCodec for PlanCodec {
                 limit: scan.limit,
                 partitions: node.partitions(),
             }
+        } else if node.is::<GroupByCodesExec>() {
+            Node::GroupByCodes {}
         } else if let Some(node) = node.downcast_ref::<SqlMetricsExec>() {
             let asked = node.asked();
             Node::SqlMetrics {

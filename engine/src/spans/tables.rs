@@ -1,6 +1,9 @@
 //! Resource and scope tables: what many spans share, kept once, as it came over the wire, and as values for queries.
 
-use std::sync::Arc;
+use std::{
+    mem::{Discriminant, discriminant},
+    sync::{Arc, OnceLock},
+};
 
 use hashbrown::HashMap;
 use skein_proto::otlp::{common::v1::InstrumentationScope, resource::v1::Resource};
@@ -85,6 +88,7 @@ pub struct Shared {
     names: Vec<(Value, Value)>,
     /// Where in its entry the message lies, if there is one, and the schema URL.
     parts: Vec<(Option<Place>, Place)>,
+    examples: OnceLock<Vec<(Box<str>, Value)>>,
 }
 
 impl Shared {
@@ -123,6 +127,20 @@ impl Shared {
     /// Value of `key` in every entry, `Nil` where it is missing.
     pub fn values_of(&self, key: &str) -> Vec<Value> {
         self.attributes.iter().map(|attributes| attributes.get(key).cloned().unwrap_or(Value::Nil)).collect()
+    }
+
+    /// Of each attribute a value of each type that it has, by key. Cost: once per attribute of an entry, the first time.
+    pub fn examples(&self) -> &[(Box<str>, Value)] {
+        self.examples.get_or_init(|| {
+            let mut known: HashMap<(&str, Discriminant<Value>), &Value> = HashMap::new();
+            let values = self.attributes.iter().flatten().filter(|(_, value)| **value != Value::Nil);
+            values.for_each(|(key, value)| {
+                known.entry((key, discriminant(value))).or_insert(value);
+            });
+            let mut examples: Vec<(Box<str>, Value)> = known.into_iter().map(|((key, _), value)| (Box::from(key), value.clone())).collect();
+            examples.sort_by(|one, other| one.0.cmp(&other.0));
+            examples
+        })
     }
 
     /// Whether an entry has `key`.

@@ -11,7 +11,6 @@ use arrow::{
     compute::take,
     datatypes::{DataType, Field, TimeUnit},
 };
-use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -527,14 +526,8 @@ fn type_of_field(field: &AttributeField) -> SqlType {
     }
 }
 
-/// Notes the attributes of all entries of `table`, of which there may be tens of thousands for each statement: keys are copied once.
 fn note_table(types: &mut Types, table: &Shared) {
-    let mut found: HashMap<&str, SqlType> = HashMap::new();
-    for (key, value) in (0..table.len()).flat_map(|id| table.attributes(id)).filter(|(_, value)| **value != Value::Nil) {
-        let kind = SqlType::of(value);
-        found.entry(key).and_modify(|known| *known = known.with(kind)).or_insert(kind);
-    }
-    found.into_iter().for_each(|(key, kind)| note(types, key, kind));
+    table.examples().iter().for_each(|(key, value)| note(types, key, SqlType::of(value)));
 }
 
 /// The columns of `spans` over `sources`: the fixed ones, then resource and scope attributes, then span attributes that have a column in

@@ -11,6 +11,7 @@
 //! | `functions` | table functions, and `attr()` |
 //! | `system` | the tables of the schema `system` |
 //! | `session` | a statement from its text to its rows |
+//! | `grouping` | groups by texts: the rule, the node that does it, and the codes of values |
 //! | `distinct_counts` | the rule by which texts are not counted in a table for each group |
 //! | `utc` | truncated times where the time zone is UTC |
 //! | `parts` | rows that can be read over several streams |
@@ -31,6 +32,7 @@ pub mod distinct;
 mod distinct_counts;
 pub mod error;
 pub mod functions;
+pub mod grouping;
 pub mod groups;
 mod harmless;
 mod limits;

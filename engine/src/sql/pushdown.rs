@@ -1,5 +1,5 @@
 //! Filters of SQL as bounds of a scan: a time window, trace ids, and a TraceQL filter. Each lets through at least the rows that SQL keeps;
-//! DataFusion tests the filters again.
+//! DataFusion tests the filters again, but for those that let through no others.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::columns::{Content, SqlColumn, SqlType};
 use crate::{
     query::Window,
     spans::TraceId,
-    traceql::{CompareOp, FieldExpr, FieldRef, Intrinsic, Kind, Static, Status},
+    traceql::{AttributeScope, CompareOp, FieldExpr, FieldRef, Intrinsic, Kind, Static, Status},
 };
 
 /// What a scan need not look at.
@@ -37,6 +37,15 @@ impl ScanBounds {
     /// Whether `filter` bounds a scan of `columns` at all.
     pub fn uses(filter: &Expr, columns: &[SqlColumn]) -> bool {
         Self::of(std::slice::from_ref(filter), columns) != Self::default()
+    }
+
+    /// Whether a scan of all spans with the bounds of `filter` gives the rows that SQL keeps, and no others. Whether an attribute is there is the
+    /// same to both, where any value of it can be told.
+    pub fn replace(filter: &Expr, columns: &[SqlColumn]) -> bool {
+        let Expr::IsNotNull(expr) = filter else { return false };
+        let column = if matches!(**expr, Expr::Column(_)) { column_of(expr, columns) } else { None };
+        let tells_all = |column: &SqlColumn| matches!(column.kind, SqlType::Dictionary | SqlType::Text);
+        column.is_some_and(tells_all) && term_of(filter, columns).is_some()
     }
 
     /// The window of row groups in which the spans lie: whole seconds, rounded outwards. None: no bound.
@@ -159,12 +168,21 @@ fn compare_term(column: &SqlColumn, op: CompareOp, literal: &ScalarValue) -> Opt
         (FieldRef::Intrinsic(Intrinsic::Kind), _) => Static::Kind(kind_named(&text_of(literal)?, op)?),
         (FieldRef::Intrinsic(Intrinsic::Duration | Intrinsic::TraceDuration), SqlType::Int) => Static::Duration(int_of(literal)?),
         (FieldRef::Intrinsic(Intrinsic::Name), _) => Static::String(text_of(literal)?),
-        (FieldRef::Attribute { .. }, SqlType::Dictionary) => Static::String(text_of(literal)?),
+        (FieldRef::Attribute { scope, .. }, SqlType::Dictionary) => Static::String(text_of(literal).filter(|text| {
+            let is_text_everywhere = matches!(scope, AttributeScope::Resource | AttributeScope::Instrumentation);
+            is_text_everywhere || op == CompareOp::Eq && !may_be_no_text(text)
+        })?),
         (FieldRef::Attribute { .. }, SqlType::Int) => Static::Int(int_of(literal)?),
         // Views may hold values of several types as text; doubles order NaN and zeros in another way.
         _ => return None,
     };
     Some(FieldExpr::Compare { op, lhs: Box::new(FieldExpr::Field(field.clone())), rhs: Box::new(FieldExpr::Literal(value)) })
+}
+
+/// Whether a value that is no text may be told as `text`. An attribute of spans that is text in all columns may be of another type where it has
+/// none; it is told as text then, and TraceQL knows it as what it is.
+fn may_be_no_text(text: &str) -> bool {
+    text.parse::<f64>().is_ok() || matches!(text, "true" | "false") || text.starts_with('[')
 }
 
 /// Names order otherwise than what they mean: only equality carries over.
@@ -252,5 +270,31 @@ fn nanos_of(literal: &ScalarValue) -> Option<i64> {
         ScalarValue::TimestampMillisecond(value, _) => value.and_then(|value| value.checked_mul(1_000_000)),
         ScalarValue::TimestampSecond(value, _) => value.and_then(|value| value.checked_mul(1_000_000_000)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::{common::Column, logical_expr::lit};
+
+    use super::*;
+
+    #[test]
+    fn texts_bound_a_scan_where_nothing_else_is_told_as_they_are() {
+        let columns = |scope| [SqlColumn::attribute(scope, "key", SqlType::Dictionary)];
+        let (span, resource) = (columns(AttributeScope::Span), columns(AttributeScope::Resource));
+        let bounds = |columns: &[SqlColumn], compare: fn(Expr, Expr) -> Expr, text: &str| {
+            let column = Expr::Column(Column::from_name(columns[0].name.as_str()));
+            ScanBounds::of(&[compare(column, lit(text))], columns).filter.map(|filter| filter.to_string())
+        };
+        assert_eq!(bounds(&span, Expr::eq, "x").as_deref(), Some("span.key = `x`"));
+        for text in ["5", "-0.5", "1e9", "NaN", "true", "false", "[a, b]"] {
+            assert_eq!(bounds(&span, Expr::eq, text), None, "{text}");
+            assert!(bounds(&resource, Expr::eq, text).is_some(), "{text}");
+        }
+        for compare in [Expr::not_eq, Expr::lt, Expr::gt_eq] {
+            assert_eq!(bounds(&span, compare, "x"), None);
+            assert!(bounds(&resource, compare, "x").is_some());
+        }
     }
 }

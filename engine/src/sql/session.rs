@@ -33,6 +33,7 @@ use super::{
     distinct_counts::DistinctCounts,
     error::sql_error,
     functions,
+    grouping::GroupByCodes,
     harmless::{self, FunctionMemory},
     limits::{Given, SqlLimits},
     parts::parts_of,
@@ -332,7 +333,8 @@ fn empty_context(tenant: &TenantId, parts: &SessionParts, memory: &FunctionMemor
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, schema_name(tenant));
     let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(parts.runtime.clone()).with_default_features();
-    let builder = harmless::make_harmless(utc::truncate_fast(builder.with_optimizer_rule(Arc::new(DistinctCounts))), memory);
+    let builder = builder.with_optimizer_rule(Arc::new(DistinctCounts)).with_physical_optimizer_rule(Arc::new(GroupByCodes));
+    let builder = harmless::make_harmless(utc::truncate_fast(builder), memory);
     let builder = match &parts.distribution {
         Some(Distribution(distributed)) => distributed(builder),
         None => builder,

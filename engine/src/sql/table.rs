@@ -103,9 +103,11 @@ impl TableProvider for SpanTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        let support = |filter: &&Expr| match ScanBounds::uses(filter, &self.columns) {
-            true => TableProviderFilterPushDown::Inexact,
-            false => TableProviderFilterPushDown::Unsupported,
+        let rows_are_spans = self.level == FieldLevel::Span && self.rows == SpanRows::Matches && self.pipeline.is_none();
+        let support = |filter: &&Expr| match () {
+            () if rows_are_spans && ScanBounds::replace(filter, &self.columns) => TableProviderFilterPushDown::Exact,
+            () if ScanBounds::uses(filter, &self.columns) => TableProviderFilterPushDown::Inexact,
+            () => TableProviderFilterPushDown::Unsupported,
         };
         Ok(filters.iter().map(support).collect())
     }

@@ -442,6 +442,24 @@ async fn plan(query: &str) -> String {
 }
 
 #[tokio::test]
+async fn scans_decide_themselves_whether_a_text_is_there() {
+    let engine = engine(1).await;
+    let columns =
+        rows(&engine, "SELECT column_name FROM information_schema.columns WHERE table_name = 'spans' AND column_name LIKE '%.%'").await.unwrap();
+    assert!(columns.contains(&"span.mixed".to_owned()), "{columns:?}");
+    for column in columns {
+        let kept = rows(&engine, &format!("SELECT count(*) FROM spans WHERE \"{column}\" IS NOT NULL")).await.unwrap();
+        assert_eq!(kept, rows(&engine, &format!("SELECT count(\"{column}\") FROM spans")).await.unwrap(), "{column}");
+    }
+    let is_filtered = async |query: &str| plan(query).await.contains("FilterExec");
+    assert!(!is_filtered("SELECT name FROM spans WHERE \"span.mixed\" IS NOT NULL").await);
+    assert!(is_filtered("SELECT name FROM spans WHERE \"span.code\" IS NOT NULL").await, "a number may be a text in another block");
+    // These have other rows than the spans that match.
+    assert!(is_filtered("SELECT name FROM traceql('{ }') WHERE \"span.mixed\" IS NOT NULL").await);
+    assert!(is_filtered("SELECT event_name FROM events WHERE \"event.why\" IS NOT NULL").await);
+}
+
+#[tokio::test]
 async fn groups_of_dictionaries_are_dictionaries() {
     let by_two = "SELECT name, \"resource.service.name\" AS service, count(*) AS n, sum(duration_nanos) AS nanos FROM spans GROUP BY 1, 2";
     check(&format!("{by_two} ORDER BY 1, 2"), &["GET / shop 1 100", "add cart 2 300", "render shop 1 300"]).await;
