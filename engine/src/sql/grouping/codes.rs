@@ -40,12 +40,12 @@ impl Codes {
         }
     }
 
-    /// Calls `each` with the code of every row. Cost: a hash per text, number that differs from the last, and entry of a dictionary that a row
-    /// has; else a look into an array.
-    pub(super) fn of_rows(&mut self, values: &ArrayRef, each: impl FnMut(u32)) {
+    /// Adds the code of every row to `found`. Cost: a hash per text, number that differs from the last, and entry of a dictionary that a row has;
+    /// else a look into an array.
+    pub(super) fn of_rows(&mut self, values: &ArrayRef, found: &mut Vec<u32>) {
         match self {
-            Self::Texts(texts) => texts.of_rows(values, each),
-            Self::Numbers(numbers) => numbers.of_rows(values, each),
+            Self::Texts(texts) => texts.of_rows(values, found),
+            Self::Numbers(numbers) => numbers.of_rows(values, found),
         }
     }
 
@@ -88,25 +88,25 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    fn of_rows(&mut self, array: &ArrayRef, each: impl FnMut(u32)) {
+    fn of_rows(&mut self, array: &ArrayRef, found: &mut Vec<u32>) {
         match array.as_boolean_opt() {
-            Some(flags) => self.of_values(flags.values().iter().map(u64::from), array.nulls(), each),
-            None => self.of_values(array.to_data().buffer::<u64>(0)[..array.len()].iter().copied(), array.nulls(), each),
+            Some(flags) => self.of_values(flags.values().iter().map(u64::from), array.nulls(), found),
+            None => self.of_values(array.to_data().buffer::<u64>(0)[..array.len()].iter().copied(), array.nulls(), found),
         }
     }
 
-    fn of_values(&mut self, values: impl Iterator<Item = u64>, nulls: Option<&NullBuffer>, mut each: impl FnMut(u32)) {
+    fn of_values(&mut self, values: impl Iterator<Item = u64>, nulls: Option<&NullBuffer>, found: &mut Vec<u32>) {
         // Neighbours are often equal: the hours of spans in a block.
         let mut last = None;
-        for (row, value) in values.enumerate() {
+        found.extend(values.enumerate().map(|(row, value)| {
             let value = nulls.is_none_or(|nulls| nulls.is_valid(row)).then_some(value);
             let code = match last {
                 Some((known, code)) if known == value => code,
                 _ => self.code(value),
             };
             last = Some((value, code));
-            each(code);
-        }
+            code
+        }));
     }
 
     fn code(&mut self, value: Option<u64>) -> u32 {

@@ -14,7 +14,7 @@ use datafusion::{
         memory_pool::{MemoryConsumer, MemoryReservation},
     },
     logical_expr::{EmitTo, GroupsAccumulator},
-    physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr},
+    physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr, expressions::Literal},
     physical_expr_common::utils::evaluate_expressions_to_arrays,
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream,
@@ -108,6 +108,8 @@ impl ExecutionPlan for GroupByCodesExec {
 struct Function {
     arguments: Vec<Arc<dyn PhysicalExpr>>,
     filter: Option<Arc<dyn PhysicalExpr>>,
+    /// The values of the arguments for the batch before, where they are the same for all rows: the 1 of `count(*)`.
+    constants: Option<Vec<ArrayRef>>,
     groups: Box<dyn GroupsAccumulator>,
     /// Whether it has groups in columns. Else each is an object of its own, and a row is as expensive.
     is_vectorised: bool,
@@ -123,12 +125,20 @@ impl Function {
                 Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator()))
             }
         };
-        Ok(Self { arguments, filter, groups, is_vectorised })
+        Ok(Self { arguments, filter, constants: None, groups, is_vectorised })
     }
 
-    fn arguments(&self, batch: &RecordBatch) -> Result<(Vec<ArrayRef>, Option<BooleanArray>)> {
+    fn arguments(&mut self, batch: &RecordBatch) -> Result<(Vec<ArrayRef>, Option<BooleanArray>)> {
         let filter = self.filter.as_ref().map(|filter| filter.evaluate(batch)?.into_array(batch.num_rows())).transpose()?;
-        Ok((evaluate_expressions_to_arrays(&self.arguments, batch)?, filter.map(|filter| filter.as_boolean().clone())))
+        let filter = filter.map(|filter| filter.as_boolean().clone());
+        if let Some(known) = self.constants.as_ref().filter(|known| known.iter().all(|values| values.len() >= batch.num_rows())) {
+            return Ok((known.iter().map(|values| values.slice(0, batch.num_rows())).collect(), filter));
+        }
+        let arguments = evaluate_expressions_to_arrays(&self.arguments, batch)?;
+        if self.arguments.iter().all(|argument| argument.is::<Literal>()) {
+            self.constants = Some(arguments.clone());
+        }
+        Ok((arguments, filter))
     }
 
     fn add(&mut self, batch: &RecordBatch, input: AggregateInputMode, groups: &[usize], count: usize) -> Result<()> {
@@ -147,7 +157,7 @@ impl Function {
     }
 
     /// The states of groups of one row each.
-    fn of_each_row(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
+    fn of_each_row(&mut self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
         let (arguments, filter) = self.arguments(batch)?;
         self.groups.convert_to_state(&arguments, filter.as_ref())
     }
@@ -227,9 +237,9 @@ impl Grouping {
         }
     }
 
-    fn of_each_row(&self, rows: &RecordBatch, keys: Vec<ArrayRef>) -> Result<RecordBatch> {
+    fn of_each_row(&mut self, rows: &RecordBatch, keys: Vec<ArrayRef>) -> Result<RecordBatch> {
         let mut columns = keys;
-        for function in &self.functions {
+        for function in &mut self.functions {
             columns.extend(function.of_each_row(rows)?);
         }
         Ok(RecordBatch::try_new(self.schema.clone(), columns)?)

@@ -33,8 +33,9 @@ pub(super) struct Groups {
     /// The codes of each group; none with one key.
     groups: Vec<u64>,
     numbers: Numbers,
-    /// The codes of each row of a batch.
+    /// The codes of each row of a batch; and of one key, before they are put side by side.
     rows: Vec<u64>,
+    codes: Vec<u32>,
 }
 
 /// The numbers of groups by their codes.
@@ -48,7 +49,7 @@ impl Groups {
     pub(super) fn new(kinds: &[DataType]) -> Self {
         let keys: Vec<Codes> = kinds.iter().map(Codes::new).collect();
         let widths: Vec<u32> = keys.iter().map(width).collect();
-        Self { numbers: Numbers::new(&[], &widths), keys, widths, groups: Vec::new(), rows: Vec::new() }
+        Self { numbers: Numbers::new(&[], &widths), keys, widths, groups: Vec::new(), rows: Vec::new(), codes: Vec::new() }
     }
 
     /// How many there are.
@@ -64,8 +65,9 @@ impl Groups {
     pub(super) fn of_rows(&mut self, keys: &[ArrayRef], found: &mut Vec<usize>) -> bool {
         found.clear();
         if let ([codes], [key]) = (&mut *self.keys, keys) {
-            found.reserve(key.len());
-            codes.of_rows(key, |code| found.push(code as usize));
+            self.codes.clear();
+            codes.of_rows(key, &mut self.codes);
+            found.extend(self.codes.iter().map(|&code| code as usize));
             return true;
         }
         let Some(widths) = self.put_side_by_side(keys) else { return false };
@@ -90,7 +92,7 @@ impl Groups {
 
     /// Fills `rows`, and says how wide codes have become; None where there is no room for all.
     fn put_side_by_side(&mut self, keys: &[ArrayRef]) -> Option<Vec<u32>> {
-        let Self { keys: codes, rows, .. } = self;
+        let Self { keys: codes, rows, codes: of_key, .. } = self;
         rows.clear();
         rows.resize(keys.first()?.len(), 0);
         let (mut widths, mut shift) = (Vec::with_capacity(codes.len()), 0);
@@ -98,12 +100,9 @@ impl Groups {
             if shift >= u64::BITS {
                 return None;
             }
-            let mut rows = rows.iter_mut();
-            codes.of_rows(key, |code| {
-                if let Some(row) = rows.next() {
-                    *row |= u64::from(code) << shift;
-                }
-            });
+            of_key.clear();
+            codes.of_rows(key, of_key);
+            rows.iter_mut().zip(&*of_key).for_each(|(row, &code)| *row |= u64::from(code) << shift);
             widths.push(width(codes));
             shift += width(codes);
         }
@@ -143,7 +142,7 @@ impl Groups {
             Numbers::Array(numbers) => 4 * numbers.capacity(),
             Numbers::Hash(numbers) => numbers.allocation_size(),
         };
-        self.keys.iter().map(Codes::size).sum::<usize>() + 8 * (self.groups.capacity() + self.rows.capacity()) + numbers
+        self.keys.iter().map(Codes::size).sum::<usize>() + 8 * (self.groups.capacity() + self.rows.capacity()) + 4 * self.codes.capacity() + numbers
     }
 }
 

@@ -57,15 +57,15 @@ impl Texts {
         self.texts.capacity() + 8 * (self.bounds.capacity() + self.slots.capacity() + self.found.capacity()) + 4 * numbers
     }
 
-    pub(super) fn of_rows(&mut self, values: &ArrayRef, each: impl FnMut(u32)) {
+    pub(super) fn of_rows(&mut self, values: &ArrayRef, found: &mut Vec<u32>) {
         match &self.kind {
-            DataType::Utf8 => self.of_texts(values.as_string::<i32>(), each),
-            DataType::Utf8View => self.of_texts(values.as_string_view(), each),
-            _ => self.of_dictionary(values.as_dictionary(), each),
+            DataType::Utf8 => self.of_texts(values.as_string::<i32>(), found),
+            DataType::Utf8View => self.of_texts(values.as_string_view(), found),
+            _ => self.of_dictionary(values.as_dictionary(), found),
         }
     }
 
-    fn of_dictionary(&mut self, values: &DictionaryArray<Int32Type>, mut each: impl FnMut(u32)) {
+    fn of_dictionary(&mut self, values: &DictionaryArray<Int32Type>, found: &mut Vec<u32>) {
         if !self.dictionary.as_ref().is_some_and(|known| Arc::ptr_eq(known, values.values())) {
             self.dictionary = Some(values.values().clone());
             self.of_keys.clear();
@@ -78,10 +78,11 @@ impl Texts {
             code => code,
         };
         match values.keys().nulls() {
-            None => values.keys().values().iter().for_each(|&key| each(code_of(key))),
-            Some(nulls) => values.keys().values().iter().enumerate().for_each(|(row, &key)| {
-                each(if nulls.is_valid(row) { code_of(key) } else { null_code });
-            }),
+            None => found.extend(values.keys().values().iter().map(|&key| code_of(key))),
+            Some(nulls) => {
+                let keys = values.keys().values().iter().enumerate();
+                found.extend(keys.map(|(row, &key)| if nulls.is_valid(row) { code_of(key) } else { null_code }));
+            }
         }
     }
 
@@ -101,7 +102,7 @@ impl Texts {
 
     /// With many texts each slot and each text is far away in memory. So they are read in loops that wait for none of them, and compared when they
     /// are near.
-    fn of_texts<'a>(&mut self, values: impl ArrayAccessor<Item = &'a str>, mut each: impl FnMut(u32)) {
+    fn of_texts<'a>(&mut self, values: impl ArrayAccessor<Item = &'a str>, codes: &mut Vec<u32>) {
         let nulls = values.nulls().filter(|nulls| nulls.null_count() > 0);
         let is_null = |row| nulls.is_some_and(|nulls: &NullBuffer| nulls.is_null(row));
         self.reserve(values.len());
@@ -114,13 +115,11 @@ impl Texts {
         found.extend(hashes.iter().map(|&hash| self.slots[self.place(hash)]));
         let first_byte = |slot: u64| self.texts.as_bytes().get(self.bounds[code_of(slot.max(1)) as usize]).copied().unwrap_or_default();
         black_box(found.iter().fold(0, |bytes, &slot| bytes ^ first_byte(slot)));
-        for (row, (&hash, &slot)) in hashes.iter().zip(&found).enumerate() {
-            each(match () {
-                () if is_null(row) => null_code,
-                () if slot != 0 && hash_of(slot) == hash && self.text(code_of(slot)) == values.value(row) => code_of(slot),
-                () => self.code(values.value(row), hash),
-            });
-        }
+        codes.extend(hashes.iter().zip(&found).enumerate().map(|(row, (&hash, &slot))| match () {
+            () if is_null(row) => null_code,
+            () if slot != 0 && hash_of(slot) == hash && self.text(code_of(slot)) == values.value(row) => code_of(slot),
+            () => self.code(values.value(row), hash),
+        }));
         (self.hashes, self.found) = (hashes, found);
     }
 
