@@ -7,20 +7,22 @@ use arrow::{
         Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, Int64Array, StringArray, StringViewArray, TimestampNanosecondArray,
         UInt64Array,
     },
-    datatypes::{Int32Type, Schema},
+    datatypes::{Int32Type, Int64Type, Schema},
     record_batch::RecordBatch,
     util::display::{ArrayFormatter, FormatOptions},
 };
 use datafusion::{
     catalog::MemTable,
+    common::DataFusionError,
     execution::{SessionStateBuilder, runtime_env::RuntimeEnvBuilder},
-    physical_plan::{collect, displayable},
+    physical_plan::{ExecutionPlan, collect, displayable},
     prelude::{SessionConfig, SessionContext},
 };
+use futures::TryStreamExt;
 use proptest::prelude::*;
 
 use super::{
-    GroupByCodes,
+    GroupByCodes, GroupByCodesExec,
     groups::{Groups, ROWS_MAX},
 };
 
@@ -188,16 +190,33 @@ fn rows_leave_as_they_come_where_groups_seldom_repeat() {
     check(60_000, false);
 }
 
+/// The lowest node by codes: the first step.
+fn first_step(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
+    let below = plan.children().into_iter().find_map(first_step);
+    below.or_else(|| plan.is::<GroupByCodesExec>().then(|| plan.clone()))
+}
+
 #[test]
 fn a_first_step_without_memory_gives_away_what_it_has() {
-    let batches: Vec<_> = rows_of(20_000, 2_000).chunks(500).map(batch).collect();
-    let sql = "SELECT count(*), sum(c) FROM (SELECT word, count(*) AS c FROM t GROUP BY 1) AS g";
-    // The last step has to hold all groups, the first ones do not.
-    let context = context(&batches, true, Some(1 << 20));
-    assert_eq!(run(&context, sql).1, ["2000|20000|"]);
-    let little = self::context(&batches, true, Some(100_000));
+    const TEXTS: usize = 2_000;
+    let batches: Vec<_> = rows_of(40_000, TEXTS).chunks(500).map(batch).collect();
     let threads = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let error = threads.block_on(async { little.sql(sql).await.unwrap().collect().await }).unwrap_err();
+    let groups_and_rows = |memory| {
+        let context = context(&batches, true, Some(memory));
+        threads.block_on(async {
+            let plan = context.sql("SELECT word, count(*) FROM t GROUP BY 1").await?.create_physical_plan().await?;
+            let parts: Vec<_> = first_step(&plan).unwrap().execute(0, context.task_ctx())?.try_collect().await?;
+            let counts = |part: &RecordBatch| part.column(1).as_primitive::<Int64Type>().values().iter().sum::<i64>();
+            Ok::<_, DataFusionError>((parts.iter().map(RecordBatch::num_rows).sum::<usize>(), parts.iter().map(counts).sum::<i64>()))
+        })
+    };
+    assert_eq!(groups_and_rows(1 << 24).unwrap(), (TEXTS, 20_000));
+    let (groups, rows) = groups_and_rows(100_000).unwrap();
+    assert_eq!(rows, 20_000);
+    assert!(groups > TEXTS, "{groups} groups with little memory");
+    // The last step cannot give away what may come again.
+    let little = context(&batches, true, Some(100_000));
+    let error = threads.block_on(async { little.sql("SELECT word, count(*) FROM t GROUP BY 1").await.unwrap().collect().await }).unwrap_err();
     assert!(error.to_string().contains("GroupByCodesExec"), "{error}");
 }
 
@@ -236,7 +255,7 @@ fn groups_are_found_again_when_codes_become_wider() {
     assert_eq!(groups.len(), known.len());
     let values = groups.values().unwrap();
     for ((number, text), group) in known {
-        assert_eq!(values[0].as_primitive::<arrow::datatypes::Int64Type>().value(group), number);
+        assert_eq!(values[0].as_primitive::<Int64Type>().value(group), number);
         assert_eq!(values[1].as_string_view().value(group), text);
     }
 }
