@@ -10,11 +10,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::{
-    arrow::{
-        ProjectionMask,
-        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, RowSelection},
-        parquet_to_arrow_field_levels,
-    },
+    arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions},
     basic::Type as PhysicalType,
     bloom_filter::Sbbf,
     errors::ParquetError,
@@ -25,7 +21,7 @@ use parquet::{
     },
 };
 
-use super::{index::BlockIndex, pages::FetchedRowGroup};
+use super::{index::BlockIndex, row_group::FetchedColumns};
 use crate::{
     catalog::meta::{BlockMeta, DATA_NAME, INDEX_NAME},
     error::{Error, Result},
@@ -140,7 +136,8 @@ impl BlockReader {
         let fetched = self.store.get_ranges(&self.meta.object_path(DATA_NAME), &ranges).await.map_err(|e| Error::from(e).context(doing()))?;
         let bytes = fetched.iter().map(|bytes| bytes.len() as u64).sum();
         let input = FetchedRanges { ranges: ranges.into_iter().zip(fetched).collect(), length: self.meta.data_bytes };
-        let batch = self.decode(group, leaves, input, rows).map_err(|e| e.context(doing()))?;
+        let total = self.index.row_groups[group].rows as usize;
+        let batch = FetchedColumns::new(&self.parquet, group, total, input).decode(&leaves, rows).map_err(|e| e.context(doing()))?;
         Ok((batch, bytes))
     }
 
@@ -164,23 +161,6 @@ impl BlockReader {
             fetched + stored.max(values * width) * chosen / all
         };
         self.leaves_of(columns, events).into_iter().map(bytes).sum()
-    }
-
-    fn decode(&self, group: usize, leaves: Vec<usize>, input: FetchedRanges, rows: Option<&[Range<usize>]>) -> Result<RecordBatch> {
-        let total = self.index.row_groups[group].rows as usize;
-        let mask = ProjectionMask::leaves(self.parquet.parquet_schema(), leaves);
-        let levels = parquet_to_arrow_field_levels(self.parquet.parquet_schema(), mask, Some(self.parquet.schema().fields()))?;
-        let row_group = FetchedRowGroup { metadata: self.parquet.metadata(), group, input: Arc::new(input) };
-        let selection = rows.map(|rows| RowSelection::from_consecutive_ranges(rows.iter().cloned(), total));
-        let mut reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &row_group, total.max(1), selection)?;
-        let schema = arrow::record_batch::RecordBatchReader::schema(&reader);
-        match reader.next().transpose()? {
-            None => Ok(RecordBatch::new_empty(schema)),
-            Some(batch) => match reader.next().transpose()? {
-                None => Ok(batch),
-                Some(_) => Err(Error::data("a row group has more rows than its index says")),
-            },
-        }
     }
 
     fn leaves_of(&self, columns: &[Column], events: &[EventColumn]) -> Vec<usize> {

@@ -14,6 +14,7 @@ use skein_proto::otlp::common::v1::KeyValueList;
 use super::{
     cells::{Cells, add_few},
     estimate::Weight,
+    intervals::Intervals,
     observe::Chosen,
     partial::Partial,
 };
@@ -26,6 +27,7 @@ use crate::{
             vector::{Vector, kind_of, status_of},
         },
         source::{RestScope, SourceRef},
+        stats::ScanMetrics,
     },
     plan::matches::key_value,
     spans::{
@@ -59,6 +61,12 @@ const INTRINSICS: [Intrinsic; 9] = [
     Intrinsic::InstrumentationName,
     Intrinsic::InstrumentationVersion,
 ];
+
+/// Counted from the parents of all spans of a trace.
+const CHILD_COUNT: FieldRef = FieldRef::Intrinsic(Intrinsic::ChildCount);
+
+/// Where fewer than one of so many spans is chosen, the others' values are not read. Finding one costs as much as some that lie together.
+const ALONE_PER_ROW: usize = 2;
 
 /// Counters of spans by code and slot are kept in one table up to this size, and up to so many for each span.
 const TABLE_MAX: usize = 1 << 20;
@@ -101,28 +109,81 @@ fn event_attributes(source: &SourceRef) -> Vec<FieldRef> {
     keys.into_iter().map(|name| FieldRef::Attribute { scope: AttributeScope::Event, name }).collect()
 }
 
-/// The columns that comparing reads of every row group: nearly all, but for [`needs_of_events`].
+/// The columns that comparing reads of all spans of a row group: what tells the chosen ones and the selection, and what depends on the other
+/// spans of a trace.
 pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
     let mut needs = ColumnNeeds::default();
-    [Column::TraceStart, Column::StartOffset, Column::Resource, Column::Scope].into_iter().for_each(|column| needs.add(column));
-    (0..source.schema().attributes.len()).for_each(|at| needs.add(Column::Attribute(at as u32)));
-    INTRINSICS.into_iter().for_each(|intrinsic| needs.add_field(&FieldRef::Intrinsic(intrinsic), source));
-    nested_fields(source).iter().for_each(|field| needs.add_field(field, source));
+    [Column::TraceStart, Column::StartOffset].into_iter().for_each(|column| needs.add(column));
+    needs.add_field(&CHILD_COUNT, source);
     selection.visit_fields(&mut |field| needs.add_field(field, source));
+    needs
+}
+
+/// The columns that comparing reads of the chosen spans: nearly all, but for [`needs_of_events`].
+fn needs_of_spans(source: &SourceRef) -> ColumnNeeds {
+    let mut needs = ColumnNeeds::default();
+    [Column::Resource, Column::Scope].into_iter().for_each(|column| needs.add(column));
+    (0..source.schema().attributes.len()).for_each(|at| needs.add(Column::Attribute(at as u32)));
+    let own = INTRINSICS.into_iter().map(FieldRef::Intrinsic).filter(|field| *field != CHILD_COUNT);
+    own.chain(nested_fields(source)).for_each(|field| needs.add_field(&field, source));
     if source.schema().has(Column::Rest) {
         needs.add(Column::Rest);
     }
     needs
 }
 
-/// The columns that comparing the spans in `rows` reads in addition, once those of [`needs`] are loaded: attributes of events, which can be
-/// long, if a span has one. None for nothing.
-pub fn needs_of_events(frame: &Frame, rows: &BooleanBuffer) -> Option<ColumnNeeds> {
+/// Attributes of events, which can be long, if one of `rows` has an event.
+fn needs_of_events(frame: &Frame, rows: &BooleanBuffer) -> Option<ColumnNeeds> {
     frame.has_events(rows).then(|| {
         let mut needs = ColumnNeeds::default();
         event_attributes(frame.source()).iter().for_each(|field| needs.add_field(field, frame.source()));
         needs
     })
+}
+
+/// The spans of a row group that are compared.
+pub struct Compared {
+    /// Among all rows of the row group.
+    pub chosen: Chosen,
+    /// Which of them are the selection.
+    pub selected: Vec<bool>,
+    /// A frame of them alone, and they in it; None where they are many.
+    alone: Option<(Frame, Chosen)>,
+}
+
+impl Compared {
+    /// Of the rows in `rows` those that begin in one of `intervals`. What [`needs`] names is loaded. `window` as in [`selected`]. Errors:
+    /// `Data`, `Exhausted`.
+    pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Self> {
+        let chosen = Chosen::of(frame, rows, intervals)?;
+        let selected = selected(frame, rows, &chosen, selection, window)?;
+        let alone = match chosen.rows.len() * ALONE_PER_ROW < frame.len() {
+            true => Some((frame.of_rows(&chosen.rows, &CHILD_COUNT)?, chosen.alone())),
+            false => None,
+        };
+        Ok(Self { chosen, selected, alone })
+    }
+
+    /// Loads what is compared; into `frame` if they have none alone. Errors: as of reading.
+    pub async fn load(&mut self, frame: &mut Frame, metrics: &ScanMetrics) -> Result<()> {
+        if self.chosen.rows.is_empty() {
+            return Ok(());
+        }
+        let (frame, chosen) = match &mut self.alone {
+            Some((frame, chosen)) => (frame, &*chosen),
+            None => (frame, &self.chosen),
+        };
+        frame.load(&needs_of_spans(frame.source()), metrics).await?;
+        match needs_of_events(frame, &chosen.bits()) {
+            Some(further) => frame.load(&further, metrics).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The frame that what is compared is loaded into, and the compared spans in it, as many as `chosen`.
+    pub fn spans<'a>(&'a self, frame: &'a Frame) -> (&'a Frame, &'a Chosen) {
+        self.alone.as_ref().map_or((frame, &self.chosen), |(frame, chosen)| (frame, chosen))
+    }
 }
 
 /// What an encoded `KeyValueList` says that is the labels of one value of an attribute.
@@ -227,7 +288,7 @@ pub fn merge((partial, distinct): (&mut Partial, &mut Distinct), series: &Record
 
 /// Which of the chosen spans are the selection: those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
 /// included). Errors: `Data`.
-pub fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Vec<bool>> {
+fn selected(frame: &Frame, rows: &BooleanBuffer, chosen: &Chosen, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Vec<bool>> {
     let selected = mask(selection, frame, rows)?;
     let starts = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
     let is_selected = |row: u32| {
@@ -272,12 +333,11 @@ type Tallied = (u32, u32, u64);
 impl<'a> Counter<'a> {
     fn new((partial, distinct): (&'a mut Partial, &'a mut Distinct), frame: &'a Frame, chosen: &Chosen, selected: &[bool], weight: Weight) -> Self {
         let (first, width) = chosen.range();
-        let (mut slots, mut bits) = (vec![0; frame.len()], vec![false; frame.len()]);
+        let mut slots = vec![0; frame.len()];
         for ((&row, &at), &selected) in chosen.rows.iter().zip(&chosen.intervals).zip(selected) {
             slots[row as usize] = u32::from(selected) * width as u32 + at - first;
-            bits[row as usize] = true;
         }
-        Self { partial, distinct, frame, rows: bits.into(), slots, first, width: width as u32, weight, value: Vec::new() }
+        Self { partial, distinct, frame, rows: chosen.bits(), slots, first, width: width as u32, weight, value: Vec::new() }
     }
 
     fn count_intrinsics(&mut self) -> Result<()> {

@@ -14,7 +14,7 @@ use skein_proto::otlp::common::v1::KeyValue;
 use super::{
     cells::{BUCKETS, BUCKETS_BYTES, Cells, bucket_of, sparse_bytes},
     codes::Codes,
-    compare::{self, Distinct},
+    compare::{self, Compared, Distinct},
     detail::{Detail, Extrapolation},
     estimate::Weight,
     exemplars::Stretches,
@@ -90,6 +90,18 @@ impl Chosen {
     pub fn range(&self) -> (u32, usize) {
         let least = self.intervals.iter().copied().min().unwrap_or(0);
         (least, self.intervals.iter().copied().max().map_or(0, |most| (most - least) as usize + 1))
+    }
+
+    /// The same in a frame that has no other rows.
+    pub fn alone(&self) -> Self {
+        Self { rows: (0..self.rows.len() as u32).collect(), intervals: self.intervals.clone(), length: self.rows.len() }
+    }
+
+    /// A bit for each row of the frame, set for the chosen ones.
+    pub fn bits(&self) -> BooleanBuffer {
+        let mut bits = vec![false; self.length];
+        self.rows.iter().for_each(|&row| bits[row as usize] = true);
+        bits.into()
     }
 
     /// Those for which `keep` says so, with what `beside` has of them.
@@ -208,27 +220,24 @@ impl Observer {
         needs
     }
 
-    /// The columns that observing the spans of `frame` in `rows` reads in addition, once those that [`Observer::needs`] names are loaded.
-    pub fn further_needs(&self, frame: &Frame, rows: &BooleanBuffer) -> Option<ColumnNeeds> {
-        matches!(self.function, MetricsFunction::Compare { .. }).then(|| compare::needs_of_events(frame, rows)).flatten()
+    /// The spans of `frame`, a whole row group, in `rows` that are to be compared, if that is what is asked; what [`Observer::needs`] names is
+    /// loaded. They are then loaded themselves, and [`compare`](Self::compare)d instead of [`observe`](Self::observe)d. Errors: `Data`,
+    /// `Exhausted`.
+    pub fn compared(&self, frame: &Frame, rows: &BooleanBuffer) -> Result<Option<Compared>> {
+        match &self.function {
+            MetricsFunction::Compare { selection, window, .. } => Compared::of(frame, rows, &self.intervals, selection, *window).map(Some),
+            _ => Ok(None),
+        }
     }
 
-    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] and then [`Observer::further_needs`] name is loaded.
-    /// Errors: `Exhausted` for too many series, `Data`.
+    /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] names is loaded. Errors: `Exhausted` for too many
+    /// series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
         let chosen = Chosen::of(frame, rows, &self.intervals)?;
         if chosen.rows.is_empty() {
             return Ok(());
         }
         frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
-        if let MetricsFunction::Compare { selection, window, .. } = &self.function {
-            let selected = compare::selected(frame, rows, &chosen, selection, *window)?;
-            self.compare(frame, &chosen, &selected)?;
-            return match &self.picker {
-                Some(picker) => picker.pick_compared(&mut self.partial, frame, &chosen, &selected),
-                None => Ok(()),
-            };
-        }
         let groups = self.groups(frame, &chosen)?;
         let count = groups.labels.len();
         let table = (count * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>();
@@ -248,21 +257,31 @@ impl Observer {
         }
     }
 
-    /// Counts values; of sampled spans those of each weight in turn, mostly one.
-    fn compare(&mut self, frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
-        frame.hold(frame.len() * compare::SLOT_BYTES)?;
-        let Some(extrapolation) = &self.detail.extrapolation else {
-            return compare::observe((&mut self.partial, &mut self.distinct), frame, chosen, selected, Weight::ONE);
-        };
-        let weights = weights::weights_of(frame, &chosen.rows, extrapolation)?;
-        let mut distinct = weights.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        for weight in distinct {
-            let (chosen, selected) = chosen.having(|at| weights[at] == weight, selected);
-            compare::observe((&mut self.partial, &mut self.distinct), frame, &chosen, &selected, weight)?;
+    /// Adds spans of `frame` that are compared and loaded; of sampled ones those of each weight in turn, mostly one. Errors: as
+    /// [`observe`](Self::observe).
+    pub fn compare(&mut self, frame: &Frame, compared: &Compared) -> Result<()> {
+        if compared.chosen.rows.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let (spans, chosen) = compared.spans(frame);
+        spans.hold(chosen.rows.len() * CHOSEN_BYTES + spans.len() * compare::SLOT_BYTES)?;
+        match &self.detail.extrapolation {
+            None => compare::observe((&mut self.partial, &mut self.distinct), spans, chosen, &compared.selected, Weight::ONE)?,
+            Some(extrapolation) => {
+                let weights = weights::weights_of(frame, &compared.chosen.rows, extrapolation)?;
+                let mut distinct = weights.clone();
+                distinct.sort_unstable();
+                distinct.dedup();
+                for weight in distinct {
+                    let (chosen, selected) = chosen.having(|at| weights[at] == weight, &compared.selected);
+                    compare::observe((&mut self.partial, &mut self.distinct), spans, &chosen, &selected, weight)?;
+                }
+            }
+        }
+        match &self.picker {
+            Some(picker) => picker.pick_compared(&mut self.partial, frame, compared),
+            None => Ok(()),
+        }
     }
 
     /// The group of each chosen row.

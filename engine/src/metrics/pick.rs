@@ -5,7 +5,7 @@ use std::ops::Range;
 use hashbrown::HashMap;
 
 use super::{
-    compare::{META_TYPE, META_TYPES},
+    compare::{Compared, META_TYPE, META_TYPES},
     detail::Detail,
     exemplars::{Candidate, Stretches, class_of, hash_in, hash_of_start},
     intervals::Intervals,
@@ -110,14 +110,16 @@ impl Picker {
         Ok(())
     }
 
-    /// The same for `compare()`, by name and whether a span is `selected`: these series add up to all spans of both groups.
-    pub fn pick_compared(&self, partial: &mut Partial, frame: &Frame, chosen: &Chosen, selected: &[bool]) -> Result<()> {
+    /// The same for spans of `frame` that were `compared`, by name and whether a span is selected: these series add up to all spans of both
+    /// groups.
+    pub fn pick_compared(&self, partial: &mut Partial, frame: &Frame, compared: &Compared) -> Result<()> {
         let name = FieldRef::Intrinsic(Intrinsic::Name);
-        let codes = chosen.codes(&frame.vector_of_spans(&name)?)?;
-        let groups: Vec<u32> = codes.rows.iter().zip(selected).map(|(&code, &selected)| code * 2 + u32::from(selected)).collect();
+        let (spans, within) = compared.spans(frame);
+        let codes = within.codes(&spans.vector_of_spans(&name)?)?;
+        let groups: Vec<u32> = codes.rows.iter().zip(&compared.selected).map(|(&code, &selected)| code * 2 + u32::from(selected)).collect();
         let labels = |value: &Value, meta: &str| vec![key_value(META_TYPE, &Value::from(meta)), key_value(&name.to_string(), value)];
         let places: Vec<_> = codes.values.iter().flat_map(|value| META_TYPES.map(|meta| partial.find(labels(value, meta)))).collect();
-        self.pick(partial, frame, chosen, (&groups, &places), None)
+        self.pick(partial, frame, &compared.chosen, (&groups, &places), None)
     }
 
     /// The chosen span `at`.

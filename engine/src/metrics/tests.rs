@@ -167,10 +167,22 @@ async fn extrapolated_numbers_are_those_of_hand() {
         // Of 14 spans the seventh lies 4 of 6 into bucket 8, the last bound before which is 4.
         let median = 2f64.powf(2.0 + 4.0 / 6.0);
         check("{ } | quantile_over_time(span.n, .5)", &[&format!("p=0.5: {median}")]).await;
-        let compared = shown(&ask(&engine, "{ } | compare({ status = error }) with (extrapolate=true)", intervals, 0).await);
-        for expected in ["__meta_type=baseline,name=x: 15", "__meta_type=selection,name=x: 2", "__meta_type=baseline,span.n=8: 4"] {
-            assert!(compared.iter().any(|series| series == expected), "{expected} of {compared:#?}");
-        }
+        let compared = async |filter: &str, expected: &[&str]| {
+            let query = format!("{filter} | compare({{ status = error }}) with (extrapolate=true)");
+            let compared = shown(&ask(&engine, &query, intervals, 0).await);
+            for expected in expected {
+                assert!(compared.iter().any(|series| series == expected), "{expected} of {query}: {compared:#?}");
+            }
+        };
+        compared("{ }", &["__meta_type=baseline,name=x: 15", "__meta_type=selection,name=x: 2", "__meta_type=baseline,span.n=8: 4"]).await;
+        // Few of the spans: of the others nothing is read, but for whose children they are.
+        compared("{ span.n > 4 }", &["__meta_type=baseline,name=x: 9", "__meta_type=selection,span.n=8: 2", "__meta_type=baseline,span.n=16: 5"])
+            .await;
+        compared(
+            "{ span.n < 3 }",
+            &["__meta_type=baseline,span:childCount=2: 2", "__meta_type=baseline,span:childCount=0: 2", "__meta_type=baseline,span.n=1: 3"],
+        )
+        .await;
     }
 }
 

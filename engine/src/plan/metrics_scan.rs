@@ -246,10 +246,13 @@ impl Scan {
         let rows = self.pipeline.rows(&mut frame, unit.group, &active, metrics).await?;
         if rows.count_set_bits() > 0 {
             frame.load(&observer.needs(frame.source()), metrics).await?;
-            if let Some(further) = observer.further_needs(&frame, &rows) {
-                frame.load(&further, metrics).await?;
+            match observer.compared(&frame, &rows)? {
+                Some(mut compared) => {
+                    compared.load(&mut frame, metrics).await?;
+                    observer.compare(&frame, &compared)?;
+                }
+                None => observer.observe(&frame, &rows)?,
             }
-            observer.observe(&frame, &rows)?;
         }
         match frame.pruned() {
             Some(why) => metrics.pruned(why, 1),

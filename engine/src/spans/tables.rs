@@ -143,6 +143,14 @@ impl Shared {
         })
     }
 
+    /// Whether an entry has `key`, and all that have it a text. Cost: as [`examples`](Self::examples).
+    pub fn only_texts(&self, key: &str) -> bool {
+        let examples = self.examples();
+        let from = examples.partition_point(|(known, _)| **known < *key);
+        let mut of_key = examples[from..].iter().take_while(|(known, _)| **known == *key).peekable();
+        of_key.peek().is_some() && of_key.all(|(_, value)| matches!(value, Value::String(_)))
+    }
+
     /// Whether an entry has `key`.
     pub fn has(&self, key: &str) -> bool {
         self.attributes.iter().any(|attributes| attributes.contains_key(key))

@@ -203,6 +203,9 @@ async fn filters_prune_and_change_nothing() {
         ("start_time < '1970-01-01T00:00:01.000002Z'", "1"),
         ("start_time >= to_timestamp(2)", "1"),
         ("name LIKE 'a%' AND \"span.code\" IS NOT NULL", "2"),
+        ("\"span.mixed\" = '5'", "1"),
+        ("\"span.mixed\" IN ('5', 'x')", "2"),
+        ("\"span.mixed\" <> '5'", "1"),
     ] {
         check(&format!("SELECT count(*) FROM spans WHERE {filter}"), &[count]).await;
     }

@@ -70,7 +70,7 @@ impl ColumnNeeds {
             }
         }
         match scope {
-            AttributeScope::Any | AttributeScope::Resource => self.add(Column::Resource),
+            AttributeScope::Any | AttributeScope::Resource => self.add(resource_column(key, source)),
             AttributeScope::Instrumentation => self.add(Column::Scope),
             AttributeScope::Event => {
                 schema.event_attribute_columns(key).for_each(|(at, _)| self.add_event(EventColumn::Attribute(at)));
@@ -141,6 +141,12 @@ pub fn level_of(field: &FieldRef) -> FieldLevel {
     }
 }
 
+/// The column that tells resource attribute `key`: the services' own, which is smaller than that of resources and has the names as they are,
+/// if all names of services are texts.
+fn resource_column(key: &str, source: &SourceRef) -> Column {
+    if key == "service.name" && source.resources().only_texts(key) { Column::Service } else { Column::Resource }
+}
+
 /// Bytes a row that evaluating takes beside columns and vectors: bits of filters, and lists of rows under way.
 const WORKING_BYTES: usize = 8;
 
@@ -165,6 +171,8 @@ pub struct Frame {
     events: HashMap<EventColumn, ArrayRef>,
     event_list: Option<ListArray>,
     vectors: RefCell<HashMap<FieldRef, Vector>>,
+    /// A field that depends on rows that are not in the frame.
+    taken_over: Option<(FieldRef, Vector)>,
     ruled_out: Option<Pruned>,
     matchers: RefCell<HashMap<String, Arc<Matcher>>>,
     memory: Reservation,
@@ -177,10 +185,24 @@ impl Frame {
             Some(ranges) => ranges.iter().map(ExactSizeIterator::len).sum(),
             None => source.row_groups()[group].rows as usize,
         };
+        Self::unloaded(source, group, selection, rows, Reservation::new("columns of a row group", pool))
+    }
+
+    fn unloaded(source: SourceRef, group: usize, selection: Option<Vec<Range<usize>>>, rows: usize, memory: Reservation) -> Self {
         let (columns, events) = (HashMap::new(), HashMap::new());
         let (vectors, matchers) = (RefCell::default(), RefCell::default());
-        let memory = Reservation::new("columns of a row group", pool);
-        Self { source, group, selection, rows, columns, events, event_list: None, vectors, matchers, ruled_out: None, memory }
+        Self { source, group, selection, rows, columns, events, event_list: None, vectors, taken_over: None, matchers, ruled_out: None, memory }
+    }
+
+    /// A frame of `rows` of this one, which has all of its row group; they ascend. Nothing is loaded yet, but `field` is taken over, since
+    /// it depends on the other spans of a trace. Memory is that of the same pool. Errors: as [`Frame::vector`].
+    pub fn of_rows(&self, rows: &[u32], field: &FieldRef) -> Result<Self> {
+        let vector = self.vector(field)?.take(&UInt32Array::from(rows.to_vec()))?;
+        let selection = rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0] as usize..run[0] as usize + run.len()).collect();
+        let memory = self.memory.another();
+        memory.grow(rows.len() * MADE_BYTES)?;
+        let frame = Self::unloaded(self.source.clone(), self.group, Some(selection), rows.len(), memory);
+        Ok(Self { taken_over: Some((field.clone(), vector)), ..frame })
     }
 
     /// A pattern, compiled once for the frame. Errors: `Invalid`.
@@ -289,6 +311,9 @@ impl Frame {
     /// All values of `field`: a row each, for fields of events and links an entry each. Errors: `Internal` when its columns are not
     /// loaded, `Data`, `Exhausted`.
     pub fn vector(&self, field: &FieldRef) -> Result<Vector> {
+        if let Some((_, vector)) = self.taken_over.as_ref().filter(|(taken_over, _)| taken_over == field) {
+            return Ok(vector.clone());
+        }
         if let Some(vector) = self.vectors.borrow().get(field) {
             return Ok(vector.clone());
         }
@@ -361,7 +386,10 @@ impl Frame {
     }
 
     fn resource_attribute(&self, key: &str) -> Result<Vector> {
-        self.indexed(Column::Resource, self.source.resources().values_of(key))
+        match resource_column(key, &self.source) {
+            Column::Service => Ok(Vector::Typed(Typed::Text(self.texts(Column::Service)?))),
+            column => self.indexed(column, self.source.resources().values_of(key)),
+        }
     }
 
     fn indexed(&self, keys: Column, values: Vec<Value>) -> Result<Vector> {
