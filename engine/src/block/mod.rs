@@ -6,7 +6,7 @@
 //! | [`index`] | the `index` object: shared tables, trace index, row groups, rare keys |
 //! | [`bloom`] | the `bloom-N` objects: which traces a block may hold |
 //! | `pages` | pages of a fetched row group, decompressed |
-//! | [`decode`] | pages of columns with a dictionary, to arrays |
+//! | [`decode`] | pages of leaf columns to arrays, in the forms that most have |
 //! | `row_group` | the columns of a fetched row group as one batch |
 //! | [`put`] | the objects into the store |
 //! | [`reader`] | columns of row groups, fetched by range and decoded |

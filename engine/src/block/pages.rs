@@ -41,8 +41,8 @@ impl<R: ChunkReader + 'static> RowGroups for FetchedRowGroup<'_, R> {
         let (input, rows) = (self.input.clone(), self.num_rows());
         let pages: Box<dyn PageReader> = match chunk.compression() {
             Compression::ZSTD(_) => {
-                let bytes_max = usize::try_from(chunk.uncompressed_size())?;
-                Box::new(ZstdPages { pages: SerializedPageReader::new(input, &as_it_is(chunk)?, rows, None)?, bytes_max })
+                let bytes_left = usize::try_from(chunk.uncompressed_size())?;
+                Box::new(ZstdPages { pages: SerializedPageReader::new(input, &as_it_is(chunk)?, rows, None)?, bytes_left })
             }
             _ => Box::new(SerializedPageReader::new(input, chunk, rows, None)?),
         };
@@ -86,8 +86,8 @@ impl PageIterator for OneChunk {}
 /// Pages that are compressed as a whole, as those of version 1 are.
 struct ZstdPages<R: ChunkReader> {
     pages: SerializedPageReader<R>,
-    /// What all of them have at most.
-    bytes_max: usize,
+    /// What those that are left have at most, by the footer.
+    bytes_left: usize,
 }
 
 impl<R: ChunkReader> Iterator for ZstdPages<R> {
@@ -102,7 +102,10 @@ impl<R: ChunkReader> PageReader for ZstdPages<R> {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let Some(mut page) = self.pages.get_next_page()? else { return Ok(None) };
         match &mut page {
-            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => *buf = decompressed(buf, self.bytes_max)?,
+            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => {
+                *buf = decompressed(buf, self.bytes_left)?;
+                self.bytes_left -= buf.len();
+            }
             Page::DataPageV2 { .. } => return Err(ParquetError::NYI("blocks have no data pages of version 2".into())),
         }
         Ok(Some(page))

@@ -141,15 +141,16 @@ impl BlockReader {
         Ok((batch, bytes))
     }
 
-    /// Bytes that [`read`](Self::read) will take, by the footer: the columns as they come from the store, and their rows as columns in memory.
+    /// Bytes that [`read`](Self::read) will take, by the footer: the columns as they come from the store, their rows as columns in memory, and
+    /// what is only needed to make these.
     pub fn read_bytes(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> usize {
         let all = self.index.row_groups[group].rows.max(1) as usize;
         let chosen = rows.map_or(all, |rows| rows.iter().map(ExactSizeIterator::len).sum());
         let chunks = self.parquet.metadata().row_group(group).columns();
+        let stored = |leaf: usize| usize::try_from(chunks[leaf].uncompressed_size()).unwrap_or(0);
         let bytes = |leaf: usize| {
             let chunk = &chunks[leaf];
-            let [fetched, stored, values] =
-                [chunk.compressed_size(), chunk.uncompressed_size(), chunk.num_values()].map(|n| usize::try_from(n).unwrap_or(0));
+            let [fetched, values] = [chunk.compressed_size(), chunk.num_values()].map(|n| usize::try_from(n).unwrap_or(0));
             let width = match chunk.column_type() {
                 PhysicalType::BOOLEAN => 1,
                 PhysicalType::INT64 | PhysicalType::DOUBLE => 8,
@@ -158,9 +159,12 @@ impl BlockReader {
                 _ => 4,
             };
             // Files repeat a value at no cost, memory does not.
-            fetched + stored.max(values * width) * chosen / all
+            fetched + stored(leaf).max(values * width) * chosen / all
         };
-        self.leaves_of(columns, events).into_iter().map(bytes).sum()
+        let leaves = self.leaves_of(columns, events);
+        // One leaf after the other is unpacked whole.
+        let unpacked = leaves.iter().map(|&leaf| stored(leaf)).max().filter(|_| rows.is_some());
+        leaves.into_iter().map(bytes).sum::<usize>() + unpacked.unwrap_or(0)
     }
 
     fn leaves_of(&self, columns: &[Column], events: &[EventColumn]) -> Vec<usize> {

@@ -31,15 +31,15 @@ pub(super) struct FetchedColumns<'a, R> {
     rows: usize,
 }
 
-/// A root column under way: its leaves by number as far as they are decoded. If it has lists, where those of all rows begin, and which of
-/// their entries are kept.
+/// A root column under way: its leaves by number as far as they are decoded. If these are in lists, where those of all rows begin, and which
+/// of their entries are kept.
 #[derive(Default)]
 struct Root {
     leaves: BTreeMap<usize, ArrayRef>,
     lists: Option<OffsetBuffer<i32>>,
     kept_entries: Option<BooleanBuffer>,
-    /// Where those of the rows that are kept begin, if the library has decoded a leaf.
-    lists_of_library: Option<OffsetBuffer<i32>>,
+    /// The column as it is in the batch, without a leaf that was decoded here; with one, where those of the rows that are kept begin.
+    by_library: Option<ArrayRef>,
 }
 
 impl Root {
@@ -96,12 +96,18 @@ impl<'a, R: ChunkReader + 'static> FetchedColumns<'a, R> {
             return Ok(None);
         }
         let chunk = self.row_group.metadata.row_group(self.row_group.group).column(leaf);
-        if !LeafPages::may_know(field.data_type(), chunk.encodings()) {
+        let known = |encoding| LeafPages::knows(field.data_type(), encoding);
+        // The first names those of data pages, the second all, that of a dictionary among them.
+        let may_be_known = match chunk.page_encoding_stats_mask() {
+            Some(pages) => pages.encodings().all(known),
+            None => chunk.encodings().any(known),
+        };
+        if !may_be_known {
             return Ok(None);
         }
-        let entries = usize::try_from(chunk.num_values()).map_err(|_| Error::data("a column has fewer than no values"))?;
+        let count = usize::try_from(chunk.num_values()).map_err(|_| Error::data("a column has fewer than no values"))?;
         match self.row_group.column_chunks(leaf)?.next() {
-            Some(pages) => Ok(LeafPages::read(&mut *pages?, field.data_type(), shape, (self.rows, entries), lists)?),
+            Some(pages) => Ok(LeafPages::read(&mut *pages?, field.data_type(), shape, (self.rows, count), lists)?),
             None => Ok(None),
         }
     }
@@ -127,15 +133,11 @@ impl<'a, R: ChunkReader + 'static> FetchedColumns<'a, R> {
             let missing = || Error::data(format!("column {} was not decoded", self.schema().column(leaf).path()));
             let column = batch.column_by_name(name).ok_or_else(missing)?;
             let root = roots.entry(at).or_default();
-            let array = match column.as_list_opt::<i32>() {
-                None => column.clone(),
-                Some(list) => {
-                    root.lists_of_library = Some(list.offsets().clone());
-                    let items = list.values().as_struct_opt().ok_or_else(missing)?;
-                    items.column_by_name(self.schema().column(leaf).name()).ok_or_else(missing)?.clone()
-                }
-            };
-            root.leaves.insert(leaf, array);
+            root.by_library = Some(column.clone());
+            if root.lists.is_some() {
+                let items = column.as_list_opt::<i32>().and_then(|list| list.values().as_struct_opt()).ok_or_else(missing)?;
+                root.leaves.insert(leaf, items.column_by_name(self.schema().column(leaf).name()).ok_or_else(missing)?.clone());
+            }
         }
         Ok(())
     }
@@ -143,13 +145,16 @@ impl<'a, R: ChunkReader + 'static> FetchedColumns<'a, R> {
     /// Root column `at` as it is in a batch.
     fn column(&self, at: usize, root: Root, keep: Option<&BooleanBuffer>) -> Result<(FieldRef, ArrayRef)> {
         let field = &self.parquet.schema().fields()[at];
-        let Some(lists) = root.lists_of_library.or_else(|| Some(kept_lists(root.lists?, keep))) else {
-            let array = root.leaves.into_values().next().ok_or_else(|| Error::internal("a column without a leaf"))?;
-            return Ok((field.clone(), array));
+        let (Some(lists), DataType::List(item)) = (root.lists, field.data_type()) else {
+            let array = root.by_library.or_else(|| root.leaves.into_values().next()).ok_or_else(|| Error::internal("a column without a leaf"))?;
+            return Ok((Arc::new(field.as_ref().clone().with_data_type(array.data_type().clone())), array));
         };
+        // Of a leaf that has entries where another has none `try_new` says so.
+        let lists =
+            root.by_library.as_ref().and_then(|list| Some(list.as_list_opt::<i32>()?.offsets().clone())).unwrap_or_else(|| kept_lists(lists, keep));
         let fields = root.leaves.keys().map(|&leaf| self.field(leaf).cloned()).collect::<Result<Fields>>()?;
         let items = StructArray::try_new(fields.clone(), root.leaves.into_values().collect(), None)?;
-        let item = Arc::new(Field::new("item", DataType::Struct(fields), false));
+        let item = Arc::new(item.as_ref().clone().with_data_type(DataType::Struct(fields)));
         let array = ListArray::try_new(item.clone(), lists, Arc::new(items), None)?;
         Ok((Arc::new(field.as_ref().clone().with_data_type(DataType::List(item))), Arc::new(array)))
     }

@@ -73,6 +73,8 @@ const TABLE_MAX: usize = 1 << 20;
 const TABLE_PER_ROW_MAX: usize = 8;
 /// Bytes of a row's slot, of the code of its value, and of whether it is chosen.
 pub const SLOT_BYTES: usize = 2 * size_of::<u32>() + 1;
+/// Bytes of a chosen span: its place and interval, twice, and whether it is selected.
+const COMPARED_BYTES: usize = 4 * size_of::<u32>() + 1;
 /// Integers that differ by less than this are their own codes.
 const CODES_OF_INTS_MAX: u64 = 1 << 12;
 
@@ -152,13 +154,19 @@ pub struct Compared {
 }
 
 impl Compared {
-    /// Of the rows in `rows` those that begin in one of `intervals`. What [`needs`] names is loaded. `window` as in [`selected`]. Errors:
-    /// `Data`, `Exhausted`.
+    /// Of the rows in `rows` those that begin in one of `intervals`. What [`needs`] names is loaded. The selection are those that satisfy
+    /// `selection`, and begin in `window` if there is one (start excluded, end included). Errors: `Data`, `Exhausted`.
     pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Self> {
         let chosen = Chosen::of(frame, rows, intervals)?;
+        if chosen.rows.is_empty() {
+            return Ok(Self { chosen, selected: Vec::new(), alone: None });
+        }
+        frame.hold(chosen.rows.len() * COMPARED_BYTES)?;
         let selected = selected(frame, rows, &chosen, selection, window)?;
-        let alone = match chosen.rows.len() * ALONE_PER_ROW < frame.len() {
-            true => Some((frame.of_rows(&chosen.rows, &CHILD_COUNT)?, chosen.alone())),
+        // Of spans in memory all are looked at first, whichever are wanted.
+        let few = chosen.rows.len() * ALONE_PER_ROW < frame.len() && frame.source().data_bytes() > 0;
+        let alone = match few {
+            true => Some((frame.of_rows(&chosen.rows, &CHILD_COUNT, &needs_of_spans(frame.source()).columns)?, chosen.alone())),
             false => None,
         };
         Ok(Self { chosen, selected, alone })

@@ -202,7 +202,8 @@ impl Observer {
         }
     }
 
-    /// The columns that observing reads: start times, the grouping, values, and what weights and exemplars are told by.
+    /// The columns that observing reads: start times, the grouping, values, and what weights and exemplars are told by. Of spans that are
+    /// compared only what chooses them.
     pub fn needs(&self, source: &SourceRef) -> ColumnNeeds {
         let mut needs = match &self.function {
             MetricsFunction::Compare { selection, .. } => compare::needs(selection, source),
@@ -233,6 +234,7 @@ impl Observer {
     /// Adds the spans of `frame`, a whole row group, in `rows`; what [`Observer::needs`] names is loaded. Errors: `Exhausted` for too many
     /// series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
+        debug_assert!(!matches!(self.function, MetricsFunction::Compare { .. }), "spans that are to be compared");
         let chosen = Chosen::of(frame, rows, &self.intervals)?;
         if chosen.rows.is_empty() {
             return Ok(());
@@ -264,7 +266,7 @@ impl Observer {
             return Ok(());
         }
         let (spans, chosen) = compared.spans(frame);
-        spans.hold(chosen.rows.len() * CHOSEN_BYTES + spans.len() * compare::SLOT_BYTES)?;
+        spans.hold(spans.len() * compare::SLOT_BYTES)?;
         match &self.detail.extrapolation {
             None => compare::observe((&mut self.partial, &mut self.distinct), spans, chosen, &compared.selected, Weight::ONE)?,
             Some(extrapolation) => {

@@ -88,16 +88,22 @@ impl Bits {
         set
     }
 
-    /// Calls `visit` with the place of each bit that is set, ascending.
+    /// How many are set.
+    pub(super) fn count_ones(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Calls `visit` with the place of each bit that is set, ascending, until it fails.
     #[inline]
-    pub(super) fn for_each(&self, mut visit: impl FnMut(usize)) {
+    pub(super) fn try_for_each<E>(&self, mut visit: impl FnMut(usize) -> Result<(), E>) -> Result<(), E> {
         for (at, &word) in self.words.iter().enumerate() {
             let mut left = word;
             while left != 0 {
-                visit(at * 64 + left.trailing_zeros() as usize);
+                visit(at * 64 + left.trailing_zeros() as usize)?;
                 left &= left - 1;
             }
         }
+        Ok(())
     }
 
     pub(super) fn finish(self) -> BooleanBuffer {

@@ -4,7 +4,7 @@ use parquet::errors::{ParquetError, Result};
 
 use super::{
     bits::Bits,
-    runs::{Run, Runs, damaged, unpack},
+    runs::{Run, Runs, damaged, unpack, unpack_all},
 };
 
 /// What the entries of a column are.
@@ -119,7 +119,12 @@ impl Levels {
     }
 
     fn note_lists(&mut self, repeats: &[u8], defined: &[u8], count: usize) -> Result<()> {
-        let (repeats, defined) = (expand(repeats, 1, count)?, expand(defined, self.width(), count)?);
+        let expand = |levels, width| -> Result<Vec<i32>> {
+            let mut all = Vec::with_capacity(count.next_multiple_of(8));
+            unpack_all(Runs::new(levels, width, count), &mut all)?;
+            Ok(all)
+        };
+        let (repeats, defined) = (expand(repeats, 1)?, expand(defined, self.width())?);
         let mut entries = i32::try_from(self.entries)?;
         let starts = self.starts.get_or_insert_default();
         for (goes_on, defined) in repeats.into_iter().zip(defined) {
@@ -133,7 +138,8 @@ impl Levels {
         Ok(())
     }
 
-    /// What was taken. Errors: for more entries than 32-bit offsets reach.
+    /// What was taken. Errors: for more entries than 32-bit offsets reach, and if other values were counted than there are entries that have
+    /// one: what unpacks values relies on it.
     pub(super) fn finish(self) -> Result<Entries> {
         let lists = match self.starts {
             Some(mut starts) => {
@@ -142,20 +148,12 @@ impl Levels {
             }
             None => None,
         };
+        if self.values != if self.shape.nullable { self.present.count_ones() } else { self.entries } {
+            return Err(damaged("levels that do not fit its values"));
+        }
         let present = (self.values < self.entries).then_some(self.present);
         Ok(Entries { count: self.entries, present, lists })
     }
-}
-
-fn expand(levels: &[u8], width: u32, count: usize) -> Result<Vec<i32>> {
-    let mut all = Vec::with_capacity(count.next_multiple_of(8));
-    for run in Runs::new(levels, width, count) {
-        match run? {
-            Run::Repeated { value, count } => all.resize(all.len() + count, i32::try_from(value)?),
-            Run::Packed { bytes, count } => unpack(bytes, width, count, &mut all),
-        }
-    }
-    Ok(all)
 }
 
 /// Takes a part that begins with its length off `page`.

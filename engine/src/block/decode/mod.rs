@@ -33,7 +33,7 @@ use arrow::{
 use parquet::{
     basic::Encoding,
     column::page::{Page, PageReader},
-    errors::Result,
+    errors::{ParquetError, Result},
 };
 
 pub use levels::Shape;
@@ -64,19 +64,22 @@ pub struct LeafPages {
 }
 
 impl LeafPages {
-    /// Whether pages of type `kind` that are written in one of `encodings` may be of a form that is known here.
-    pub fn may_know(kind: &DataType, mut encodings: impl Iterator<Item = Encoding>) -> bool {
-        encodings.any(|encoding| form_of(kind, encoding).is_some())
+    /// Whether pages of type `kind` that are written in `encoding` are of a form that is known here.
+    pub fn knows(kind: &DataType, encoding: Encoding) -> bool {
+        form_of(kind, encoding).is_some()
     }
 
-    /// Reads the pages of a leaf column of type `kind`: `entries` entries and empty lists, of `rows` rows. `lists` if where lists begin is
+    /// Reads the pages of a leaf column of type `kind`: `count` entries and empty lists, of `rows` rows. `lists` if where lists begin is
     /// asked. None if it is of another type, or written in another form, than those that are known here. Cost: some nanoseconds a run of
     /// levels. Errors: for damaged pages, by what is wrong; for values only those that are then decoded.
-    pub fn read(pages: &mut dyn PageReader, kind: &DataType, shape: Shape, (rows, entries): (usize, usize), lists: bool) -> Result<Option<Self>> {
+    pub fn read(pages: &mut dyn PageReader, kind: &DataType, shape: Shape, (rows, count): (usize, usize), lists: bool) -> Result<Option<Self>> {
         // More could have no offsets, and no places.
-        i32::try_from(entries)?;
+        i32::try_from(count)?;
+        if !shape.listed && count != rows {
+            return Err(other_rows());
+        }
         let mut levels = Levels::new(shape, rows, lists);
-        let (mut form, mut dictionary, mut read, mut left) = (None, None, Vec::new(), entries);
+        let (mut form, mut dictionary, mut read, mut left) = (None, None, Vec::new(), count);
         while let Some(page) = pages.get_next_page()? {
             match page {
                 Page::DictionaryPage { buf: bytes, num_values, encoding: Encoding::PLAIN | Encoding::PLAIN_DICTIONARY, .. } => {
@@ -108,7 +111,7 @@ impl LeafPages {
             (None, false) => entries.count,
         };
         if found != rows {
-            return Err(damaged("other rows than its row group"));
+            return Err(other_rows());
         }
         Ok(Some(Self { kind: kind.clone(), form, entries, dictionary, pages: read }))
     }
@@ -138,6 +141,10 @@ impl LeafPages {
             Form::Texts => texts(&self.kind, &self.pages, &wanted),
         }
     }
+}
+
+fn other_rows() -> ParquetError {
+    damaged("other rows than its row group")
 }
 
 /// How pages of `encoding` have values of type `kind`; None if that is not known here.

@@ -77,12 +77,27 @@ pub(super) fn varint(bytes: &mut &[u8], short: impl Fn() -> ParquetError) -> Res
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first().ok_or_else(&short)?;
         *bytes = rest;
+        if shift == 63 && byte > 1 {
+            break;
+        }
         number |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Ok(number);
         }
     }
     Err(damaged("a number that is too large"))
+}
+
+/// Adds the values of all runs to `out`. Errors: for damaged ones.
+pub(super) fn unpack_all(runs: Runs, out: &mut Vec<i32>) -> Result<()> {
+    let width = runs.width;
+    for run in runs {
+        match run? {
+            Run::Repeated { value, count } => out.resize(out.len() + count, value as i32),
+            Run::Packed { bytes, count } => unpack(bytes, width, count, out),
+        }
+    }
+    Ok(())
 }
 
 /// Adds `count` values of `width` bits, at most 32, in `packed`, which has all their bits, to `out`.

@@ -102,7 +102,7 @@ fn lengths(page: &mut &[u8], count: usize) -> Result<Vec<u32>> {
     let signed = |number: u64| (number >> 1) as i64 ^ -((number & 1) as i64);
     let (block, parts, total) = (number(page)?, number(page)?, number(page)?);
     if !(1..=BLOCK_MAX).contains(&block) || !(1..=block).contains(&parts) || block % (parts * 8) > 0 || total != count as u64 {
-        return Err(damaged("lengths in a form that cannot be"));
+        return Err(damaged("lengths in a form that is not read"));
     }
     let of_part = (block / parts) as usize;
     let mut length = signed(number(page)?) as i32;

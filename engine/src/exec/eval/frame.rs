@@ -1,10 +1,11 @@
-//! Frames: the loaded columns of whole traces, and the fields of TraceQL in them.
+//! Frames: the loaded columns of spans, mostly of whole traces, and the fields of TraceQL in them.
 
 use std::{cell::RefCell, collections::HashMap, ops::Range, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BinaryArray, Int32Array, Int64Array, ListArray, StringArray, UInt32Array},
     buffer::BooleanBuffer,
+    compute::take,
     datatypes::{Int32Type, Int64Type},
     record_batch::RecordBatch,
 };
@@ -14,7 +15,7 @@ use super::{value::Matcher, vector::Vector};
 use crate::{
     error::{Error, Result},
     exec::{
-        memory::{Pool, Reservation},
+        memory::{Pool, Reservation, array_bytes},
         source::{RestScope, SourceRef},
         stats::{Pruned, ScanMetrics},
     },
@@ -160,7 +161,7 @@ fn made_as_array(field: &FieldRef) -> bool {
     matches!(field, FieldRef::Intrinsic(intrinsic) if made.contains(intrinsic))
 }
 
-/// Columns of whole traces from one row group. Vectors are made once for each field. All of it is reserved in a pool.
+/// Columns of spans from one row group, of whole traces but for [`Frame::of_rows`]. Vectors are made once for each field. All of it is reserved in a pool.
 #[derive(Debug)]
 pub struct Frame {
     source: SourceRef,
@@ -194,15 +195,21 @@ impl Frame {
         Self { source, group, selection, rows, columns, events, event_list: None, vectors, taken_over: None, matchers, ruled_out: None, memory }
     }
 
-    /// A frame of `rows` of this one, which has all of its row group; they ascend. Nothing is loaded yet, but `field` is taken over, since
-    /// it depends on the other spans of a trace. Memory is that of the same pool. Errors: as [`Frame::vector`].
-    pub fn of_rows(&self, rows: &[u32], field: &FieldRef) -> Result<Self> {
-        let vector = self.vector(field)?.take(&UInt32Array::from(rows.to_vec()))?;
+    /// A frame of `rows` of this one, which has all of its row group; they ascend, and are of traces that need not be whole. `field` is taken
+    /// over, since it depends on the other spans of a trace, and so are those of `columns` that are loaded. Memory is that of the same pool.
+    /// Errors: as [`Frame::vector`].
+    pub fn of_rows(&self, rows: &[u32], field: &FieldRef, columns: &[Column]) -> Result<Self> {
+        debug_assert!(self.selection.is_none(), "rows of a part of a row group");
+        let indices = UInt32Array::from(rows.to_vec());
+        let vector = self.vector(field)?.take(&indices)?;
         let selection = rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0] as usize..run[0] as usize + run.len()).collect();
         let memory = self.memory.another();
         memory.grow(rows.len() * MADE_BYTES)?;
         let frame = Self::unloaded(self.source.clone(), self.group, Some(selection), rows.len(), memory);
-        Ok(Self { taken_over: Some((field.clone(), vector)), ..frame })
+        let loaded = columns.iter().filter_map(|column| Some((*column, self.columns.get(column)?)));
+        let columns = loaded.map(|(column, array)| Ok((column, take(array, &indices, None)?))).collect::<Result<HashMap<_, _>>>()?;
+        frame.hold(rows.len() * WORKING_BYTES + columns.values().map(|array| array_bytes(array)).sum::<usize>())?;
+        Ok(Self { taken_over: Some((field.clone(), vector)), columns, ..frame })
     }
 
     /// A pattern, compiled once for the frame. Errors: `Invalid`.
@@ -468,8 +475,17 @@ impl Frame {
         })
     }
 
+    /// What looks at other spans of a trace needs all of them. Errors: `Internal`.
+    fn check_whole(&self) -> Result<()> {
+        match self.taken_over {
+            None => Ok(()),
+            Some(_) => Err(Error::internal("a field of whole traces was asked of some of their spans")),
+        }
+    }
+
     /// The id of each span's parent as it was sent, 0 for none. Errors: as [`Frame::column`].
     pub fn parent_ids(&self) -> Result<Vec<i64>> {
+        self.check_whole()?;
         let (ids, absent, distance) = (self.ints(Column::SpanId)?, self.ints(Column::ParentSpanId)?, self.small_ints(Column::ParentDistance)?);
         let parent = |row: usize| match distance.value(row) {
             distance if distance > 0 => ids.value(row - distance as usize),
@@ -480,6 +496,7 @@ impl Frame {
     }
 
     fn child_counts(&self) -> Result<Vector> {
+        self.check_whole()?;
         let mut counts = vec![0i64; self.rows];
         for (row, &distance) in self.small_ints(Column::ParentDistance)?.values().iter().enumerate() {
             if distance > 0 {
@@ -492,6 +509,7 @@ impl Frame {
     /// Nested-set numbers from pre-order: in a trace, the row at position `p` and depth `d` has left `2p + 1 - d`. Tops are roots
     /// (parent -1) and spans whose parent is absent (parent 0).
     fn nested_set(&self, intrinsic: Intrinsic) -> Result<Vector> {
+        self.check_whole()?;
         let (distance, below) = (self.small_ints(Column::ParentDistance)?.values(), self.small_ints(Column::Descendants)?.values());
         let absent = self.ints(Column::ParentSpanId)?;
         let (mut left, mut depth, mut out) = (vec![0i64; self.rows], vec![0i64; self.rows], vec![0i64; self.rows]);
