@@ -3,12 +3,17 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use object_store::{ObjectStore, memory::InMemory};
+use parquet::file::metadata::ParquetMetaDataReader;
 use prometheus::Registry;
 use prost::Message;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skein_engine::{
-    block::{put::put_block, writer::write_block},
+    block::{
+        put::put_block,
+        writer::{BlockObjects, write_block},
+    },
     catalog::{Catalog, CatalogMetrics},
     exec::{
         engine::{Engine, EngineSettings},
@@ -203,17 +208,15 @@ fn expected(spans: &[Known], top_n: usize) -> Counts {
     totals
 }
 
-async fn answer(engine: &Engine, top_n: usize) -> Counts {
+fn request(top_n: usize) -> MetricsRequest {
     let end = START_SECONDS + STEP_SECONDS * INTERVALS;
     let intervals = Intervals::of_range(START_SECONDS * SECOND, end * SECOND, STEP_SECONDS * SECOND).unwrap();
-    let request = MetricsRequest {
-        query: format!("{{ }} | compare({{ status = error }}, {top_n})"),
-        intervals,
-        max_series: 0,
-        exemplars: 0,
-        sampling_attribute: None,
-    };
-    let series = engine.metrics(&TenantId::single(), request).await.unwrap().series;
+    let query = format!("{{ }} | compare({{ status = error }}, {top_n})");
+    MetricsRequest { query, intervals, max_series: 0, exemplars: 0, sampling_attribute: None }
+}
+
+async fn answer(engine: &Engine, top_n: usize) -> Counts {
+    let series = engine.metrics(&TenantId::single(), request(top_n)).await.unwrap().series;
     let count = series.len();
     let key = |label: &KeyValue| shown(label.value.as_ref().and_then(|value| value.value.as_ref()).unwrap()).unwrap();
     let found: Counts = series
@@ -254,15 +257,23 @@ impl LiveSpans for Live {
 }
 
 async fn engine(live: Option<SpanSet>, blocks: Vec<(SpanSet, ColumnPolicy)>) -> Engine {
+    let blocks = blocks.into_iter().map(|(set, policy)| objects_of(set, policy)).collect();
+    engine_over(EngineSettings { partitions: 2, ..EngineSettings::default() }, live, blocks).await
+}
+
+fn objects_of(set: SpanSet, policy: ColumnPolicy) -> BlockObjects {
+    let (order, schema) = (order_spans(&set), SpanSchema::of(&set, policy));
+    write_block(&OrderedSpans::new(set, order, schema)).unwrap()
+}
+
+async fn engine_over(settings: EngineSettings, live: Option<SpanSet>, blocks: Vec<BlockObjects>) -> Engine {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let catalog = Arc::new(Catalog::new(CatalogMetrics::new(&Registry::new()).unwrap()));
-    for (set, policy) in blocks {
-        let (order, schema) = (order_spans(&set), SpanSchema::of(&set, policy));
-        let objects = write_block(&OrderedSpans::new(set, order, schema)).unwrap();
+    for objects in blocks {
         catalog.add_block(put_block(&*store, &TenantId::single(), BlockId::random(), objects).await.unwrap());
     }
     let live = Live(live.map(|set| LiveGeneration { block: BlockId::random(), set }));
-    Engine::new(store, catalog, Arc::new(live), EngineSettings { partitions: 2, ..EngineSettings::default() })
+    Engine::new(store, catalog, Arc::new(live), settings)
 }
 
 #[test]
@@ -335,4 +346,38 @@ fn of_too_many_values_only_the_totals_are_told() {
             }
         });
     }
+}
+
+#[test]
+fn values_are_not_read_where_there_are_too_many_already() {
+    // Those of either block are too many; the second block is the newer one, and read first.
+    let mut all = numbered(0..34_000);
+    for (number, known) in all.iter_mut().enumerate() {
+        known.span.start_time_unix_nano += if number < 17_000 { 0 } else { SECOND };
+        known.span.end_time_unix_nano += SECOND;
+        let has_none = number.is_multiple_of(3) || (5_000..5_500).contains(&number);
+        let value = || attribute("id", text(&format!("{number:050}")));
+        known.span.attributes = if has_none { Vec::new() } else { vec![value()] };
+    }
+    let mut expected = expected(&all, 2);
+    expected.retain(|(_, name, value), _| name != "span.id" || value == "text nil");
+    let objects = |spans: &[Known]| objects_of(set_of(spans.iter()), ColumnPolicy::BLOCK);
+    let (mut older, newer) = (objects(&all[..17_000]), objects(&all[17_000..]));
+    older.data = with_damaged_values(&older.data, "span.id");
+    let settings = || EngineSettings { partitions: 1, partial_cache_bytes: 0, ..EngineSettings::default() };
+    wait(async {
+        let alone = engine_over(settings(), None, vec![older.clone()]).await;
+        assert!(alone.metrics(&TenantId::single(), request(2)).await.is_err(), "the values can be read");
+        assert_eq!(answer(&engine_over(settings(), None, vec![older, newer]).await, 2).await, expected);
+    });
+}
+
+/// The file `data` with damage behind the first half of a column.
+fn with_damaged_values(data: &Bytes, column: &str) -> Bytes {
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(data).unwrap();
+    let chunk = metadata.row_group(0).columns().iter().find(|chunk| chunk.column_path().parts() == [column]).unwrap();
+    let (start, length) = chunk.byte_range();
+    let mut bytes = data.to_vec();
+    bytes[(start + length / 2) as usize..(start + length) as usize].fill(0xff);
+    bytes.into()
 }

@@ -10,7 +10,7 @@ use parquet::{
     column::page::{Page, PageMetadata, PageReader},
     errors::Result,
 };
-use skein_engine::block::decode::{LeafPages, Shape};
+use skein_engine::block::decode::{LeafPages, Shape, presence};
 
 /// Pages that lie in memory.
 struct Pages(VecDeque<Page>);
@@ -72,6 +72,10 @@ fuzz_target!(|input: Input| {
     ];
     let kind = &kinds[usize::from(kind) % kinds.len()];
     let mut pages = Pages(pages.iter().map(|(count, bytes)| page(bytes, u32::from(*count))).collect());
+    let mut again = Pages(pages.0.clone());
+    if let Ok(found) = presence(&mut again, usize::from(rows)) {
+        assert_eq!(found.len(), usize::from(rows));
+    }
     let entries = pages.0.iter().filter(|page| matches!(page, Page::DataPage { .. })).map(|page| page.num_values() as usize).sum();
     let Ok(Some(leaf)) = LeafPages::read(&mut pages, kind, Shape { nullable, listed }, (usize::from(rows), entries), lists) else { return };
     let ends = leaf.lists();

@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use arrow::record_batch::RecordBatch;
+use arrow::{
+    array::ArrayRef,
+    datatypes::{Field, FieldRef, Schema},
+    record_batch::{RecordBatch, RecordBatchOptions},
+};
 use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::{
@@ -21,7 +25,10 @@ use parquet::{
     },
 };
 
-use super::{index::BlockIndex, row_group::FetchedColumns};
+use super::{
+    index::BlockIndex,
+    row_group::{FetchedColumns, known_presence},
+};
 use crate::{
     catalog::meta::{BlockMeta, DATA_NAME, INDEX_NAME},
     error::{Error, Result},
@@ -124,10 +131,13 @@ impl BlockReader {
     /// Errors: `Data`, else as the store's.
     pub async fn read(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> Result<(RecordBatch, u64)> {
         let doing = || format!("reading {}", self.meta.object_path(DATA_NAME));
-        let leaves = self.leaves_of(columns, events);
+        let (leaves, presences) = (self.leaves_of(columns, events), self.presences_of(columns));
+        let total = self.index.row_groups[group].rows as usize;
         let chunks = self.parquet.metadata().row_group(group).columns();
+        let looked_at = presences.iter().map(|(_, leaf)| leaf).filter(|&&leaf| known_presence(&chunks[leaf], total).is_none());
         let ranges: Vec<Range<u64>> = leaves
             .iter()
+            .chain(looked_at)
             .map(|&leaf| {
                 let (start, length) = chunks[leaf].byte_range();
                 start..start + length
@@ -136,9 +146,25 @@ impl BlockReader {
         let fetched = self.store.get_ranges(&self.meta.object_path(DATA_NAME), &ranges).await.map_err(|e| Error::from(e).context(doing()))?;
         let bytes = fetched.iter().map(|bytes| bytes.len() as u64).sum();
         let input = FetchedRanges { ranges: ranges.into_iter().zip(fetched).collect(), length: self.meta.data_bytes };
-        let total = self.index.row_groups[group].rows as usize;
-        let batch = FetchedColumns::new(&self.parquet, group, total, input).decode(&leaves, rows).map_err(|e| e.context(doing()))?;
-        Ok((batch, bytes))
+        let columns = FetchedColumns::new(&self.parquet, group, total, input);
+        let decoded = || -> Result<RecordBatch> {
+            let batch = columns.decode(&leaves, rows)?;
+            let presence = |(field, leaf): &(Field, usize)| -> Result<(FieldRef, ArrayRef)> {
+                Ok((Arc::new(field.clone()), Arc::new(columns.presence(*leaf, rows)?)))
+            };
+            with_columns(batch, presences.iter().map(presence).collect::<Result<_>>()?)
+        };
+        Ok((decoded().map_err(|e| e.context(doing()))?, bytes))
+    }
+
+    /// The columns of whether spans have an attribute, each with its leaf.
+    fn presences_of(&self, columns: &[Column]) -> Vec<(Field, usize)> {
+        let leaf = |at: u32| self.leaves.get(&(self.schema.field(Column::Attribute(at), &[]).name().clone(), String::new()));
+        let presence = |&column: &Column| match column {
+            Column::Presence(at) => Some((self.schema.field(column, &[]), *leaf(at)?)),
+            _ => None,
+        };
+        columns.iter().filter_map(presence).collect()
     }
 
     /// Bytes that [`read`](Self::read) will take, by the footer: the columns as they come from the store, their rows as columns in memory, and
@@ -161,10 +187,11 @@ impl BlockReader {
             // Files repeat a value at no cost, memory does not.
             fetched + stored(leaf).max(values * width) * chosen / all
         };
-        let leaves = self.leaves_of(columns, events);
-        // One leaf after the other is unpacked whole.
-        let unpacked = leaves.iter().map(|&leaf| stored(leaf)).max().filter(|_| rows.is_some());
-        leaves.into_iter().map(bytes).sum::<usize>() + unpacked.unwrap_or(0)
+        let (leaves, presences) = (self.leaves_of(columns, events), self.presences_of(columns));
+        let bits = presences.iter().map(|(_, leaf)| usize::try_from(chunks[*leaf].compressed_size()).unwrap_or(0) + all / 8);
+        // One leaf after the other is unpacked whole, of a presence at most.
+        let unpacked = leaves.iter().filter(|_| rows.is_some()).chain(presences.iter().map(|(_, leaf)| leaf)).map(|&leaf| stored(leaf)).max();
+        leaves.iter().map(|&leaf| bytes(leaf)).chain(bits).sum::<usize>() + unpacked.unwrap_or(0)
     }
 
     fn leaves_of(&self, columns: &[Column], events: &[EventColumn]) -> Vec<usize> {
@@ -181,6 +208,7 @@ impl BlockReader {
                         .iter()
                         .filter_map(|part| self.leaves.get(&("links".to_owned(), (*part).to_owned()))),
                 ),
+                Column::Presence(_) => {}
                 _ => leaves.extend(self.leaves.get(&(field.name().clone(), String::new()))),
             }
         }
@@ -228,6 +256,20 @@ impl BlockReader {
         let bytes = self.store.get_range(&self.meta.object_path(DATA_NAME), range).await?;
         Ok((Sbbf::from_bytes(&bytes).map_or(true, |filter| filter.check(text)), bytes.len() as u64))
     }
+}
+
+/// `batch` with further columns of as many rows.
+fn with_columns(batch: RecordBatch, columns: Vec<(FieldRef, ArrayRef)>) -> Result<RecordBatch> {
+    if columns.is_empty() {
+        return Ok(batch);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let (schema, mut arrays, _) = batch.into_parts();
+    let (further, further_arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    let fields: Vec<FieldRef> = schema.fields().iter().cloned().chain(further).collect();
+    arrays.extend(further_arrays);
+    let schema = Schema::new_with_metadata(fields, schema.metadata().clone());
+    Ok(RecordBatch::try_new_with_options(Arc::new(schema), arrays, &options)?)
 }
 
 /// The fetched parts of a file, to be read where they lie in it.

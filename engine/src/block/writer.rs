@@ -51,7 +51,7 @@ const BLOOM_DISTINCT_MIN: usize = 4000;
 const BLOOM_FALSE_POSITIVES: f64 = 0.02;
 
 /// The objects of a block, but for `meta.json`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct BlockObjects {
     pub data: Bytes,

@@ -6,7 +6,12 @@ mod remote;
 mod told;
 mod watch;
 
-use std::{cmp::Reverse, collections::BTreeSet, pin::pin, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashSet},
+    pin::pin,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -245,25 +250,41 @@ impl Engine {
         &self.log
     }
 
-    /// Opens the newest blocks of all tenants, as many as half the cache of opened blocks takes, so that the first query finds them open. One that
-    /// cannot be opened is left to the query that needs it.
+    /// Opens the newest blocks of all tenants, as many as half the cache of opened blocks takes, and of tenants of which that is all,
+    /// brings together the traces that lie in several of them: so that the first query finds that done. What fails is left to the query that needs it.
     pub async fn warm(&self) {
+        let opened = self.open_newest().await;
+        for tenant in self.core.catalog.tenants() {
+            let blocks = self.core.catalog.snapshot(&tenant);
+            if !blocks.blocklist.live().iter().all(|meta| opened.contains(&meta.id)) {
+                continue;
+            }
+            if let Err(error) = self.core.sources(&tenant, None, &ScanMetrics::default()).await {
+                tracing::warn!(%tenant, %error, "traces in several blocks could not be brought together ahead of queries");
+            }
+        }
+    }
+
+    async fn open_newest(&self) -> HashSet<BlockId> {
         let catalog = &self.core.catalog;
         let of_tenant = |tenant: TenantId| catalog.snapshot(&tenant).blocklist.live().to_vec();
         let mut metas: Vec<Arc<BlockMeta>> = catalog.tenants().into_iter().flat_map(of_tenant).collect();
         metas.sort_by_key(|meta| Reverse(meta.max_end_unix_nano));
-        let (mut bytes, mut opened) = (0, 0);
+        let (mut bytes, mut opened) = (0, HashSet::new());
         for meta in metas {
             match self.core.open(&meta).await {
-                Ok(block) => bytes += block.memory_bytes() as u64,
+                Ok(block) => {
+                    bytes += block.memory_bytes() as u64;
+                    opened.insert(meta.id);
+                }
                 Err(error) => tracing::warn!(block = %meta.id, tenant = %meta.tenant, %error, "a block could not be opened ahead of queries"),
             }
-            opened += 1;
             if bytes >= self.settings.block_cache_bytes / 2 {
                 break;
             }
         }
-        tracing::debug!(opened, bytes, "blocks opened ahead of queries");
+        tracing::debug!(opened = opened.len(), bytes, "blocks opened ahead of queries");
+        opened
     }
 
     /// Opens sources by name, for plans that come from elsewhere.

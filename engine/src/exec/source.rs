@@ -244,7 +244,8 @@ impl SpanSource for MemorySource {
     /// The columns are made for the whole row group, then cut. In the least case, of text that is no dictionary, only the places are known.
     fn read_bytes(&self, group: usize, columns: &[Column], events: &[EventColumn], _rows: Option<&[Range<usize>]>) -> usize {
         let own = columns.iter().filter(|&&column| self.spans.schema.has(column));
-        let width: usize = own.map(|&column| least_width(self.spans.schema.field(column, events).data_type())).sum();
+        let made = |column: Column| if let Column::Presence(at) = column { Column::Attribute(at) } else { column };
+        let width: usize = own.map(|&column| least_width(self.spans.schema.field(made(column), events).data_type())).sum();
         self.groups[group].rows as usize * width
     }
 

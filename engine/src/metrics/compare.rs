@@ -1,9 +1,13 @@
 //! `compare()`: how often each value of each attribute occurs among the selected spans, and among the others.
 
-use std::{collections::BTreeSet, hash::Hash, sync::LazyLock};
+use std::{
+    collections::BTreeSet,
+    hash::{Hash, Hasher},
+    sync::LazyLock,
+};
 
 use arrow::{
-    array::{Array, Int32Array, Int64Array},
+    array::{Array, Int32Array, Int64Array, StringViewArray},
     buffer::BooleanBuffer,
     record_batch::RecordBatch,
 };
@@ -14,7 +18,6 @@ use skein_proto::otlp::common::v1::KeyValueList;
 use super::{
     cells::{Cells, add_few},
     estimate::Weight,
-    intervals::Intervals,
     observe::Chosen,
     partial::Partial,
 };
@@ -85,6 +88,16 @@ struct SpanAttribute {
     in_rest: bool,
 }
 
+impl SpanAttribute {
+    /// Its column, if it is nowhere else.
+    fn only_column(&self) -> Option<u32> {
+        match *self.columns {
+            [column] if !self.in_rest => Some(column),
+            _ => None,
+        }
+    }
+}
+
 fn span_attributes(source: &SourceRef) -> Vec<SpanAttribute> {
     let schema = source.schema();
     let by_key = (0..schema.attributes.len()).collect::<Vec<_>>();
@@ -121,11 +134,18 @@ pub fn needs(selection: &FieldExpr, source: &SourceRef) -> ColumnNeeds {
     needs
 }
 
-/// The columns that comparing reads of the chosen spans: nearly all, but for [`needs_of_events`].
-fn needs_of_spans(source: &SourceRef) -> ColumnNeeds {
-    let mut needs = ColumnNeeds::default();
+/// The columns that comparing reads of the chosen spans of `frame`: nearly all, but for [`needs_of_events`], and the values of attributes that
+/// have too many in `distinct` where they are not loaded.
+fn needs_of_spans(frame: &Frame, distinct: &Distinct) -> ColumnNeeds {
+    let (source, mut needs) = (frame.source(), ColumnNeeds::default());
     [Column::Resource, Column::Scope].into_iter().for_each(|column| needs.add(column));
-    (0..source.schema().attributes.len()).for_each(|at| needs.add(Column::Attribute(at as u32)));
+    for attribute in span_attributes(source) {
+        let is_unread = |column: &u32| !frame.has(Column::Attribute(*column)) && distinct.has_too_many(&attribute.field.to_string());
+        match attribute.only_column().filter(is_unread) {
+            Some(column) => needs.add(Column::Presence(column)),
+            None => attribute.columns.iter().for_each(|&column| needs.add(Column::Attribute(column))),
+        }
+    }
     let own = INTRINSICS.into_iter().map(FieldRef::Intrinsic).filter(|field| *field != CHILD_COUNT);
     own.chain(nested_fields(source)).for_each(|field| needs.add_field(&field, source));
     if source.schema().has(Column::Rest) {
@@ -151,25 +171,30 @@ pub struct Compared {
     pub selected: Vec<bool>,
     /// A frame of them alone, and they in it; None where they are many.
     alone: Option<(Frame, Chosen)>,
+    needs: ColumnNeeds,
 }
 
 impl Compared {
-    /// Of the rows in `rows` those that begin in one of `intervals`. What [`needs`] names is loaded. The selection are those that satisfy
+    /// Those of `chosen`, in a frame for which what [`needs`] names is loaded. The selection are the ones among `rows` that satisfy
     /// `selection`, and begin in `window` if there is one (start excluded, end included). Errors: `Data`, `Exhausted`.
-    pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals, selection: &FieldExpr, window: Option<(i64, i64)>) -> Result<Self> {
-        let chosen = Chosen::of(frame, rows, intervals)?;
+    pub fn of(
+        (frame, rows, chosen): (&Frame, &BooleanBuffer, Chosen),
+        (selection, window): (&FieldExpr, Option<(i64, i64)>),
+        distinct: &Distinct,
+    ) -> Result<Self> {
         if chosen.rows.is_empty() {
-            return Ok(Self { chosen, selected: Vec::new(), alone: None });
+            return Ok(Self { chosen, selected: Vec::new(), alone: None, needs: ColumnNeeds::default() });
         }
+        let needs = needs_of_spans(frame, distinct);
         frame.hold(chosen.rows.len() * COMPARED_BYTES)?;
         let selected = selected(frame, rows, &chosen, selection, window)?;
         // Of spans in memory all are looked at first, whichever are wanted.
         let few = chosen.rows.len() * ALONE_PER_ROW < frame.len() && frame.source().data_bytes() > 0;
         let alone = match few {
-            true => Some((frame.of_rows(&chosen.rows, &CHILD_COUNT, &needs_of_spans(frame.source()).columns)?, chosen.alone())),
+            true => Some((frame.of_rows(&chosen.rows, &CHILD_COUNT, &needs.columns)?, chosen.alone())),
             false => None,
         };
-        Ok(Self { chosen, selected, alone })
+        Ok(Self { chosen, selected, alone, needs })
     }
 
     /// Loads what is compared; into `frame` if they have none alone. Errors: as of reading.
@@ -181,7 +206,7 @@ impl Compared {
             Some((frame, chosen)) => (frame, &*chosen),
             None => (frame, &self.chosen),
         };
-        frame.load(&needs_of_spans(frame.source()), metrics).await?;
+        frame.load(&self.needs, metrics).await?;
         match needs_of_events(frame, &chosen.bits()) {
             Some(further) => frame.load(&further, metrics).await,
             None => Ok(()),
@@ -244,6 +269,11 @@ impl Distinct {
         })
     }
 
+    /// Whether the values of the attribute `name` are not told apart any more.
+    fn has_too_many(&self, name: &str) -> bool {
+        self.numbers.get(name).is_some_and(|&attribute| self.is_over(attribute))
+    }
+
     fn is_over(&self, attribute: usize) -> bool {
         self.attributes[attribute].series > VALUES_MAX
     }
@@ -267,6 +297,13 @@ impl Distinct {
         self.key.clone_from(&GROUPS[usize::from(selected)]);
         write_bytes_field(&mut self.key, 1, &self.label);
     }
+
+    /// The labels of all values of an attribute in one of the groups.
+    fn key_of_all(&self, attribute: usize, selected: bool) -> Box<[u8]> {
+        let mut key = GROUPS[usize::from(selected)].clone();
+        write_bytes_field(&mut key, 1, &self.attributes[attribute].name);
+        key.into()
+    }
 }
 
 /// The labels of the two groups as the first field of a `KeyValueList` message.
@@ -278,7 +315,7 @@ static GROUPS: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
 /// Adds series that [`observe`] made. Errors: `Exhausted` for too many values, `Internal` for another batch.
 pub fn merge((partial, distinct): (&mut Partial, &mut Distinct), series: &RecordBatch) -> Result<()> {
     partial.merge_batch_by(series, |partial, key| {
-        let labels = ValueKey::parse(key).ok_or_else(|| Error::internal("a partial series is not one of compare()"))?;
+        let labels = ValueKey::parse(key).ok_or_else(not_compared)?;
         let attribute = distinct.number(labels.name);
         if labels.value.is_none() {
             distinct.attributes[attribute].series = VALUES_MAX + 1;
@@ -292,6 +329,24 @@ pub fn merge((partial, distinct): (&mut Partial, &mut Distinct), series: &Record
         distinct.attributes[attribute].series += partial.len() - known;
         Ok(place)
     })
+}
+
+/// Adds up the values of the attributes that have too many: nobody is told them. Errors: `Internal` for series that [`observe`] did not make.
+pub fn join_values((partial, distinct): (&mut Partial, &Distinct)) -> Result<()> {
+    if (0..distinct.attributes.len()).all(|attribute| !distinct.is_over(attribute)) {
+        return Ok(());
+    }
+    let sum_of = |key: &[u8]| {
+        let labels = ValueKey::parse(key).ok_or_else(not_compared)?;
+        let attribute = distinct.numbers.get(labels.name).copied().filter(|&attribute| distinct.is_over(attribute));
+        Ok(attribute.map(|attribute| 2 * attribute + usize::from(labels.selected)))
+    };
+    partial.join(sum_of, |sum| distinct.key_of_all(sum / 2, sum % 2 == 1))
+}
+
+/// Of series that [`observe`] did not make.
+pub fn not_compared() -> Error {
+    Error::internal("a partial series is not one of compare()")
 }
 
 /// Which of the chosen spans are the selection: those that satisfy `selection`, and begin in `window` if there is one (start excluded, end
@@ -335,6 +390,42 @@ struct Counter<'a> {
     value: Vec<u8>,
 }
 
+/// Bytes of the longest text that is in its view.
+const INLINE_MAX: usize = 12;
+
+/// A text and its view, which tells most texts apart without a look at them.
+#[derive(Debug, Clone, Copy)]
+struct Viewed<'a> {
+    view: u128,
+    text: &'a str,
+}
+
+impl<'a> Viewed<'a> {
+    fn of(texts: &'a StringViewArray, row: usize) -> Self {
+        Self { view: texts.views()[row], text: texts.value(row) }
+    }
+
+    /// Whether the view holds the whole text.
+    fn is_inline(&self) -> bool {
+        self.text.len() <= INLINE_MAX
+    }
+}
+
+impl PartialEq for Viewed<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        // The lower half is the length and the first four bytes.
+        if self.is_inline() { self.view == other.view } else { self.view as u64 == other.view as u64 && self.text == other.text }
+    }
+}
+
+impl Eq for Viewed<'_> {}
+
+impl Hash for Viewed<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if self.is_inline() { state.write_u128(self.view) } else { state.write(self.text.as_bytes()) }
+    }
+}
+
 /// Spans of one value, by the value's code and their slot.
 type Tallied = (u32, u32, u64);
 
@@ -358,14 +449,17 @@ impl<'a> Counter<'a> {
 
     fn count_span_attributes(&mut self) -> Result<()> {
         for attribute in span_attributes(self.frame.source()) {
-            match *attribute.columns {
-                [column] if !attribute.in_rest => {
-                    let array = self.frame.column(Column::Attribute(column))?;
-                    if array.null_count() < array.len() {
-                        self.count(&attribute.field, &Vector::Typed(Typed::of(array)?))?;
+            match attribute.only_column() {
+                Some(column) => match self.frame.presence(column) {
+                    Some(present) => self.count_present(&attribute.field, present)?,
+                    None => {
+                        let array = self.frame.column(Column::Attribute(column))?;
+                        if array.null_count() < array.len() {
+                            self.count(&attribute.field, &Vector::Typed(Typed::of(array)?))?;
+                        }
                     }
-                }
-                _ => self.count(&attribute.field, &self.frame.vector(&attribute.field)?)?,
+                },
+                None => self.count(&attribute.field, &self.frame.vector(&attribute.field)?)?,
             }
         }
         Ok(())
@@ -447,7 +541,7 @@ impl<'a> Counter<'a> {
         }
         let attribute = self.distinct.number(&field.to_string());
         if self.distinct.is_over(attribute) {
-            return self.add_total(attribute, &(&self.rows & &vector.exists()));
+            return self.add_total(attribute, &vector.exists());
         }
         match vector {
             Vector::Const(value, _) => {
@@ -476,7 +570,11 @@ impl<'a> Counter<'a> {
                 self.add(attribute, &tallied, |out, code| write_text(out, if code < values.len() { values.value(code) } else { "" }))
             }
             Vector::Typed(Typed::Text(texts)) => self.count_texts(attribute, &(&self.rows & &vector.exists()), texts),
-            Vector::Text(texts, _) => self.count_texts(attribute, &self.rows.clone(), texts),
+            Vector::Text(texts, _) => {
+                let present = Vector::Typed(Typed::Text(texts.clone())).exists();
+                self.count_texts(attribute, &(&self.rows & &present), texts)?;
+                self.count_empty(attribute, &(&self.rows & &!&present))
+            }
             Vector::Typed(Typed::Int(values)) => self.count_ints(attribute, values),
             Vector::Typed(Typed::Bool(values)) => {
                 let tallied = self.tally(&self.valid(values), 2, |row| usize::from(values.value(row)));
@@ -484,6 +582,13 @@ impl<'a> Counter<'a> {
             }
             other => self.add_rows(attribute, &(&self.rows & &other.exists()), |out, row| write_value(out, &other.get(row))),
         }
+    }
+
+    /// Counts the spans that have an attribute whose values are not told apart any more.
+    fn count_present(&mut self, field: &FieldRef, present: &BooleanBuffer) -> Result<()> {
+        let attribute = self.distinct.number(&field.to_string());
+        debug_assert!(self.distinct.is_over(attribute), "values that are told apart were not read");
+        self.add_total(attribute, present)
     }
 
     /// Counts by key into a table of values; null is missing.
@@ -509,9 +614,18 @@ impl<'a> Counter<'a> {
         self.add(attribute, &tallied, |out, code| write_value(out, &Value::Int(least + code as i64)))
     }
 
-    /// Counts texts; null is the empty one.
+    /// Counts texts; `rows` have one.
     fn count_texts(&mut self, attribute: usize, rows: &BooleanBuffer, texts: &Texts) -> Result<()> {
-        self.count_values(attribute, rows, |row| texts.get(row).unwrap_or_default(), write_text)
+        match texts {
+            Texts::View(texts) => self.count_values(attribute, rows, |row| Viewed::of(texts, row), |out, viewed| write_text(out, viewed.text)),
+            texts => self.count_values(attribute, rows, |row| texts.get(row).unwrap_or_default(), write_text),
+        }
+    }
+
+    /// Counts rows whose text is the empty one.
+    fn count_empty(&mut self, attribute: usize, rows: &BooleanBuffer) -> Result<()> {
+        let tallied = self.tally(rows, 1, |_| 0);
+        self.add(attribute, &tallied, |out, _| write_text(out, ""))
     }
 
     /// Counts values that have no codes yet: they get some first, so that a series is looked up once a value, and where there are too many
@@ -523,14 +637,20 @@ impl<'a> Counter<'a> {
         value: impl Fn(usize) -> V,
         write: impl Fn(&mut Vec<u8>, V) -> bool,
     ) -> Result<()> {
-        let (mut codes, mut values) = (HashMap::new(), Vec::new());
+        let (mut codes, mut values) = (HashMap::with_capacity(rows.count_set_bits().min(VALUES_MAX + 1)), Vec::new());
         let mut by_row = vec![0u32; self.frame.len()];
+        // Spans of a trace that have the same value often lie together.
+        let mut last = None;
         for row in rows.set_indices() {
             let value = value(row);
-            by_row[row] = *codes.entry(value).or_insert_with(|| {
-                values.push(value);
-                values.len() as u32 - 1
-            });
+            by_row[row] = match last {
+                Some((same, code)) if same == value => code,
+                _ => *codes.entry(value).or_insert_with(|| {
+                    values.push(value);
+                    values.len() as u32 - 1
+                }),
+            };
+            last = Some((value, by_row[row]));
             if values.len() > VALUES_MAX {
                 self.distinct.attributes[attribute].series = VALUES_MAX + 1;
                 return self.add_total(attribute, rows);
@@ -541,9 +661,9 @@ impl<'a> Counter<'a> {
         self.add(attribute, &tallied, |out, code| write(out, values[code]))
     }
 
-    /// Counts `rows` for an attribute whose values are not told apart.
-    fn add_total(&mut self, attribute: usize, rows: &BooleanBuffer) -> Result<()> {
-        let tallied = self.tally(rows, 1, |_| 0);
+    /// Counts those of the chosen rows that are `present` for an attribute whose values are not told apart.
+    fn add_total(&mut self, attribute: usize, present: &BooleanBuffer) -> Result<()> {
+        let tallied = self.tally(&(&self.rows & present), 1, |_| 0);
         self.value.clear();
         self.add_value(attribute, &tallied)
     }

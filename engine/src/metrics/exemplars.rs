@@ -182,6 +182,15 @@ impl Exemplars {
         }
     }
 
+    /// The same where the series have other places; of slots that fall together one span stays, in the order of the places they had.
+    pub fn moved(self, place: impl Fn(u32) -> u32) -> Self {
+        let mut moved = Self { slots: HashMap::with_capacity(self.slots.len()), ..self };
+        let mut slots: Vec<_> = self.slots.into_iter().collect();
+        slots.sort_unstable_by_key(|(slot, _)| *slot);
+        slots.into_iter().for_each(|((from, stretch, class), candidate)| moved.offer((place(from), stretch, class), candidate));
+        moved
+    }
+
     /// All slots that have a span, in order.
     pub fn in_order(&self) -> Vec<(Slot, &Candidate)> {
         let mut all: Vec<_> = self.slots.iter().map(|(&slot, candidate)| (slot, candidate)).collect();

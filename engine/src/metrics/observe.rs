@@ -189,9 +189,12 @@ impl Observer {
         Some(Reuse { shape: format!("{} | {:?} | {stretch}", self.function, self.detail).into(), inside_only })
     }
 
-    /// What was observed since it was last taken.
-    pub fn take_partial(&mut self) -> Partial {
-        self.partial.take()
+    /// What was observed since it was last taken. Errors: `Internal`.
+    pub fn take_partial(&mut self) -> Result<Partial> {
+        if matches!(self.function, MetricsFunction::Compare { .. }) {
+            compare::join_values((&mut self.partial, &self.distinct))?;
+        }
+        Ok(self.partial.take())
     }
 
     /// Adds partial series of the same function and intervals. Errors: `Exhausted` for too many series, `Internal` for another batch.
@@ -226,7 +229,10 @@ impl Observer {
     /// `Exhausted`.
     pub fn compared(&self, frame: &Frame, rows: &BooleanBuffer) -> Result<Option<Compared>> {
         match &self.function {
-            MetricsFunction::Compare { selection, window, .. } => Compared::of(frame, rows, &self.intervals, selection, *window).map(Some),
+            MetricsFunction::Compare { selection, window, .. } => {
+                let chosen = Chosen::of(frame, rows, &self.intervals)?;
+                Compared::of((frame, rows, chosen), (selection, *window), &self.distinct).map(Some)
+            }
             _ => Ok(None),
         }
     }

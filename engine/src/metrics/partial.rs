@@ -126,6 +126,34 @@ impl Partial {
         std::mem::replace(self, empty)
     }
 
+    /// Adds up series: those for whose labels `sum_of` gives the same number, a small one, become one with the labels that `key_of` gives for that.
+    /// The others stay. What they took in memory stays reserved. Cost: a look at each. Errors: those of `sum_of`; there are no series then.
+    pub fn join(&mut self, mut sum_of: impl FnMut(&[u8]) -> Result<Option<usize>>, mut key_of: impl FnMut(usize) -> Box<[u8]>) -> Result<()> {
+        let exemplars = std::mem::take(&mut self.exemplars);
+        let all = std::mem::take(&mut self.series);
+        self.places.clear();
+        self.indexed = 0;
+        let (mut sums, mut places): (Vec<Option<usize>>, _) = (Vec::new(), Vec::with_capacity(all.len()));
+        let mut joined = Vec::new();
+        for (key, cells) in all {
+            let Some(sum) = sum_of(&key)? else {
+                places.push(joined.len());
+                joined.push((key, cells));
+                continue;
+            };
+            sums.resize(sums.len().max(sum + 1), None);
+            let place = *sums[sum].get_or_insert(joined.len());
+            places.push(place);
+            match joined.get_mut(place) {
+                Some((_, own)) => own.merge(&cells),
+                None => joined.push((key_of(sum), cells)),
+            }
+        }
+        self.series = joined;
+        self.exemplars = exemplars.moved(|place| places[place as usize] as u32);
+        Ok(())
+    }
+
     /// How many cells a series has.
     pub fn intervals(&self) -> usize {
         self.intervals

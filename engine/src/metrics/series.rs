@@ -13,7 +13,7 @@ use skein_proto::{
 
 use super::{
     cells::{BUCKETS, Cells, NumberCell, Sparse, bucket_of, in_order},
-    compare::{META_TYPE, META_TYPES, VALUES_MAX, ValueKey},
+    compare::{META_TYPE, META_TYPES, VALUES_MAX, ValueKey, not_compared},
     detail::Detail,
     estimate::{self, Bounds, Estimate, NumberEstimate, Variance, Weight},
     exemplars::{Candidate, Stretches, spread},
@@ -430,7 +430,7 @@ fn compared(
     let mut series: HashMap<&str, usize> = HashMap::new();
     for (place, (key, cells)) in partial.encoded_series().iter().enumerate() {
         let Some(counts) = CountsOf::of(cells) else { continue };
-        let ValueKey { selected, name, value } = ValueKey::parse(key).ok_or_else(|| Error::internal("a partial series is not one of compare()"))?;
+        let ValueKey { selected, name, value } = ValueKey::parse(key).ok_or_else(not_compared)?;
         // Values that were not told apart are too many.
         *series.entry(name).or_default() += if value.is_some() { 1 } else { VALUES_MAX + 1 };
         let attribute = attributes.entry((selected, name)).or_insert_with(|| Attribute::new(intervals));

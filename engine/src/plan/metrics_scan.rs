@@ -169,7 +169,7 @@ impl Running {
     }
 
     fn output(&mut self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
-        let batch = self.observer.take_partial().to_batch()?;
+        let batch = self.observer.take_partial()?.to_batch()?;
         self.scan.metrics.busy(watch.elapsed());
         self.scan.metrics.output(batch.num_rows());
         if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
@@ -203,7 +203,7 @@ impl Scan {
                 match self.scan(unit, source, excluded, &mut own).await {
                     // Known without reading: not worth its place.
                     Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
-                    Ok(Some(Pruned::Bloom) | None) => observer.merge(&cache.put(slot, &own.take_partial().to_batch()?)?),
+                    Ok(Some(Pruned::Bloom) | None) => observer.merge(&cache.put(slot, &own.take_partial()?.to_batch()?)?),
                     Err(error) if error.kind() == ErrorKind::Exhausted => {
                         cache.put_too_large(slot);
                         self.scan(unit, source, excluded, observer).await.map(drop)

@@ -8,6 +8,7 @@ use arrow::{
         StringArray, StringBuilder, StringViewBuilder, StructArray,
     },
     buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
+    compute::is_not_null,
     datatypes::{Field, Int32Type, Schema},
     record_batch::RecordBatch,
 };
@@ -147,6 +148,7 @@ impl OrderedSpans {
                 let chunks = self.set.chunks.iter().map(|chunk| find_column(&chunk.attributes.columns, field.source)).collect();
                 self.attribute(&Rows { range, positions: &self.positions }, field, chunks, &self.set.attributes)
             }
+            Column::Presence(at) => Arc::new(is_not_null(&self.column(range, Column::Attribute(at), events)?)?),
             Column::Rest => {
                 let rest: Vec<_> = self.set.chunks.iter().map(|chunk| &chunk.attributes.rest).collect();
                 let columns: Vec<_> = self.set.chunks.iter().map(|chunk| &chunk.attributes.columns).collect();

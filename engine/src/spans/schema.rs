@@ -40,6 +40,8 @@ pub enum Column {
     Rare(RareField),
     /// Number among the schema's span attributes.
     Attribute(u32),
+    /// Whether spans have that attribute, for who does not ask for its values. No column of files.
+    Presence(u32),
     /// `KeyValue` fields that have no column.
     Rest,
     Events,
@@ -204,7 +206,7 @@ impl SpanSchema {
     /// Whether the table has `column`.
     pub fn has(&self, column: Column) -> bool {
         match column {
-            Column::Attribute(at) => (at as usize) < self.attributes.len(),
+            Column::Attribute(at) | Column::Presence(at) => (at as usize) < self.attributes.len(),
             column => FIXED.contains(&column) || self.optional.contains(&column),
         }
     }
@@ -251,6 +253,8 @@ impl SpanSchema {
             Column::Links => return Field::new("links", link_list(), false),
             Column::Events => return Field::new("events", self.event_list(events), false),
             Column::Attribute(at) => return self.attributes[at as usize].field(),
+            // Names of attributes begin with their scope.
+            Column::Presence(at) => return Field::new(format!("has {}", self.attributes[at as usize].name), DataType::Boolean, false),
         };
         Field::new(name, kind, nullable)
     }

@@ -123,24 +123,32 @@ pub(super) fn pick(present: &Bits, keep: &Bits) -> (Vec<u32>, Bits) {
     let mut before = 0;
     for (&present, &keep) in present.words().iter().zip(keep.words()) {
         let here = keep.count_ones() as usize;
-        if present & keep == 0 {
-            kept.push_run(false, here);
-        } else {
-            let (mut left, mut bits, mut at) = (keep, 0, 0);
-            while left != 0 {
-                let bit = left & left.wrapping_neg();
-                if present & bit != 0 {
-                    bits |= 1 << at;
-                    places.push(before + (present & (bit - 1)).count_ones());
-                }
-                at += 1;
-                left &= left - 1;
-            }
-            kept.push(bits, here);
+        let both = present & keep;
+        match both {
+            0 => kept.push_run(false, here),
+            _ if both == keep => kept.push(lowest(here), here),
+            _ => kept.push(compressed(both, keep), here),
+        }
+        let mut left = both;
+        while left != 0 {
+            let below = (left & left.wrapping_neg()) - 1;
+            places.push(before + (present & below).count_ones());
+            left &= left - 1;
         }
         before += present.count_ones();
     }
     (places, kept)
+}
+
+/// The bits of `bits` where `keep` has one, moved together.
+fn compressed(bits: u64, keep: u64) -> u64 {
+    let (mut left, mut out, mut at) = (keep, 0, 0);
+    while left != 0 {
+        out |= u64::from(bits & left & left.wrapping_neg() != 0) << at;
+        at += 1;
+        left &= left - 1;
+    }
+    out
 }
 
 /// `values` at the entries that are `present`, zeros at the others.

@@ -121,6 +121,16 @@ impl LeafPages {
         self.entries.lists.clone().map(|starts| OffsetBuffer::new(ScalarBuffer::from(starts)))
     }
 
+    /// Whether one of its entries has a value, or one of those that `keep` keeps. If not, [`decode`](Self::decode) looks at no values.
+    pub fn any(&self, keep: Option<&BooleanBuffer>) -> bool {
+        match (&self.entries.present, keep) {
+            (None, None) => self.entries.count > 0,
+            (Some(present), None) => present.count_ones() > 0,
+            (None, Some(keep)) => keep.count_set_bits() > 0,
+            (Some(present), Some(keep)) => present.words().iter().zip(Bits::of(keep).words()).any(|(present, keep)| present & keep != 0),
+        }
+    }
+
     /// The array of all entries, or of those that `keep` keeps, of which there are as many bits as entries. Cost: some nanoseconds a value
     /// that is kept, the dictionary if there is one, and 4 to 16 bytes an entry. Errors: for damaged pages, and those that have more entries
     /// or fewer than `keep`.
@@ -141,6 +151,26 @@ impl LeafPages {
             Form::Texts => texts(&self.kind, &self.pages, &wanted),
         }
     }
+}
+
+/// Which of `rows` rows have a value of a flat column that they may lack, by the levels of its pages: what follows these is not looked at, and
+/// need not be there. Errors: for damaged levels, and pages in which levels do not come first.
+pub fn presence(pages: &mut dyn PageReader, rows: usize) -> Result<BooleanBuffer> {
+    let (mut levels, mut left) = (Levels::new(Shape { nullable: true, listed: false }, rows, false), rows);
+    while let Some(page) = pages.get_next_page()? {
+        match page {
+            Page::DictionaryPage { .. } => {}
+            Page::DataPage { buf, num_values, def_level_encoding: Encoding::RLE, .. } => {
+                left = left.checked_sub(num_values as usize).ok_or_else(other_rows)?;
+                levels.take(&mut &buf[..], num_values as usize)?;
+            }
+            _ => return Err(ParquetError::NYI("blocks have no pages of other levels".into())),
+        }
+    }
+    if left > 0 {
+        return Err(other_rows());
+    }
+    Ok(levels.finish()?.present.map_or_else(|| BooleanBuffer::new_set(rows), Bits::finish))
 }
 
 fn other_rows() -> ParquetError {

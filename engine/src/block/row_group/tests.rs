@@ -178,7 +178,7 @@ fn agrees(file: &File, chosen: &[Range<usize>]) -> Result<(), TestCaseError> {
     let bytes = file.bytes();
     let parquet = ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()).unwrap();
     let leaves: Vec<usize> = (0..parquet.parquet_schema().num_columns()).collect();
-    let columns = FetchedColumns::new(&parquet, 0, file.lists.len(), bytes);
+    let mut columns = FetchedColumns::new(&parquet, 0, file.lists.len(), bytes);
     for leaves in [&leaves[..], &leaves[1..], &leaves[..1]] {
         let (ours, library) = (columns.decode(leaves, None).unwrap(), columns.by_library(leaves, None).unwrap());
         prop_assert_eq!(ours.schema(), library.schema());
@@ -188,11 +188,20 @@ fn agrees(file: &File, chosen: &[Range<usize>]) -> Result<(), TestCaseError> {
             ours.to_data().validate_full().unwrap();
         }
     }
-    let (ours, library) = (columns.decode(&leaves, Some(chosen)).unwrap(), columns.by_library(&leaves, Some(chosen)).unwrap());
-    prop_assert_eq!(ours.schema(), library.schema());
-    for (ours, library) in ours.columns().iter().zip(library.columns()) {
-        prop_assert_eq!(ours, library);
-        ours.to_data().validate_full().unwrap();
+    let library = columns.by_library(&leaves, Some(chosen)).unwrap();
+    for long_bytes in [i64::MAX, 0] {
+        columns.long_bytes = long_bytes;
+        let ours = columns.decode(&leaves, Some(chosen)).unwrap();
+        prop_assert_eq!(ours.schema(), library.schema());
+        for (ours, library) in ours.columns().iter().zip(library.columns()) {
+            prop_assert_eq!(ours, library);
+            ours.to_data().validate_full().unwrap();
+        }
+    }
+    // Events come last.
+    for (leaf, library) in library.columns().iter().enumerate().take(file.columns.len()) {
+        let have = columns.presence(leaf, Some(chosen)).unwrap();
+        prop_assert_eq!(have, arrow::compute::is_not_null(library).unwrap());
     }
     Ok(())
 }
@@ -216,10 +225,22 @@ fn does_no_harm(mut file: File, chosen: &[bool], places: &[(prop::sample::Index,
         let (start, length) = place.get(chunks).byte_range();
         bytes[start as usize + place.index(length as usize)] = *byte;
     }
-    let columns = FetchedColumns::new(&parquet, 0, file.lists.len(), Bytes::from(bytes));
+    let columns = FetchedColumns { long_bytes: 0, ..FetchedColumns::new(&parquet, 0, file.lists.len(), Bytes::from(bytes)) };
+    let chosen_rows = ranges_of(chosen);
+    for leaf in 0..chunks.len() {
+        if let Ok(have) = columns.presence(leaf, None) {
+            prop_assert_eq!(have.len(), file.lists.len());
+        }
+        // The library need not bear what is damaged.
+        let ours = matches!(columns.read_leaf(leaf, true, Part::All), Ok(Some(_)));
+        if let Some(Ok(found)) = ours.then(|| columns.decode(&[leaf], Some(&chosen_rows))) {
+            prop_assert_eq!(found.num_rows(), chosen.iter().filter(|chosen| **chosen).count());
+            found.column(0).to_data().validate_full().unwrap();
+        }
+    }
     for leaf in 0..chunks.len() {
         for keep in [None, Some(BooleanBuffer::from(chosen))] {
-            let Ok(Some(found)) = columns.read_leaf(leaf, true) else { continue };
+            let Ok(Some(found)) = columns.read_leaf(leaf, true, Part::All) else { continue };
             let (lists, keep) = (found.lists(), keep.as_ref());
             let kept = lists.as_ref().zip(keep).map(|(lists, keep)| kept_entries(lists, keep));
             if let Ok(values) = found.decode(kept.as_ref().or(keep)) {
@@ -252,6 +273,34 @@ fn damaged_pages_do_no_harm() {
     }
 }
 
+/// Of whether there are values only the levels are unpacked, and read.
+#[test]
+fn presence_is_told_by_the_levels_alone() {
+    const ROWS: usize = 100_000;
+    let numbers: Vec<Option<u32>> = (0..ROWS as u32).map(|n| (n.is_multiple_of(3) || n > 9_000).then_some(n)).collect();
+    let file = File {
+        columns: vec![(6, true, numbers.clone()), (0, true, numbers.clone())],
+        items: Vec::new(),
+        lists: vec![0; ROWS],
+        page_rows: usize::MAX,
+        dictionary_bytes: 1 << 20,
+        compressed: true,
+        plain_texts: false,
+    };
+    let bytes = file.bytes();
+    let parquet = ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()).unwrap();
+    // What follows the first 128 KiB of a page is damaged.
+    let mut damaged = bytes.to_vec();
+    let (start, length) = parquet.metadata().row_group(0).column(0).byte_range();
+    damaged[(start + length / 2) as usize..(start + length) as usize].fill(0xff);
+    let columns = FetchedColumns::new(&parquet, 0, ROWS, Bytes::from(damaged));
+    assert!(columns.decode(&[0], None).is_err());
+    for leaf in 0..2 {
+        let expected = BooleanArray::from_iter(numbers.iter().map(|number| Some(number.is_some())));
+        assert_eq!(columns.presence(leaf, None).unwrap(), expected, "leaf {leaf}");
+    }
+}
+
 /// The share of columns that the library decodes must not grow unseen.
 #[test]
 fn all_types_are_decoded_here() {
@@ -271,7 +320,7 @@ fn all_types_are_decoded_here() {
     let decoder = FetchedColumns::new(&parquet, 0, 1000, bytes);
     for kind in 0..KINDS {
         for leaf in [kind, KINDS + kind] {
-            assert!(decoder.read_leaf(leaf, true).unwrap().is_some(), "leaf {leaf}");
+            assert!(decoder.read_leaf(leaf, true, Part::All).unwrap().is_some(), "leaf {leaf}");
         }
     }
 }

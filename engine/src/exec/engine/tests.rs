@@ -331,6 +331,8 @@ async fn blocks_are_opened_ahead_of_queries_the_newest_first() {
     let mut all: Vec<BlockId> = metas.iter().map(|meta| meta.id).collect();
     all.sort();
     assert_eq!(opened(&engine), all);
+    engine.core.joined.run_pending_tasks();
+    assert_eq!(engine.core.joined.entry_count(), 1, "what the first query over them needs");
 
     metas.sort_by_key(|meta| meta.max_end_unix_nano);
     let newest = metas.pop().unwrap();
@@ -339,6 +341,8 @@ async fn blocks_are_opened_ahead_of_queries_the_newest_first() {
     let small = Engine::new(world.store.clone(), world.catalog.clone(), world.live.clone(), settings);
     small.warm().await;
     assert_eq!(opened(&small), [newest.id], "half the cache is for queries");
+    small.core.joined.run_pending_tasks();
+    assert_eq!(small.core.joined.entry_count(), 0, "traces may lie in blocks that are not open");
 
     world.store.delete(&newest.object_path(INDEX_NAME)).await.unwrap();
     let damaged = world.limited(1 << 30);

@@ -295,9 +295,19 @@ impl Frame {
         (self.columns.is_empty() && self.events.is_empty()).then(|| self.ruled_out.unwrap_or(Pruned::Columns))
     }
 
+    /// Whether a column is loaded.
+    pub fn has(&self, column: Column) -> bool {
+        self.columns.contains_key(&column)
+    }
+
     /// A loaded column. Errors: `Internal` when it is not loaded.
     pub fn column(&self, column: Column) -> Result<&ArrayRef> {
         self.columns.get(&column).ok_or_else(|| Error::internal(format!("column {column:?} is not loaded")))
+    }
+
+    /// Which rows have span attribute `at`, where that is loaded instead of its values.
+    pub fn presence(&self, at: u32) -> Option<&BooleanBuffer> {
+        Some(self.columns.get(&Column::Presence(at))?.as_boolean_opt()?.values())
     }
 
     /// A loaded column of 64-bit integers. Errors: `Internal`, `Data`.

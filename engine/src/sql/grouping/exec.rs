@@ -29,6 +29,7 @@ use super::{
     super::scan::slices,
     groups::{Groups, ROWS_MAX},
     kinds_of_keys,
+    pending::Pending,
 };
 use crate::plan::node::unary_node;
 
@@ -122,7 +123,7 @@ impl Function {
             true => function.create_groups_accumulator()?,
             false => {
                 let function = function.clone();
-                Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator()))
+                Box::new(Pending::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
             }
         };
         Ok(Self { arguments, filter, constants: None, groups, is_vectorised })

@@ -6,6 +6,7 @@
 mod codes;
 mod exec;
 mod groups;
+mod pending;
 #[cfg(test)]
 mod tests;
 mod texts;

@@ -124,7 +124,7 @@ const KEYS: [&str; 12] = [
 ];
 
 const FUNCTIONS: &str = "count(*), count(value), sum(value), min(value), max(word), avg(value), count(*) FILTER (WHERE value > 50), count(DISTINCT \
-                         value), percentile_cont(0.5) WITHIN GROUP (ORDER BY value), regr_count(value, number), array_agg(value ORDER BY value), \
+                         value), percentile_cont(0.5) WITHIN GROUP (ORDER BY value), regr_count(value, number), regr_count(value, number) FILTER (WHERE flag), array_agg(value ORDER BY value), \
                          first_value(text ORDER BY value DESC, text)";
 
 proptest! {
@@ -188,6 +188,20 @@ fn rows_leave_as_they_come_where_groups_seldom_repeat() {
     };
     check(100, true);
     check(60_000, false);
+}
+
+#[test]
+fn objects_get_all_rows_however_many_there_are() {
+    const SQL: &str = "SELECT word, regr_count(value, 1) FILTER (WHERE value = 1), regr_count(value, 1) FROM t GROUP BY 1";
+    // Values come by twos, texts by threes.
+    let mut rows = rows_of(600_000, 3);
+    rows.iter_mut().enumerate().for_each(|(at, row)| row.value = Some((at % 2) as i64));
+    for rows_a_batch in [7_000, 40_000] {
+        let batches: Vec<_> = rows.chunks(rows_a_batch).map(batch).collect();
+        let (plan, found) = run(&context(&batches, true, None), SQL);
+        assert!(plan.contains("GroupByCodesExec"), "{plan}");
+        assert_eq!(found, ["1|100000|200000|", "2|100000|200000|", "|100000|200000|"], "{rows_a_batch} rows a batch");
+    }
 }
 
 /// The lowest node by codes: the first step.
