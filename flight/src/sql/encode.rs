@@ -1,7 +1,7 @@
 //! Record batches as Flight messages.
 //!
 //! Dictionaries stay dictionaries: a dictionary is sent when it differs from the one before, so once for all batches of a row group, and holds each
-//! value once. Views of strings are sent as strings, which every client reads; a slice of views would also be sent with the text of all rows.
+//! value once. Views of strings are sent as strings, in lists too, which every client reads; a slice of views would also be sent with the text of all rows.
 
 use std::sync::Arc;
 
@@ -78,12 +78,28 @@ impl Encoding {
 
 /// The columns as they are sent.
 pub(crate) fn wire_schema(schema: &Schema) -> SchemaRef {
-    let sent = |field: &FieldRef| match field.data_type() {
-        DataType::Utf8View => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
-        DataType::BinaryView => Arc::new(field.as_ref().clone().with_data_type(DataType::Binary)),
-        _ => field.clone(),
-    };
-    Arc::new(Schema::new_with_metadata(schema.fields().iter().map(sent).collect::<Fields>(), schema.metadata().clone()))
+    Arc::new(Schema::new_with_metadata(schema.fields().iter().map(sent_field).collect::<Fields>(), schema.metadata().clone()))
+}
+
+fn sent_field(field: &FieldRef) -> FieldRef {
+    match sent_type(field.data_type()) {
+        Some(kind) => Arc::new(field.as_ref().clone().with_data_type(kind)),
+        None => field.clone(),
+    }
+}
+
+/// What is sent instead of `kind`, of lists and structures that have it too; None for itself.
+fn sent_type(kind: &DataType) -> Option<DataType> {
+    let changed = |kind: DataType, fields: &[&FieldRef]| fields.iter().any(|field| sent_type(field.data_type()).is_some()).then_some(kind);
+    match kind {
+        DataType::Utf8View => Some(DataType::Utf8),
+        DataType::BinaryView => Some(DataType::Binary),
+        DataType::List(item) => changed(DataType::List(sent_field(item)), &[item]),
+        DataType::LargeList(item) => changed(DataType::LargeList(sent_field(item)), &[item]),
+        DataType::FixedSizeList(item, length) => changed(DataType::FixedSizeList(sent_field(item), *length), &[item]),
+        DataType::Struct(fields) => changed(DataType::Struct(fields.iter().map(sent_field).collect()), &fields.iter().collect::<Vec<_>>()),
+        _ => None,
+    }
 }
 
 /// `batch` with the columns that are sent.
@@ -109,4 +125,45 @@ pub(crate) fn schema_bytes(schema: &Schema) -> Result<Bytes> {
         .try_into()
         .map_err(|error: ArrowError| Error::internal("encoding a schema").with_source(error))?;
     Ok(message.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use arrow_flight::decode::FlightRecordBatchStream;
+    use datafusion::arrow::{
+        array::{Array, ArrayRef, ListArray, StringArray, StringViewArray, StructArray},
+        buffer::OffsetBuffer,
+        datatypes::Field,
+    };
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    /// A list a row, of one structure that has a text.
+    fn lists(texts: ArrayRef) -> ArrayRef {
+        let part = Arc::new(Field::new("message", texts.data_type().clone(), true));
+        let offsets = OffsetBuffer::from_lengths(std::iter::repeat_n(1, texts.len()));
+        let structures = StructArray::new(vec![part].into(), vec![texts], None);
+        let item = Arc::new(Field::new_list_field(structures.data_type().clone(), true));
+        Arc::new(ListArray::new(item, offsets, Arc::new(structures), None))
+    }
+
+    #[tokio::test]
+    async fn a_few_of_many_texts_go_alone_in_lists_too() {
+        let texts: Vec<String> = (0..20_000).map(|number| format!("{number} is the number of a text that is long")).collect();
+        let views: ArrayRef = Arc::new(texts.iter().map(|text| Some(text.as_str())).collect::<StringViewArray>());
+        let batch = RecordBatch::try_from_iter_with_nullable([("text", views.clone(), true), ("events", lists(views), true)]).unwrap();
+        let few = batch.slice(5_000, 3);
+        let messages: Vec<FlightData> = one(Encoding::default(), few).try_collect().await.unwrap();
+        let bytes: usize = messages.iter().map(|message| message.data_body.len()).sum();
+        assert!(bytes < 2_000, "{bytes} bytes for six texts");
+        let received = FlightRecordBatchStream::new_from_flight_data(stream::iter(messages.into_iter().map(Ok)));
+        let received: Vec<RecordBatch> = received.try_collect().await.unwrap();
+        let expected: ArrayRef = Arc::new(texts[5_000..5_003].iter().map(|text| Some(text.as_str())).collect::<StringArray>());
+        assert_eq!(received.len(), 1);
+        assert_eq!(received[0].column(0), &expected);
+        assert_eq!(received[0].column(1), &lists(expected));
+    }
 }
