@@ -313,6 +313,16 @@ mod tests {
     }
 
     #[test]
+    fn where_series_fall_together_the_first_place_decides_between_equals() {
+        for _ in 0..20 {
+            let mut exemplars = Exemplars::default();
+            (0..50).rev().for_each(|place| exemplars.offer((place, 3, 0), candidate(1, 9, f64::from(place))));
+            let moved = exemplars.moved(|_| 4);
+            assert_eq!(moved.in_order(), [((4, 3, 0), &candidate(1, 9, 0.0))], "in whatever order they are held");
+        }
+    }
+
+    #[test]
     fn choices_are_spread_over_time_and_values() {
         assert_eq!(halving(5).collect::<Vec<_>>(), [0, 4, 2, 1, 3]);
         assert_eq!((halving(1).collect::<Vec<_>>(), halving(0).count()), (vec![0], 0));

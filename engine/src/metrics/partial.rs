@@ -607,6 +607,32 @@ mod tests {
     }
 
     #[test]
+    fn series_that_are_joined_add_up_and_keep_their_exemplars() {
+        let key = |name: &str| KeyValueList { values: vec![key_value("name", &Value::from(name))] }.encode_to_vec();
+        for kind in KINDS {
+            let parts = filled(kind).into_series().unwrap();
+            let mut partial = filled(kind);
+            // Another one behind those that are joined, whose place changes.
+            let last = partial.place(vec![key_value("name", &Value::from("c"))]).unwrap();
+            let candidate = Candidate { hash: 1, interval: 0, trace: TraceId([1; 16]), start_unix_nano: 1, value: 0.0, labels: Labels::new() };
+            partial.offer((last as u32, 0, 0), candidate).unwrap();
+            let sum_of = |own: &[u8]| Ok((own == key("a") || own == key("b")).then_some(7));
+            partial.join(sum_of, |sum| key(&sum.to_string()).into()).unwrap();
+            assert_eq!(partial.find(vec![key_value("name", &Value::from("a"))]), None);
+            let sum = partial.find(vec![key_value("name", &Value::from("7"))]).unwrap();
+            let other = partial.find(vec![key_value("name", &Value::from("c"))]).unwrap();
+            let mut expected = parts[0].1.clone();
+            expected.merge(&parts[1].1);
+            assert_eq!((partial.len(), partial.cells(sum)), (2, &mut expected));
+            let slots: Vec<_> = partial.exemplars().in_order().into_iter().map(|(slot, candidate)| (slot, candidate.hash)).collect();
+            let (sum, other) = (sum as u32, other as u32);
+            assert_eq!(slots, [((sum, 1 << 40, -3), 5), ((sum, 1 << 40, 4), 9), ((other, 0, 0), 1)], "of a slot the smallest hash");
+        }
+        let mut partial = filled(CellKind::Counts);
+        assert!(partial.join(|_| Err(Error::internal("no labels")), |_| Box::default()).is_err() && partial.is_empty());
+    }
+
+    #[test]
     fn batches_of_other_cells_are_refused() {
         let batch = |kind| filled(kind).to_batch().unwrap();
         for kind in [CellKind::WeightedCounts, CellKind::WeightedNumbers, CellKind::WeightedBuckets] {

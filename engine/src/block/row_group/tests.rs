@@ -80,11 +80,14 @@ fn array(kind: usize, nullable: bool, numbers: &[Option<u32>]) -> (DataType, Arr
 
 const KINDS: usize = 8;
 
+/// Kind, whether values may be missing, and the numbers of the values.
+type Numbers = (usize, bool, Vec<Option<u32>>);
+
 #[derive(Debug, Clone)]
 struct File {
-    columns: Vec<(usize, bool, Vec<Option<u32>>)>,
+    columns: Vec<Numbers>,
     lists: Vec<usize>,
-    items: Vec<(usize, bool, Vec<Option<u32>>)>,
+    items: Vec<Numbers>,
     page_rows: usize,
     dictionary_bytes: usize,
     compressed: bool,
@@ -127,9 +130,14 @@ fn files_and_rows() -> impl Strategy<Value = (File, Vec<bool>)> {
 }
 
 impl File {
+    /// In the form of blocks.
+    fn usual(columns: Vec<Numbers>, items: Vec<Numbers>, lists: Vec<usize>) -> Self {
+        Self { columns, lists, items, page_rows: usize::MAX, dictionary_bytes: 1 << 20, compressed: true, plain_texts: false }
+    }
+
     fn batch(&self) -> RecordBatch {
-        let of = |prefix: &str, columns: &[(usize, bool, Vec<Option<u32>>)]| -> (Vec<FieldRef>, Vec<ArrayRef>) {
-            let column = |(at, (kind, nullable, numbers)): (usize, &(usize, bool, Vec<Option<u32>>))| {
+        let of = |prefix: &str, columns: &[Numbers]| -> (Vec<FieldRef>, Vec<ArrayRef>) {
+            let column = |(at, (kind, nullable, numbers)): (usize, &Numbers)| {
                 let (kind, array) = array(*kind, *nullable, numbers);
                 (Arc::new(Field::new(format!("{prefix}{at}"), kind, *nullable)), array)
             };
@@ -278,18 +286,9 @@ fn damaged_pages_do_no_harm() {
 fn presence_is_told_by_the_levels_alone() {
     const ROWS: usize = 100_000;
     let numbers: Vec<Option<u32>> = (0..ROWS as u32).map(|n| (n.is_multiple_of(3) || n > 9_000).then_some(n)).collect();
-    let file = File {
-        columns: vec![(6, true, numbers.clone()), (0, true, numbers.clone())],
-        items: Vec::new(),
-        lists: vec![0; ROWS],
-        page_rows: usize::MAX,
-        dictionary_bytes: 1 << 20,
-        compressed: true,
-        plain_texts: false,
-    };
-    let bytes = file.bytes();
+    let bytes = File::usual(vec![(6, true, numbers.clone()), (0, true, numbers.clone())], Vec::new(), vec![0; ROWS]).bytes();
     let parquet = ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()).unwrap();
-    // What follows the first 128 KiB of a page is damaged.
+    // The second half of the texts is damaged: it begins behind the block of the compression that has the levels.
     let mut damaged = bytes.to_vec();
     let (start, length) = parquet.metadata().row_group(0).column(0).byte_range();
     damaged[(start + length / 2) as usize..(start + length) as usize].fill(0xff);
@@ -306,16 +305,7 @@ fn presence_is_told_by_the_levels_alone() {
 fn all_types_are_decoded_here() {
     let numbers: Vec<Option<u32>> = (0..1000).map(|n| (n % 3 > 0).then_some(n % 50)).collect();
     let columns = (0..KINDS).map(|kind| (kind, true, numbers.clone())).collect::<Vec<_>>();
-    let file = File {
-        items: columns.clone(),
-        columns,
-        lists: vec![1; 1000],
-        page_rows: usize::MAX,
-        dictionary_bytes: 1 << 20,
-        compressed: true,
-        plain_texts: false,
-    };
-    let bytes = file.bytes();
+    let bytes = File::usual(columns.clone(), columns, vec![1; 1000]).bytes();
     let parquet = ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::new()).unwrap();
     let decoder = FetchedColumns::new(&parquet, 0, 1000, bytes);
     for kind in 0..KINDS {

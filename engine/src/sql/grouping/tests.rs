@@ -124,8 +124,8 @@ const KEYS: [&str; 12] = [
 ];
 
 const FUNCTIONS: &str = "count(*), count(value), sum(value), min(value), max(word), avg(value), count(*) FILTER (WHERE value > 50), count(DISTINCT \
-                         value), percentile_cont(0.5) WITHIN GROUP (ORDER BY value), regr_count(value, number), regr_count(value, number) FILTER (WHERE flag), array_agg(value ORDER BY value), \
-                         first_value(text ORDER BY value DESC, text)";
+                         value), percentile_cont(0.5) WITHIN GROUP (ORDER BY value), regr_count(value, number), regr_count(value, number) FILTER (WHERE \
+                         flag), array_agg(value ORDER BY value), first_value(text ORDER BY value DESC, text)";
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
