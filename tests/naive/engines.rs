@@ -1,8 +1,12 @@
 //! The engines that are asked, each with the spans of a world in other places.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use object_store::{ObjectStore, memory::InMemory};
+use object_store::{
+    ObjectStore,
+    memory::InMemory,
+    throttle::{ThrottleConfig, ThrottledStore},
+};
 use prometheus::Registry;
 use skein_engine::{
     block::{put::put_block, writer::write_block},
@@ -61,9 +65,19 @@ pub async fn local_engines(world: &World) -> Vec<(&'static str, Arc<Engine>)> {
     ]
 }
 
+/// Some spans live and the others in two blocks of a store that takes its time: what is live has been read long before the blocks are.
+pub async fn slow_engine(world: &World) -> Arc<Engine> {
+    let slowly = ThrottleConfig { wait_get_per_call: Duration::from_millis(2), ..ThrottleConfig::default() };
+    let blocks = [1, 2].map(|place| (spans(world.at(place)), ColumnPolicy::BLOCK));
+    engine_over(Arc::new(ThrottledStore::new(InMemory::new(), slowly)), &[spans(world.at(0))], &blocks, false).await
+}
+
 /// An engine with `live` generations and `blocks`, these perhaps merged into one.
 pub async fn engine_of(live: &[SpanSet], blocks: &[(SpanSet, ColumnPolicy)], merged: bool) -> Arc<Engine> {
-    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    engine_over(Arc::new(InMemory::new()), live, blocks, merged).await
+}
+
+async fn engine_over(store: Arc<dyn ObjectStore>, live: &[SpanSet], blocks: &[(SpanSet, ColumnPolicy)], merged: bool) -> Arc<Engine> {
     let catalog = Arc::new(Catalog::new(CatalogMetrics::new(&Registry::new()).unwrap()));
     let mut metas = Vec::new();
     for (set, policy) in blocks.iter().filter(|(set, _)| !set.is_empty()) {

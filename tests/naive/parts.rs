@@ -14,8 +14,11 @@ use skein_engine::query::{MetricsRequest, MetricsResult, QueryService, SearchRes
 use skein_engine::tenant::TenantId;
 use skein_proto::tempo::{TimeSeries, TraceSearchMetadata};
 
-use super::traces::{BASE_SECONDS, World};
-use super::{Case, engines::engines};
+use super::traces::{BASE_SECONDS, PLACES, SECONDS_OF_A_TURN, World};
+use super::{
+    Case,
+    engines::{engines, slow_engine},
+};
 use crate::harness::{self, wait};
 
 const WORLDS: u64 = 40;
@@ -52,6 +55,7 @@ struct Told {
 fn parts_say_what_the_whole_says_and_once() {
     let seed = harness::seed("parts");
     let mut all = BTreeMap::<&str, Told>::new();
+    let mut told_slowly = 0;
     for number in 0..WORLDS {
         let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
         let world = World::random(&mut random);
@@ -61,16 +65,19 @@ fn parts_say_what_the_whole_says_and_once() {
             for _ in 0..SEARCHES_PER_WORLD {
                 told.searches += search(&context, &*engine, &Case::random(&mut random, &world));
             }
-            for query in METRICS {
-                told.metrics += metrics(&context, &*engine, query);
-            }
+            told.metrics += METRICS.iter().map(|query| metrics(&context, &*engine, query, 25)).sum::<usize>();
             told.names += names(&context, &*engine);
             told.values += values(&context, &*engine);
         }
+        // An interval is told early only where what is read later cannot have spans in it.
+        let engine = wait(slow_engine(&world.in_turn()));
+        let context = format!("SKEIN_TEST_SEED={} slowly", seed.wrapping_add(number));
+        let seconds = SECONDS_OF_A_TURN * PLACES as u64;
+        told_slowly += METRICS.iter().map(|query| metrics(&context, &*engine, query, seconds)).sum::<usize>();
     }
-    println!("parts: {all:#?}");
+    println!("parts: {all:#?}, of metrics slowly {told_slowly}");
     let several = &all["two blocks and live"];
-    assert!([several.searches, several.names, several.values].iter().all(|&parts| parts > 10) && several.metrics > 0, "{several:?}");
+    assert!([several.searches, several.names, several.values, told_slowly].iter().all(|&parts| parts > 10), "{several:?}, {told_slowly}");
     assert!(all["three workers and a block"].searches > 10, "workers tell parts");
 }
 
@@ -111,9 +118,11 @@ const METRICS: [&str; 8] = [
     "{ } | compare({ status = error })",
 ];
 
-fn metrics(context: &str, engine: &dyn QueryService, query: &str) -> usize {
+/// Asks for 60 intervals from 5 seconds before the first span to `seconds` after it.
+fn metrics(context: &str, engine: &dyn QueryService, query: &str, seconds: u64) -> usize {
     let base = BASE_SECONDS * 1_000_000_000;
-    let intervals = Intervals::of_range(base - 5_000_000_000, base + 25_000_000_000, 500_000_000).unwrap();
+    let step = (seconds + 5) * 1_000_000_000 / 60;
+    let intervals = Intervals::of_range(base - 5_000_000_000, base + seconds * 1_000_000_000, step).unwrap();
     let request = MetricsRequest::new(query, intervals);
     let (parts, heard) = listener::<MetricsResult>();
     let whole = wait(engine.metrics_in_parts(&TenantId::single(), request.clone(), parts)).unwrap();

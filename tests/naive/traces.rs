@@ -29,6 +29,9 @@ pub type Places = u8;
 /// Places over which spans are divided: live, and two blocks.
 pub const PLACES: usize = 3;
 
+/// All spans of a world are over after this time.
+pub const SECONDS_OF_A_TURN: u64 = 200;
+
 /// Spans of a few traces.
 #[derive(Clone)]
 pub struct World {
@@ -46,6 +49,20 @@ impl World {
         }
         let spans = spans.into_iter().map(|span| (span, random_places(random))).collect();
         Self { spans }
+    }
+
+    /// The same spans, each at one place, where those of a place are over before those of the place before it begin.
+    pub fn in_turn(&self) -> Self {
+        let turn = |(span, places): &(Span, Places)| {
+            let place = places.trailing_zeros();
+            let later = u64::from(PLACES as u32 - 1 - place) * SECONDS_OF_A_TURN * 1_000 * MILLI;
+            let mut span = span.clone();
+            span.start += later;
+            span.end += later;
+            span.events.iter_mut().for_each(|event| event.time += later);
+            (span, 1 << place)
+        };
+        Self { spans: self.spans.iter().map(turn).collect() }
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Span> {
