@@ -171,6 +171,13 @@ fn what_is_certain_comes_while_older_spans_are_still_read() {
         assert_eq!(samples_of(&whole), samples_in_json(&serde_json::from_slice(&reply.body).unwrap()));
         check_range_part(&part, &whole);
 
+        // Values are told apart by all of them: before the end there is only how far it is.
+        let request = range_request("{ } | compare({ name = \"new\" })");
+        let (part, whole) = first_and_last(&held, async || querier(port).await.metrics_query_range(of_tenant(request)).await);
+        let (progress, end) = (part.metrics.unwrap(), whole.metrics.unwrap());
+        assert_eq!((part.series.len(), progress.completed_jobs, progress.total_jobs), (0, 1, 2));
+        assert_eq!((whole.series.is_empty(), end.completed_jobs, end.total_jobs), (false, 2, 2));
+
         let names = |values: &[TagValue]| values.iter().map(|value| value.value.clone()).collect::<Vec<_>>();
         let request = || SearchTagValuesRequest { tag_name: "name".into(), start: SECONDS.0, end: SECONDS.1, ..Default::default() };
         let (part, whole) = first_and_last(&held, async || querier(port).await.search_tag_values_v2(of_tenant(request())).await);

@@ -1,5 +1,7 @@
 //! What is kept of the spans of one series, interval by interval. Adding is exact or nearly so, and its order does not matter.
 
+use std::ops::Range;
+
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -163,17 +165,20 @@ impl Cells {
         }
     }
 
-    /// How many counts or numbers are not empty.
-    pub fn filled(&self) -> usize {
+    /// How many counts or numbers of `intervals` are not empty.
+    pub fn filled(&self, intervals: &Range<usize>) -> usize {
         match self {
-            Self::Counts(cells) => cells.iter().filter(|count| **count > 0).count(),
-            Self::FewCounts(cells) => cells.len(),
-            Self::Numbers(cells) => cells.iter().filter(|cell| cell.count > 0).count(),
-            Self::Buckets(cells) => cells.iter().flatten().flat_map(|buckets| buckets.iter()).filter(|count| **count > 0).count(),
-            Self::Sketches(cells) => cells.iter().map(Sparse::len).sum(),
-            Self::WeightedCounts(cells) => cells.iter().filter(|cell| cell.weight > Weight::default()).count(),
-            Self::WeightedNumbers(cells) => cells.iter().filter(|cell| cell.spans.weight > Weight::default()).count(),
-            Self::WeightedBuckets(cells) => cells.iter().map(Sparse::len).sum(),
+            Self::Counts(cells) => cells_of(cells, intervals).filter(|(_, count)| **count > 0).count(),
+            Self::FewCounts(cells) => few_of(cells, intervals).count(),
+            Self::Numbers(cells) => cells_of(cells, intervals).filter(|(_, cell)| cell.count > 0).count(),
+            Self::Buckets(cells) => {
+                let filled = cells_of(cells, intervals).filter_map(|(_, buckets)| buckets.as_ref());
+                filled.flat_map(|buckets| buckets.iter()).filter(|count| **count > 0).count()
+            }
+            Self::Sketches(cells) => cells_of(cells, intervals).map(|(_, cell)| cell.len()).sum(),
+            Self::WeightedCounts(cells) => cells_of(cells, intervals).filter(|(_, cell)| cell.weight > Weight::default()).count(),
+            Self::WeightedNumbers(cells) => cells_of(cells, intervals).filter(|(_, cell)| cell.spans.weight > Weight::default()).count(),
+            Self::WeightedBuckets(cells) => cells_of(cells, intervals).map(|(_, cell)| cell.len()).sum(),
         }
     }
 
@@ -190,6 +195,17 @@ impl Cells {
             Self::WeightedBuckets(cells) => size_of_val(&**cells) + cells.iter().map(|cell| cell.len() * sparse_bytes::<Estimate>()).sum::<usize>(),
         }
     }
+}
+
+/// The cells of `intervals`, which there are, each with its interval.
+pub fn cells_of<'a, T>(cells: &'a [T], intervals: &Range<usize>) -> impl Iterator<Item = (usize, &'a T)> + use<'a, T> {
+    intervals.clone().zip(&cells[intervals.clone()])
+}
+
+/// The counts of `intervals`, each with its interval.
+pub fn few_of(few: &Few, intervals: &Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    let counts = few.iter().map(|&(at, count)| (at as usize, count));
+    counts.filter(move |(at, _)| intervals.contains(at))
 }
 
 /// Bytes of one cell's table of buckets.

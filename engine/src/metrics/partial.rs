@@ -2,6 +2,7 @@
 
 use std::{
     hash::BuildHasher,
+    ops::Range,
     sync::{Arc, LazyLock},
 };
 
@@ -19,7 +20,7 @@ use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
 use super::{
-    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, add_few, in_order, sparse_bytes},
+    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, add_few, cells_of, few_of, in_order, sparse_bytes},
     estimate::{Estimate, NumberEstimate, Sum, Weight},
     exemplars::{Candidate, Exemplars, Slot},
 };
@@ -311,21 +312,27 @@ impl Partial {
     /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans, then one for each exemplar. The batch carries
     /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
+        self.to_batch_of(0..self.intervals)
+    }
+
+    /// The same of some of the intervals. Cost: that of their rows and of the labels of all series.
+    pub fn to_batch_of(&self, intervals: Range<usize>) -> Result<RecordBatch> {
         let held = self.memory.another();
         let label_bytes: usize = self.series.iter().map(|(key, _)| key.len()).sum();
         check_label_bytes(label_bytes)?;
-        let rows: usize = self.series.iter().map(|(_, cells)| cells.filled()).sum();
+        let rows: usize = self.series.iter().map(|(_, cells)| cells.filled(&intervals)).sum();
         held.grow(label_bytes + rows * ROW_BYTES).map_err(|error| error.context("handing on the series of the query"))?;
-        let exemplars = self.exemplars.in_order();
+        let mut exemplars = self.exemplars.in_order();
+        exemplars.retain(|(_, candidate)| intervals.contains(&(candidate.interval as usize)));
         let exemplar_bytes = exemplars.iter().map(|(_, candidate)| 2 * ROW_BYTES + candidate_bytes(candidate)).sum();
         held.grow(exemplar_bytes).map_err(|error| error.context("handing on exemplars"))?;
-        held.attach(self.rows(&exemplars)?)
+        held.attach(self.rows(&intervals, &exemplars)?)
     }
 
-    fn rows(&self, exemplars: &[(Slot, &Candidate)]) -> Result<RecordBatch> {
+    fn rows(&self, intervals: &Range<usize>, exemplars: &[(Slot, &Candidate)]) -> Result<RecordBatch> {
         let mut rows = Rows::default();
         for (place, (_, cells)) in self.series.iter().enumerate() {
-            rows.push_cells(place as i32, cells);
+            rows.push_cells(place as i32, cells, intervals);
         }
         for ((place, stretch, class), candidate) in exemplars {
             rows.push_exemplar(*place as i32, *stretch, *class, candidate);
@@ -405,42 +412,39 @@ struct Rows {
 }
 
 impl Rows {
-    fn push_cells(&mut self, series: i32, cells: &Cells) {
+    fn push_cells(&mut self, series: i32, cells: &Cells, intervals: &Range<usize>) {
         match cells {
             Cells::Counts(cells) => {
-                for (at, &count) in cells.iter().enumerate().filter(|(_, count)| **count > 0) {
-                    self.push_count(series, at, 0, count);
-                }
+                cells_of(cells, intervals).filter(|(_, count)| **count > 0).for_each(|(at, &count)| self.push_count(series, at, 0, count));
             }
-            Cells::FewCounts(cells) => cells.iter().for_each(|&(at, count)| self.push_count(series, at as usize, 0, count)),
+            Cells::FewCounts(cells) => few_of(cells, intervals).for_each(|(at, count)| self.push_count(series, at, 0, count)),
             Cells::Numbers(cells) => {
-                cells.iter().enumerate().filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(series, at, 0, cell));
+                cells_of(cells, intervals).filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(series, at, 0, cell));
             }
             Cells::Buckets(cells) => {
-                let filled = cells.iter().enumerate().filter_map(|(at, buckets)| Some((at, buckets.as_ref()?)));
-                for (at, buckets) in filled {
+                for (at, buckets) in cells_of(cells, intervals).filter_map(|(at, buckets)| Some((at, buckets.as_ref()?))) {
                     for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
                         self.push_count(series, at, bucket as i32, count);
                     }
                 }
             }
             Cells::Sketches(cells) => {
-                for (at, cell) in cells.iter().enumerate() {
+                for (at, cell) in cells_of(cells, intervals) {
                     in_order(cell).into_iter().for_each(|(bucket, count)| self.push_count(series, at, bucket, count));
                 }
             }
             Cells::WeightedCounts(cells) => {
-                for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.weight > Weight::default()) {
+                for (at, cell) in cells_of(cells, intervals).filter(|(_, cell)| cell.weight > Weight::default()) {
                     self.push_estimate(series, at, 0, cell.weight, &cell.sums());
                 }
             }
             Cells::WeightedNumbers(cells) => {
-                for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.spans.weight > Weight::default()) {
+                for (at, cell) in cells_of(cells, intervals).filter(|(_, cell)| cell.spans.weight > Weight::default()) {
                     self.push_estimate(series, at, 0, cell.spans.weight, &cell.sums());
                 }
             }
             Cells::WeightedBuckets(cells) => {
-                for (at, cell) in cells.iter().enumerate() {
+                for (at, cell) in cells_of(cells, intervals) {
                     in_order(cell).into_iter().for_each(|(bucket, cell)| self.push_estimate(series, at, bucket, cell.weight, &cell.sums()));
                 }
             }
@@ -582,6 +586,9 @@ mod tests {
             let mut merged = Partial::new(kind, 3, Reservation::default());
             let one = filled(kind);
             merged.merge_batch(&one.to_batch().unwrap()).unwrap();
+            let mut in_parts = Partial::new(kind, 3, Reservation::default());
+            [2..3, 0..2].into_iter().for_each(|part| in_parts.merge_batch(&one.to_batch_of(part).unwrap()).unwrap());
+            assert_eq!(in_parts.to_batch().unwrap(), one.to_batch().unwrap());
             let (exemplars, copied) = (one.exemplars().clone(), merged.exemplars().clone());
             let (one, copy) = (one.into_series().unwrap(), merged.into_series().unwrap());
             assert_eq!(one, copy);

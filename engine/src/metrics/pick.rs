@@ -1,7 +1,5 @@
 //! The spans of a frame that may become exemplars: for each slot the one whose trace has the smallest hash.
 
-use std::ops::Range;
-
 use hashbrown::HashMap;
 
 use super::{
@@ -80,30 +78,24 @@ impl Picker {
         // What makes each slot of a series prefer other traces.
         let salts: Vec<u64> = (0..stretches * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
         let ceiling = partial.exemplars().ceiling();
+        let slots = chosen.by_run(frame, |interval, trace| ((self.stretches.of_interval(interval) - first) as usize * count, trace))?;
         let mut winners = Winners::new(places.len() * salts.len());
-        let mut offer = |rows: Range<usize>, hash: u64, slot: usize| {
-            let hash = hash ^ salts[slot];
-            if hash <= ceiling {
-                rows.for_each(|at| winners.offer(groups[at] as usize * salts.len() + slot, hash, at as u32));
-            }
-        };
-        for (rows, hash) in chosen.runs(frame)? {
-            let slot = (self.stretches.of_interval(chosen.intervals[rows.start]) - first) as usize * count;
-            match &classes {
-                None => offer(rows, hash, slot + (hash & 1) as usize),
-                Some(classes) => rows.for_each(|at| {
-                    if let Some(class) = classes.rows[at] {
-                        offer(at..at + 1, hash, slot + (class - least) as usize);
-                    }
-                }),
-            }
-        }
-        for (index, hash, at) in winners.into_list() {
+        winners.hear(slots.zip(groups).enumerate().filter_map(|(at, ((slot, trace), &group))| {
+            let slot = match &classes {
+                None => slot + (trace & 1) as usize,
+                Some(classes) => slot + (classes.rows[at]? - least) as usize,
+            };
+            let hash = trace ^ salts[slot];
+            (hash <= ceiling).then_some((group as usize * salts.len() + slot, hash, at as u32))
+        }));
+        let mut cursor = frame.source().traces().cursor();
+        for (index, hash, at) in winners.by_row() {
             let (group, slot) = (index / salts.len(), index % salts.len());
             let Some(place) = places[group] else { continue };
             let slot = (place as u32, first + (slot / count) as u64, least + (slot % count) as i32);
             if partial.exemplars().may_want(slot, hash) {
-                let candidate = self.candidate(frame, chosen, at as usize, hash, values)?;
+                let trace = cursor.trace_at(frame.first_row() + chosen.rows[at as usize] as usize).map_or(0, |(id, _)| id);
+                let candidate = self.candidate((frame, chosen), at as usize, (hash, TraceId(trace.to_be_bytes())), values)?;
                 partial.offer(slot, candidate)?;
             }
         }
@@ -122,8 +114,8 @@ impl Picker {
         self.pick(partial, frame, &compared.chosen, (&groups, &places), None)
     }
 
-    /// The chosen span `at`.
-    fn candidate(&self, frame: &Frame, chosen: &Chosen, at: usize, hash: u64, values: Option<&Numbers>) -> Result<Candidate> {
+    /// The chosen span `at`, which is one of `trace`.
+    fn candidate(&self, (frame, chosen): (&Frame, &Chosen), at: usize, (hash, trace): (u64, TraceId), values: Option<&Numbers>) -> Result<Candidate> {
         let row = chosen.rows[at] as usize;
         let mut labels = Labels::new();
         for field in &self.fields {
@@ -136,7 +128,7 @@ impl Picker {
         Ok(Candidate {
             hash,
             interval: chosen.intervals[at],
-            trace: trace_of(frame, row),
+            trace,
             start_unix_nano: start.wrapping_add(frame.ints(Column::StartOffset)?.value(row) as u64),
             value: values.and_then(|values| values.get(row)).map_or(f64::NAN, |number| number.as_f64()),
             labels,
@@ -145,25 +137,19 @@ impl Picker {
 }
 
 impl Chosen {
-    /// Their runs of one trace in one interval, each with the hash of the trace.
-    fn runs(&self, frame: &Frame) -> Result<impl Iterator<Item = (Range<usize>, u64)>> {
+    /// For each what `of_run` makes of its interval and the hash of its trace. Spans of one trace and interval mostly lie together: it is asked
+    /// once for them.
+    fn by_run<T: Copy>(&self, frame: &Frame, of_run: impl Fn(u32, u64) -> T) -> Result<impl Iterator<Item = T>> {
         let starts = frame.ints(Column::TraceStart)?.values();
-        let mut from = 0;
-        Ok(std::iter::from_fn(move || {
-            let (&row, &interval) = (self.rows.get(from)?, self.intervals.get(from)?);
-            let start = starts[row as usize];
-            let rest = self.rows[from..].iter().zip(&self.intervals[from..]);
-            let run = from..from + rest.take_while(|&(&row, &at)| at == interval && starts[row as usize] == start).count();
-            from = run.end;
-            Some((run, hash_of_start(start)))
+        let mut last = None;
+        Ok(self.rows.iter().zip(&self.intervals).map(move |(&row, &interval)| {
+            let run = (starts[row as usize], interval);
+            match last {
+                Some((known, made)) if known == run => made,
+                _ => last.insert((run, of_run(interval, hash_of_start(run.0)))).1,
+            }
         }))
     }
-}
-
-fn trace_of(frame: &Frame, row: usize) -> TraceId {
-    let traces = frame.source().traces();
-    let id = traces.cursor().trace_at(frame.first_row() + row).map_or(0, |(id, _)| id);
-    TraceId(id.to_be_bytes())
 }
 
 /// The classes of the chosen spans' values; None where a span has no value.
@@ -195,22 +181,27 @@ impl Winners {
         if slots <= TABLE_MAX { Self::Table(vec![(u64::MAX, 0); slots]) } else { Self::Map(HashMap::new()) }
     }
 
-    #[inline]
-    fn offer(&mut self, index: usize, hash: u64, at: u32) {
-        let known = match self {
-            Self::Table(slots) => &mut slots[index],
-            Self::Map(slots) => slots.entry(index).or_insert((u64::MAX, 0)),
+    /// Takes what is smallest of `offers`: slots, hashes, and where they are from.
+    fn hear(&mut self, offers: impl Iterator<Item = (usize, u64, u32)>) {
+        let keep = |known: &mut (u64, u32), hash: u64, at: u32| {
+            if hash < known.0 {
+                *known = (hash, at);
+            }
         };
-        if hash < known.0 {
-            *known = (hash, at);
+        match self {
+            Self::Table(slots) => offers.for_each(|(index, hash, at)| keep(&mut slots[index], hash, at)),
+            Self::Map(slots) => offers.for_each(|(index, hash, at)| keep(slots.entry(index).or_insert((u64::MAX, 0)), hash, at)),
         }
     }
 
-    fn into_list(self) -> Vec<(usize, u64, u32)> {
+    /// The slots that have any, in the order of where they are from.
+    fn by_row(self) -> Vec<(usize, u64, u32)> {
         let list = |(index, (hash, at)): (usize, (u64, u32))| (hash < u64::MAX).then_some((index, hash, at));
-        match self {
+        let mut all: Vec<_> = match self {
             Self::Table(slots) => slots.into_iter().enumerate().filter_map(list).collect(),
             Self::Map(slots) => slots.into_iter().filter_map(list).collect(),
-        }
+        };
+        all.sort_unstable_by_key(|&(index, _, at)| (at, index));
+        all
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
 };
 
 use prost::Message;
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     plan::matches::key_value,
-    spans::value::Value,
+    spans::{TraceId, value::Value},
     traceql::{FieldRef, Intrinsic, MetricsFunction, OverTime},
 };
 
@@ -48,7 +49,11 @@ pub struct Exemplar {
     pub interval: usize,
     /// Its value; None takes that of the series.
     pub value: Option<f64>,
-    /// Trace id and attributes.
+    /// Its trace.
+    pub trace: TraceId,
+    /// The labels of the series that it was picked for.
+    pub series: Arc<[KeyValue]>,
+    /// Its own beside them.
     pub labels: Labels,
     /// Its start.
     pub timestamp_ms: i64,
@@ -92,7 +97,7 @@ fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32) -> Re
     let each = Stretches::of(intervals, most).exemplars_each();
     let of_place = |slots: &[((u32, u64, i32), &Candidate)]| {
         let place = slots[0].0.0 as usize;
-        let labels = partial.labels(place)?;
+        let labels: Arc<[KeyValue]> = partial.labels(place)?.into();
         let candidates: Vec<(u64, i32, &Candidate)> = slots.iter().map(|&((_, stretch, class), candidate)| (stretch, class, candidate)).collect();
         let chosen = spread(&candidates, most as usize, each).into_iter().map(|candidate| exemplar(candidate, &labels));
         Ok((place, chosen.collect()))
@@ -100,14 +105,13 @@ fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32) -> Re
     slots.chunk_by(|a, b| a.0.0 == b.0.0).map(of_place).collect()
 }
 
-fn exemplar(candidate: &Candidate, series: &[KeyValue]) -> Exemplar {
-    let mut labels = vec![key_value("trace:id", &Value::from(&*candidate.trace.to_short_hex()))];
-    labels.extend(series.iter().filter(|label| !label.key.starts_with("__") && label.value.is_some()).cloned());
-    labels.extend(candidate.labels.iter().cloned());
+fn exemplar(candidate: &Candidate, series: &Arc<[KeyValue]>) -> Exemplar {
     Exemplar {
         interval: candidate.interval as usize,
         value: (!candidate.value.is_nan()).then_some(candidate.value),
-        labels,
+        trace: candidate.trace,
+        series: series.clone(),
+        labels: candidate.labels.clone(),
         timestamp_ms: (candidate.start_unix_nano / 1_000_000) as i64,
     }
 }
@@ -273,7 +277,9 @@ impl Shape<'_> {
                     all.iter_mut().min_by(|a, b| distance(a).total_cmp(&distance(b)))
                 }
             };
-            own.into_iter().for_each(|series| series.exemplars.push(exemplar.clone()));
+            if let Some(series) = own {
+                series.exemplars.push(exemplar);
+            }
         }
     }
 }
@@ -542,7 +548,10 @@ pub fn to_proto(series: Series, intervals: &Intervals) -> TimeSeries {
 
 fn shown_exemplar(exemplar: Exemplar, values: &[f64]) -> Option<tempo::Exemplar> {
     let value = exemplar.value.unwrap_or(*values.get(exemplar.interval)?);
-    Some(tempo::Exemplar { labels: exemplar.labels, value, timestamp_ms: exemplar.timestamp_ms })
+    let mut labels = vec![key_value("trace:id", &Value::from(&*exemplar.trace.to_short_hex()))];
+    labels.extend(exemplar.series.iter().filter(|label| !label.key.starts_with("__") && label.value.is_some()).cloned());
+    labels.extend(exemplar.labels);
+    Some(tempo::Exemplar { labels, value, timestamp_ms: exemplar.timestamp_ms })
 }
 
 #[cfg(test)]

@@ -2,12 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use arrow::{
-    array::{AsArray, BooleanArray},
-    compute::filter_record_batch,
-    datatypes::UInt32Type,
-    record_batch::RecordBatch,
-};
+use arrow::record_batch::RecordBatch;
 use datafusion::{
     common::Result,
     execution::TaskContext,
@@ -26,7 +21,6 @@ use super::{
     share_results::ShareResultsExec,
 };
 use crate::{
-    error::Error,
     exec::{memory::Reservation, stats::ScanMetrics},
     metrics::{
         cells::CellKind,
@@ -189,13 +183,7 @@ impl Merging {
     /// The cells of the intervals from `from` on that were not handed on yet.
     fn cells_from(&mut self, from: usize) -> Result<RecordBatch> {
         let until = std::mem::replace(&mut self.told_from, from);
-        let mut batch = self.all.to_batch()?;
-        if until < self.all.intervals() || from > 0 {
-            let wrong = || Error::internal("partial series have no intervals");
-            let column = batch.column_by_name("interval").and_then(|column| column.as_primitive_opt::<UInt32Type>()).ok_or_else(wrong)?;
-            let wanted = BooleanArray::from_unary(column, |at| (from..until).contains(&(at as usize)));
-            batch = filter_record_batch(&batch, &wanted)?;
-        }
+        let batch = self.all.to_batch_of(from..until)?;
         self.metrics.output(batch.num_rows());
         Ok(batch)
     }

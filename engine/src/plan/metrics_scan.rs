@@ -142,6 +142,8 @@ struct Running {
     partitions: usize,
     observer: Observer,
     beat: Option<Beat>,
+    /// Whether nothing is said but how far it is before everything was read.
+    whole_only: bool,
     observed: usize,
     ended: bool,
 }
@@ -160,8 +162,8 @@ impl Running {
             stop::check()?;
             self.scan.observe(unit, &mut self.observer).await?;
             self.observed += 1;
-            if self.beat.as_mut().is_some_and(Beat::is_due) {
-                return self.output(watch).map(Some);
+            if self.beat.as_mut().is_some_and(|beat| beat.is_due_if(!self.whole_only)) {
+                return if self.whole_only { self.nothing_yet(watch) } else { self.output(watch) }.map(Some);
             }
         }
         self.ended = true;
@@ -172,7 +174,13 @@ impl Running {
         let batch = self.observer.take_partial()?.to_batch()?;
         self.scan.metrics.busy(watch.elapsed());
         self.scan.metrics.output(batch.num_rows());
-        if self.beat.is_some() { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
+        if self.beat.is_some() && !self.whole_only { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
+    }
+
+    /// Lets those above tell how far the query is.
+    fn nothing_yet(&self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
+        self.scan.metrics.busy(watch.elapsed());
+        marked(RecordBatch::new_empty(partial::schema()), ROW_GROUPS, 0)
     }
 }
 
@@ -295,8 +303,8 @@ impl ExecutionPlan for MetricsScanExec {
         };
         // Values of an attribute are told apart while they are few in all that a partition has read: taken in parts, they would count again.
         let whole_only = matches!(self.function, MetricsFunction::Compare { .. });
-        let beat = Pace::of(&context).filter(|_| !whole_only);
-        let running = Running { scan, units: None, partition, partitions: self.partitions, observer, beat, observed: 0, ended: false };
+        let (beat, partitions) = (Pace::of(&context), self.partitions);
+        let running = Running { scan, units: None, partition, partitions, observer, beat, whole_only, observed: 0, ended: false };
         let batches = stream::try_unfold(running, |mut running| async move { Ok(running.next().await?.map(|batch| (batch, running))) });
         Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
     }

@@ -151,7 +151,7 @@ async fn layout_is_the_one_written_down() {
     let dir = TempDir::new().unwrap();
     append(&open(&dir).wal, "xyz").await.unwrap();
     let bytes = std::fs::read(dir.path().join("00000000000000000001.wal")).unwrap();
-    let mut expected = b"SKEINWAL\x02\0\0\0".to_vec();
+    let mut expected = b"SKEINWAL\x03\0\0\0".to_vec();
     expected.extend(crc32fast::hash(&expected).to_le_bytes());
     expected.extend([5, 0, 0, 0]);
     expected.extend(crc32fast::hash(b"\x05\0\0\0\x01txyz").to_le_bytes());
@@ -270,14 +270,16 @@ fn unknown_version() {
 }
 
 #[test]
-fn version_1_is_read() {
-    let older = |bytes: &mut Vec<u8>| {
-        assert_eq!(bytes[8], 2);
-        bytes[8] = 1;
-        let checksum = crc32fast::hash(&bytes[..12]).to_le_bytes();
-        bytes[12..16].copy_from_slice(&checksum);
-    };
-    check_damage(older, None, 2);
+fn older_versions_are_read() {
+    for version in [1, 2] {
+        let older = |bytes: &mut Vec<u8>| {
+            assert_eq!(bytes[8], 3);
+            bytes[8] = version;
+            let checksum = crc32fast::hash(&bytes[..12]).to_le_bytes();
+            bytes[12..16].copy_from_slice(&checksum);
+        };
+        check_damage(older, None, 2);
+    }
 }
 
 #[test]
@@ -651,7 +653,7 @@ impl Random {
 /// The format once more, written for reading.
 fn naive_records(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut records = Vec::new();
-    let is_known = |version: &[u8]| [[1, 0, 0, 0], [2, 0, 0, 0]].iter().any(|known| version == known);
+    let is_known = |version: &[u8]| [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]].iter().any(|known| version == known);
     if bytes.len() < 16 || bytes[..8] != *b"SKEINWAL" || !is_known(&bytes[8..12]) || bytes[12..16] != crc32fast::hash(&bytes[..12]).to_le_bytes() {
         return records;
     }

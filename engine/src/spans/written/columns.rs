@@ -4,7 +4,7 @@ use std::{fmt::Display, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, Int64Array, StringArray, UInt64Array},
-    buffer::{OffsetBuffer, ScalarBuffer},
+    buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
     compute::{cast, filter, take},
     datatypes::{
         DataType, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
@@ -162,7 +162,7 @@ fn compact(array: &ArrayRef, budget: &mut Budget) -> Result<Texts> {
     let used = used_values(keys, &values, budget)?;
     match used.iter().all(|used| *used) {
         true => dictionary_of(keys.clone(), values),
-        false => without_unused(keys, &values, used),
+        false => without_unused(keys, dictionary.logical_nulls(), &values, used),
     }
 }
 
@@ -184,18 +184,25 @@ fn used_values(keys: &Int32Array, values: &StringArray, budget: &mut Budget) -> 
     Ok(used)
 }
 
-/// The dictionary without the values that are not used; a row with one of these is null.
-fn without_unused(keys: &Int32Array, values: &StringArray, used: Vec<bool>) -> Result<Texts> {
+/// The dictionary without the values that are not used; `nulls` are the rows that show none.
+fn without_unused(keys: &Int32Array, nulls: Option<NullBuffer>, values: &StringArray, used: Vec<bool>) -> Result<Texts> {
     let mut next = 0;
     let numbered = |used: &bool| {
         next += i32::from(*used);
-        used.then_some(next - 1)
+        next - i32::from(*used)
     };
-    let places: Vec<Option<i32>> = used.iter().map(numbered).collect();
-    let keys: Int32Array = keys.iter().map(|key| key.and_then(|key| places[key as usize])).collect();
+    let places: Vec<i32> = used.iter().map(numbered).collect();
+    let place = |row: usize| places[keys.value(row) as usize];
+    let fresh = match &nulls {
+        None => (0..keys.len()).map(place).collect(),
+        Some(nulls) => {
+            let mut fresh = vec![0; keys.len()];
+            nulls.valid_indices().for_each(|row| fresh[row] = place(row));
+            fresh
+        }
+    };
     let values = filter(values, &BooleanArray::from(used))?.as_string::<i32>().clone();
-    let nulls = keys.nulls().filter(|nulls| nulls.null_count() > 0).cloned();
-    dictionary_of(Int32Array::new(keys.values().clone(), nulls), values)
+    dictionary_of(Int32Array::new(fresh.into(), nulls.filter(|nulls| nulls.null_count() > 0)), values)
 }
 
 fn dictionary_of(keys: Int32Array, values: StringArray) -> Result<Texts> {

@@ -7,7 +7,8 @@
 //! | [`values`] | attributes: columns of values, lists among them; values as protobuf |
 //! | [`shared`] | columns of resources and scopes as messages, each once |
 //! | [`entries`] | events and links |
-//! | [`record`] | the checked table as an Arrow IPC stream and back, for the log |
+//! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
+//! | [`sparse`] | attributes that few spans have, in such a stream of their own |
 //! | [`append`] | the checked table into a builder |
 //!
 //! A table is looked at once, in [`SpanTable::try_new`]; what it holds afterwards is typed, compact and right, so that appending it cannot
@@ -19,6 +20,7 @@ mod entries;
 mod ids;
 mod record;
 mod shared;
+mod sparse;
 #[cfg(test)]
 mod tests;
 mod values;

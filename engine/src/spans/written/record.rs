@@ -1,4 +1,4 @@
-//! A checked table as an Arrow IPC stream of one batch, and back. The columns are described in ingest/src/wal/FORMAT.md, "Tables".
+//! A checked table as Arrow IPC streams of one batch each, and back. The columns are described in ingest/src/wal/FORMAT.md, "Tables".
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,6 +23,7 @@ use super::{
     columns::Budget,
     entries::{Events, Links},
     shared::Coded,
+    sparse,
     values::{Attribute, Values, array_of, array_of_texts},
 };
 use crate::{
@@ -33,31 +34,40 @@ use crate::{
     },
 };
 
+/// What the names of columns of attributes begin with.
+const SPAN: &str = "span";
+
+/// The end of an IPC stream.
+const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+
 /// Bytes to which buffers are padded: a record of few spans is mostly padding otherwise.
 const ALIGNMENT: usize = 8;
 
 impl SpanTable {
-    /// Appends the table to `out` as an IPC stream that needs nothing else to be read. Errors: `Internal`.
-    /// Cost: a copy of the columns.
+    /// Appends the table to `out` as IPC streams that need nothing else to be read. Errors: `Internal`.
+    /// Cost: a copy of the columns, of sparse attributes twice of what is there of them.
     pub fn write_record(&self, out: &mut Vec<u8>) -> Result<()> {
-        let batch = self.batch()?;
-        let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
-        let mut writer = StreamWriter::try_new_with_options(out, batch.schema_ref(), options)?;
-        writer.write(&batch)?;
-        Ok(writer.finish()?)
+        let (dense, tables) = sparse::split(SPAN, &self.attributes, self.rows)?;
+        write_stream(out, &self.batch(dense)?)?;
+        tables.iter().try_for_each(|table| write_stream(out, table))
     }
 
     /// Reads what [`SpanTable::write_record`] wrote. Errors: `Data` for anything else.
     pub fn read_record(record: Bytes) -> Result<Self> {
-        let damaged = |error: arrow::error::ArrowError| Error::data("reading a table of spans").with_source(error);
-        let (mut decoder, mut buffer) = (StreamDecoder::new(), Buffer::from(record));
-        // Arrow's reader asserts some of what a stream says of itself instead of refusing it.
-        let batch = catch_unwind(AssertUnwindSafe(|| decoder.decode(&mut buffer)));
-        let batch = batch.map_err(|_| Error::data("reading a table of spans: it contradicts its schema"))?.map_err(damaged)?;
-        Self::of_batch(&batch.ok_or_else(|| Error::data("reading a table of spans: there is no batch"))?)
+        let mut rest = Buffer::from(record);
+        // Text was bounded when the table was made; what is spent here is only counted.
+        let mut budget = Budget::new(usize::MAX);
+        let mut table = Self::of_batch(&read_stream(&mut rest)?, &mut budget)?;
+        while !rest.is_empty() {
+            let sparse = sparse::spread(&read_stream(&mut rest)?, SPAN, table.rows, &mut budget)?;
+            table.attributes.extend(sparse);
+        }
+        table.text_bytes = budget.spent();
+        Ok(table)
     }
 
-    fn batch(&self) -> Result<RecordBatch> {
+    /// All but sparse attributes; `dense` are the others.
+    fn batch(&self, dense: Vec<(String, ArrayRef)>) -> Result<RecordBatch> {
         let mut columns = Columns::default();
         for (name, values) in [
             ("trace_id_high", &self.trace_id_high),
@@ -80,7 +90,7 @@ impl SpanTable {
         for (name, counts) in COUNTS.into_iter().zip(&self.counts) {
             columns.add_some(name, counts.clone().map(|counts| Arc::new(counts) as ArrayRef));
         }
-        columns.add_attributes("span", &self.attributes);
+        dense.into_iter().for_each(|(name, array)| columns.add(name, array));
         columns.add_some("span_attributes_rest", self.rest.clone().map(|rest| Arc::new(rest) as ArrayRef));
         columns.add_some("events", self.events.as_ref().map(Events::array).transpose()?);
         columns.add_some("links", self.links.as_ref().map(Links::array).transpose()?);
@@ -88,9 +98,7 @@ impl SpanTable {
         Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(columns.fields)), columns.arrays, &options)?)
     }
 
-    fn of_batch(batch: &RecordBatch) -> Result<Self> {
-        // Text was bounded when the table was made; what is spent here is only counted.
-        let mut budget = Budget::new(usize::MAX);
+    fn of_batch(batch: &RecordBatch, budget: &mut Budget) -> Result<Self> {
         let number = |name: &str| -> Result<ScalarBuffer<i64>> { whole(ints(batch, name)?, name).map(|values| values.values().clone()) };
         let code = |name: &str| -> Result<ScalarBuffer<i32>> { whole(small_ints(batch, name)?, name).map(|values| values.values().clone()) };
         let mut counts = [const { None }; COUNTS.len()];
@@ -107,19 +115,44 @@ impl SpanTable {
             duration_nanos: number("duration_nanos")?,
             kind: code("kind")?,
             status_code: code("status_code")?,
-            name: texts_opt(batch, "name", &mut budget)?,
-            status_message: texts_opt(batch, "status_message", &mut budget)?,
-            trace_state: texts_opt(batch, "trace_state", &mut budget)?,
+            name: texts_opt(batch, "name", budget)?,
+            status_message: texts_opt(batch, "status_message", budget)?,
+            trace_state: texts_opt(batch, "trace_state", budget)?,
             counts,
             resource: Coded::of(column(batch, "resource")?)?,
             scope: Coded::of(column(batch, "scope")?)?,
-            attributes: attributes_of(batch, "span.", &mut budget)?,
+            attributes: attributes_of(batch, &format!("{SPAN}."), budget)?,
             rest: rest_of(batch, "span_attributes_rest")?,
-            events: list_opt(batch, "events")?.map(|list| Events::of_list(list, &mut budget)).transpose()?,
+            events: list_opt(batch, "events")?.map(|list| Events::of_list(list, budget)).transpose()?,
             links: list_opt(batch, "links")?.map(Links::of_list).transpose()?,
-            text_bytes: budget.spent(),
+            text_bytes: 0,
         })
     }
+}
+
+/// Appends an IPC stream of one batch.
+fn write_stream(out: &mut Vec<u8>, batch: &RecordBatch) -> Result<()> {
+    // Of columns that show a part of what a client sent only that part is written.
+    out.reserve(batch.columns().iter().map(|column| column.to_data().get_slice_memory_size()).sum::<Result<usize, _>>()?);
+    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
+    let mut writer = StreamWriter::try_new_with_options(out, batch.schema_ref(), options)?;
+    writer.write(batch)?;
+    Ok(writer.finish()?)
+}
+
+/// The batch of the stream that `bytes` begin with, which become what follows it. Errors: `Data` for anything else.
+fn read_stream(bytes: &mut Buffer) -> Result<RecordBatch> {
+    let damaged = |error: arrow::error::ArrowError| Error::data("reading a table of spans").with_source(error);
+    let mut decoder = StreamDecoder::new();
+    // Arrow's reader asserts some of what a stream says of itself instead of refusing it.
+    let batch = catch_unwind(AssertUnwindSafe(|| decoder.decode(bytes)));
+    let batch = batch.map_err(|_| Error::data("reading a table of spans: it contradicts its schema"))?.map_err(damaged)?;
+    let batch = batch.ok_or_else(|| Error::data("reading a table of spans: there is no batch"))?;
+    if !bytes.starts_with(&END) {
+        return Err(Error::data("reading a table of spans: a stream does not end after its batch"));
+    }
+    bytes.advance(END.len());
+    Ok(batch)
 }
 
 /// Columns with their fields.
@@ -244,7 +277,7 @@ fn texts_opt(batch: &RecordBatch, name: &str, budget: &mut Budget) -> Result<Opt
     Ok(Some(texts))
 }
 
-fn attributes_of(batch: &RecordBatch, prefix: &str, budget: &mut Budget) -> Result<Vec<Attribute>> {
+pub(super) fn attributes_of(batch: &RecordBatch, prefix: &str, budget: &mut Budget) -> Result<Vec<Attribute>> {
     let mut attributes = Vec::new();
     for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         let Some(key) = field.name().strip_prefix(prefix) else { continue };

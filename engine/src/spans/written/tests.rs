@@ -449,10 +449,16 @@ async fn long_tables_are_appended_in_slices() {
         })
         .collect();
     let table = SpanTable::try_new(&table_of(&mut random, &spans)).unwrap();
-    let mut builder = SpanBuilder::default();
-    builder.append_table(&table, 1 << 20);
-    assert_eq!(builder.wire_bytes(), 1 << 20);
-    assert_eq!(read_back(&mut builder).await, expected(&spans));
+    let (dense, sparse) = super::sparse::split("span", &table.attributes, table.len()).unwrap();
+    assert!(dense.is_empty() && !sparse.is_empty() && sparse.iter().all(|table| table.num_rows() <= 70), "one span in a thousand has attributes");
+    let (again, _) = recorded(&table);
+    assert_eq!(again.attributes.len(), table.attributes.iter().filter(|each| !each.is_list()).count());
+    for table in [table, again] {
+        let mut builder = SpanBuilder::default();
+        builder.append_table(&table, 1 << 20);
+        assert_eq!(builder.wire_bytes(), 1 << 20);
+        assert_eq!(read_back(&mut builder).await, expected(&spans));
+    }
 }
 
 /// Three spans with nothing but what is needed, and `columns` instead of or beside it; None takes a column away.
