@@ -43,9 +43,9 @@ use crate::{
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
 /// **Shape**: one batch of [`partial::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
-/// of the partition's row groups that are in it and those before ([`row_groups_in`]). Row groups, newest first, are dealt out to the partitions
-/// in turn. **Memory**: the columns of a row group and all series, for each partition. What is known of a row group of a
-/// block from an earlier query ([`PartialCache`]) is not read again.
+/// of the partition's row groups that are in it and those before ([`row_groups_in`]). Those of `compare()` are empty and say 0, but for the last.
+/// Row groups, newest first, are dealt out to the partitions in turn. **Memory**: the columns of a row group and all series, for each partition.
+/// What is known of a row group of a block from an earlier query ([`PartialCache`]) is not read again.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
