@@ -7,8 +7,8 @@ use bytes::Bytes;
 use crate::{
     error::{Error, Result},
     spans::{
-        TraceId,
         tables::{Shared, SharedKind},
+        tree::TraceRows,
         wire::{read_varint, write_varint},
     },
 };
@@ -31,6 +31,7 @@ const ROW_GROUPS: u32 = 4;
 const SPAN_REST_KEYS: u32 = 5;
 const EVENT_REST_KEYS: u32 = 6;
 const LINK_KEYS: u32 = 7;
+const TRACE_STARTS: u32 = 8;
 
 /// Rows and times of one row group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,18 +52,31 @@ pub struct TraceIndex {
     ids: Vec<u128>,
     first: Vec<u32>,
     rows: Vec<u32>,
-    /// Positions in the other lists, in row order. Made when first asked for.
-    by_row: OnceLock<Vec<u32>>,
+    /// Starts in Unix nanoseconds in the order of rows; empty where they are not known.
+    starts: Vec<i64>,
+    /// Made when first asked for.
+    by_row: OnceLock<RowOrder>,
+}
+
+/// The traces in the order of their rows. Empty for traces that leave out rows or share them.
+#[derive(Debug, Default)]
+struct RowOrder {
+    /// Positions in the lists by id.
+    positions: Vec<u32>,
+    /// The row after the last of each.
+    ends: Vec<u32>,
 }
 
 impl TraceIndex {
-    /// Takes `(id, first row, rows)` in any order.
-    pub fn new(mut traces: Vec<(TraceId, u32, u32)>) -> Self {
-        traces.sort_unstable_by_key(|&(id, ..)| id);
+    /// The index of `traces`, which are in the order of their rows.
+    pub fn of(traces: &[TraceRows]) -> Self {
+        let mut by_id: Vec<(u128, &TraceRows)> = traces.iter().map(|trace| (u128::from_be_bytes(trace.id().0), trace)).collect();
+        by_id.sort_unstable_by_key(|&(id, _)| id);
         Self {
-            ids: traces.iter().map(|&(id, ..)| u128::from_be_bytes(id.0)).collect(),
-            first: traces.iter().map(|&(_, first, _)| first).collect(),
-            rows: traces.iter().map(|&(.., rows)| rows).collect(),
+            ids: by_id.iter().map(|&(id, _)| id).collect(),
+            first: by_id.iter().map(|(_, trace)| trace.first).collect(),
+            rows: by_id.iter().map(|(_, trace)| trace.rows).collect(),
+            starts: traces.iter().map(|trace| trace.start_unix_nano).collect(),
             by_row: OnceLock::new(),
         }
     }
@@ -80,12 +94,55 @@ impl TraceIndex {
 
     /// A cursor over the traces in row order, before the first. Cost: sorts the traces once for each index.
     pub fn cursor(&self) -> TraceCursor<'_> {
-        let by_row = self.by_row.get_or_init(|| {
-            let mut by_row: Vec<u32> = (0..self.ids.len() as u32).collect();
-            by_row.sort_unstable_by_key(|&at| self.first[at as usize]);
-            by_row
-        });
-        TraceCursor { index: self, by_row, next: 0 }
+        TraceCursor { index: self, order: self.row_order(), next: 0 }
+    }
+
+    /// Whether the starts of traces are known. Cost: as of [`cursor`](Self::cursor).
+    pub fn has_starts(&self) -> bool {
+        !self.starts.is_empty() && self.starts.len() == self.row_order().ends.len()
+    }
+
+    /// Adds the start of its trace for each of `rows`, which there are, to `out`; starts are known. Cost: a write a row, a look a trace.
+    pub fn add_starts(&self, rows: Range<usize>, out: &mut Vec<i64>) {
+        let ends = &self.row_order().ends;
+        let first = ends.partition_point(|&end| end as usize <= rows.start);
+        let before = out.len();
+        for (&end, &start) in ends[first..].iter().zip(&self.starts[first..]) {
+            let until = (end as usize).min(rows.end);
+            out.resize(before + until - rows.start, start);
+            if until == rows.end {
+                return;
+            }
+        }
+    }
+
+    /// The traces of `rows`, which begin and end with one; None if a row has no trace. Cost: as of [`cursor`](Self::cursor).
+    pub fn traces_in(&self, rows: Range<usize>) -> Option<RowTraces<'_>> {
+        let RowOrder { positions, ends } = self.row_order();
+        let [from, to] = [rows.start, rows.end].map(|row| ends.partition_point(|&end| end as usize <= row));
+        let is_whole = to.checked_sub(1).map_or(0, |at| ends[at] as usize) == rows.end;
+        is_whole.then(|| RowTraces {
+            ids: &self.ids,
+            positions: &positions[from..to],
+            ends: &ends[from..to],
+            starts: self.has_starts().then(|| &self.starts[from..to]),
+        })
+    }
+
+    /// Bytes in memory.
+    pub fn memory_bytes(&self) -> usize {
+        self.ids.len() * (size_of::<u128>() + 4 * size_of::<u32>()) + size_of_val(&*self.starts)
+    }
+
+    fn row_order(&self) -> &RowOrder {
+        self.by_row.get_or_init(|| {
+            let mut positions: Vec<u32> = (0..self.ids.len() as u32).collect();
+            positions.sort_unstable_by_key(|&at| self.first[at as usize]);
+            let ranges = || positions.iter().map(|&at| self.range(at as usize));
+            let ends: Vec<u32> = ranges().map(|rows| rows.end as u32).collect();
+            let before = std::iter::once(0).chain(ranges().map(|rows| rows.end));
+            if ranges().zip(before).all(|(rows, before)| rows.start == before) { RowOrder { positions, ends } } else { RowOrder::default() }
+        })
     }
 
     fn range(&self, at: usize) -> Range<usize> {
@@ -94,26 +151,43 @@ impl TraceIndex {
     }
 }
 
+/// Some traces in the order of their rows.
+#[derive(Debug, Clone, Copy)]
+pub struct RowTraces<'a> {
+    ids: &'a [u128],
+    positions: &'a [u32],
+    /// The row after the last of each.
+    pub ends: &'a [u32],
+    /// Their starts in Unix nanoseconds, if they are known.
+    pub starts: Option<&'a [i64]>,
+}
+
+impl RowTraces<'_> {
+    /// The id of one.
+    pub fn id(&self, at: usize) -> u128 {
+        self.ids[self.positions[at] as usize]
+    }
+}
+
 /// Finds the traces of ascending rows.
 #[derive(Debug)]
 pub struct TraceCursor<'a> {
     index: &'a TraceIndex,
-    by_row: &'a [u32],
+    order: &'a RowOrder,
     next: usize,
 }
 
 impl TraceCursor<'_> {
     /// The id and rows of the trace that holds `row`, which is not before the last trace given. Cost: steps of doubling length from there.
     pub fn trace_at(&mut self, row: usize) -> Option<(u128, Range<usize>)> {
-        let last_row = |at: usize| self.index.range(self.by_row[at] as usize).end;
+        let ends = &self.order.ends;
         let mut step = 1;
-        while self.next + step < self.by_row.len() && last_row(self.next + step - 1) <= row {
+        while self.next + step < ends.len() && ends[self.next + step - 1] as usize <= row {
             step *= 2;
         }
-        let until = (self.next + step).min(self.by_row.len());
-        let at = self.next + self.by_row[self.next..until].partition_point(|&at| self.index.range(at as usize).end <= row);
-        self.next = at;
-        let at = *self.by_row.get(at)? as usize;
+        let until = (self.next + step).min(ends.len());
+        self.next += ends[self.next..until].partition_point(|&end| end as usize <= row);
+        let at = *self.order.positions.get(self.next)? as usize;
         Some((self.index.ids[at], self.index.range(at)))
     }
 }
@@ -159,6 +233,7 @@ impl BlockIndex {
             (SPAN_REST_KEYS, keys(&self.span_rest_keys)),
             (EVENT_REST_KEYS, keys(&self.event_rest_keys)),
             (LINK_KEYS, keys(&self.link_keys)),
+            (TRACE_STARTS, deltas(&self.traces.starts)),
         ])
     }
 
@@ -172,7 +247,7 @@ impl BlockIndex {
         Ok(Self {
             resources: Shared::new(SharedKind::Resource, parse_strings(&sections.get(RESOURCES)?)?),
             scopes: Shared::new(SharedKind::Scope, parse_strings(&sections.get(SCOPES)?)?),
-            traces: parse_traces(&sections.get(TRACES)?)?,
+            traces: parse_traces(&sections.get(TRACES)?, sections.find(TRACE_STARTS)?.as_deref())?,
             row_groups: parse_row_groups(&sections.get(ROW_GROUPS)?)?,
             span_rest_keys: keys(SPAN_REST_KEYS)?,
             event_rest_keys: keys(EVENT_REST_KEYS)?,
@@ -233,6 +308,11 @@ impl<'a> Sections<'a> {
     }
 
     fn get(&self, kind: u32) -> Result<Vec<u8>> {
+        self.find(kind)?.ok_or_else(|| damaged(&format!("section {kind} is missing")))
+    }
+
+    /// A section, if there is one.
+    fn find(&self, kind: u32) -> Result<Option<Vec<u8>>> {
         for entry in (0..self.count).map(|at| HEADER_BYTES + at * ENTRY_BYTES) {
             if u32_at(self.bytes, entry)? != kind {
                 continue;
@@ -244,9 +324,10 @@ impl<'a> Sections<'a> {
             if crc32fast::hash(packed) != checksum || raw_length > SECTION_BYTES_MAX {
                 return Err(damaged(&format!("section {kind} has a wrong checksum")));
             }
-            return zstd::bulk::decompress(packed, raw_length as usize).map_err(|e| damaged(&format!("section {kind}")).with_source(e));
+            let raw = zstd::bulk::decompress(packed, raw_length as usize);
+            return raw.map(Some).map_err(|e| damaged(&format!("section {kind}")).with_source(e));
         }
-        Err(damaged(&format!("section {kind} is missing")))
+        Ok(None)
     }
 }
 
@@ -257,6 +338,29 @@ fn strings<'a>(strings: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
         out.extend_from_slice(string);
     }
     out
+}
+
+/// Each number as a zigzag varint of its difference to the one before it.
+fn deltas(numbers: &[i64]) -> Vec<u8> {
+    let (mut out, mut last) = (Vec::with_capacity(numbers.len() * 5), 0i64);
+    for &number in numbers {
+        let delta = number.wrapping_sub(last);
+        write_varint(&mut out, (delta << 1 ^ delta >> 63) as u64);
+        last = number;
+    }
+    out
+}
+
+/// What [`deltas`] wrote of `count` numbers.
+fn parse_deltas(mut bytes: &[u8], count: usize) -> Result<Vec<i64>> {
+    let (mut numbers, mut last) = (Vec::with_capacity(count), 0i64);
+    while !bytes.is_empty() {
+        let (zigzag, used) = read_varint(bytes).map_err(|e| damaged("a number").with_source(e))?;
+        last = last.wrapping_add((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64));
+        numbers.push(last);
+        bytes = &bytes[used..];
+    }
+    if numbers.len() == count { Ok(numbers) } else { Err(damaged("there are not as many starts as traces")) }
 }
 
 fn parse_strings(mut bytes: &[u8]) -> Result<Vec<Box<[u8]>>> {
@@ -270,7 +374,7 @@ fn parse_strings(mut bytes: &[u8]) -> Result<Vec<Box<[u8]>>> {
     Ok(out)
 }
 
-fn parse_traces(bytes: &[u8]) -> Result<TraceIndex> {
+fn parse_traces(bytes: &[u8], starts: Option<&[u8]>) -> Result<TraceIndex> {
     let count = u64_at(bytes, 0)? as usize;
     if bytes.len() != count.checked_mul(24).and_then(|length| length.checked_add(8)).unwrap_or(0) {
         return Err(damaged("the trace section has a wrong length"));
@@ -282,6 +386,7 @@ fn parse_traces(bytes: &[u8]) -> Result<TraceIndex> {
         ids: ids.chunks_exact(16).map(|part| u128::from_le_bytes(part.try_into().expect("sixteen bytes"))).collect(),
         first: numbers(first),
         rows: numbers(rows),
+        starts: starts.map_or(Ok(Vec::new()), |starts| parse_deltas(starts, count))?,
         by_row: OnceLock::new(),
     })
 }
@@ -311,12 +416,18 @@ mod tests {
 
     use super::*;
 
+    /// A trace of ten rows, which starts the earlier the later they are.
+    fn trace(id_high: i64, id_low: i64, first: u32) -> TraceRows {
+        let start_unix_nano = 1_000_000 - i64::from(first) * 7;
+        TraceRows { id_high, id_low, first, rows: 10, start_unix_nano, duration_nanos: 0, root: None, wire_bytes: 0 }
+    }
+
     fn sample() -> BlockIndex {
-        let ids = [3u128, 1, 2].map(|n| TraceId((n << 70).to_be_bytes()));
+        let traces: Vec<_> = [3, 1, 2].into_iter().enumerate().map(|(at, n)| trace(n << 6, 0, at as u32 * 10)).collect();
         BlockIndex {
             resources: Shared::new(SharedKind::Resource, vec![b"\x0a\x00".to_vec().into(), Box::default()]),
             scopes: Shared::new(SharedKind::Scope, vec![]),
-            traces: TraceIndex::new(ids.iter().enumerate().map(|(at, &id)| (id, at as u32 * 10, 10)).collect()),
+            traces: TraceIndex::of(&traces),
             row_groups: vec![RowGroup { first_row: 0, rows: 30, trace_start_min: 5, trace_start_max: 9, trace_end_max: u64::MAX }],
             span_rest_keys: ["b", "a"].map(Box::from).into(),
             event_rest_keys: BTreeSet::new(),
@@ -340,8 +451,8 @@ mod tests {
     #[test]
     fn the_cursor_finds_the_trace_of_every_row() {
         let ids = [7u64, 3, 9, 1, 5];
-        let traces = ids.iter().enumerate().map(|(at, &id)| (TraceId::from_halves(0, id as i64), at as u32 * 10, 10)).collect();
-        let index = TraceIndex::new(traces);
+        let traces: Vec<_> = ids.iter().enumerate().map(|(at, &id)| trace(0, id as i64, at as u32 * 10)).collect();
+        let index = TraceIndex::of(&traces);
         for step in 1..60 {
             let mut cursor = index.cursor();
             for row in (0..50).step_by(step) {
@@ -351,6 +462,42 @@ mod tests {
             assert_eq!(cursor.trace_at(50), None);
         }
         assert_eq!(TraceIndex::default().cursor().trace_at(0), None);
+    }
+
+    #[test]
+    fn starts_come_back_row_by_row() {
+        let written = sample();
+        let index = BlockIndex::parse(&written.write().unwrap()).unwrap().traces;
+        let expected: Vec<i64> = (0..30).map(|row| 1_000_000 - row / 10 * 70).collect();
+        for (from, to) in (0..30).flat_map(|from| (from..=30).map(move |to| (from, to))) {
+            let mut found = vec![5];
+            index.add_starts(from..to, &mut found);
+            assert_eq!((found[0], &found[1..]), (5, &expected[from..to]), "{from} to {to}");
+        }
+        for numbers in [vec![], vec![i64::MIN, i64::MAX, 0, -1, i64::MIN]] {
+            assert_eq!(parse_deltas(&deltas(&numbers), numbers.len()).unwrap(), numbers);
+            assert!(parse_deltas(&deltas(&numbers), numbers.len() + 1).is_err());
+        }
+    }
+
+    #[test]
+    fn traces_of_some_rows_are_whole_ones() {
+        let index = sample().traces;
+        let found = index.traces_in(10..30).unwrap();
+        let ids: Vec<u128> = (0..2).map(|at| found.id(at) >> 70).collect();
+        assert_eq!((found.ends, found.starts, &*ids), (&[20, 30][..], Some(&[999_930, 999_860][..]), &[1, 2][..]));
+        assert!(index.traces_in(10..10).unwrap().ends.is_empty() && TraceIndex::default().traces_in(0..0).is_some());
+        assert!(index.traces_in(10..29).is_none() && index.traces_in(20..31).is_none());
+    }
+
+    #[test]
+    fn traces_that_do_not_share_out_the_rows_are_found_by_none() {
+        for firsts in [[0, 11], [0, 9], [1, 11]] {
+            let index = TraceIndex::of(&firsts.map(|first| trace(0, first.into(), first)));
+            assert!(index.cursor().trace_at(5).is_none() && index.traces_in(0..10).is_none() && !index.has_starts());
+        }
+        let index = TraceIndex { starts: Vec::new(), ..TraceIndex::of(&[trace(0, 1, 0)]) };
+        assert!(index.cursor().trace_at(5).is_some() && !index.has_starts(), "an index that was written without starts");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use arrow::{
-    array::ArrayRef,
+    array::{ArrayRef, Int64Array},
     datatypes::{Field, FieldRef, Schema},
     record_batch::{RecordBatch, RecordBatchOptions},
 };
@@ -28,6 +28,7 @@ use parquet::{
 use super::{
     index::BlockIndex,
     row_group::{FetchedColumns, known_presence},
+    writer::rows_of,
 };
 use crate::{
     catalog::meta::{BlockMeta, DATA_NAME, INDEX_NAME},
@@ -123,15 +124,16 @@ impl BlockReader {
 
     /// Bytes the footer and index take in memory, roughly.
     pub fn memory_bytes(&self) -> usize {
-        self.parquet.metadata().memory_size() + self.index.traces.ids().len() * 28 + self.index.resources.len() * 1024
+        self.parquet.metadata().memory_size() + self.index.traces.memory_bytes() + self.index.resources.len() * 1024
     }
 
     /// Reads `columns` (and `events` of the events column) of row group `group`: all its rows or those of `rows`, ascending and without
-    /// overlap. Cost: one ranged request, merged by the store where ranges are close.
+    /// overlap. Cost: one ranged request, merged by the store where ranges are close; starts of traces are in the index.
     /// Errors: `Data`, else as the store's.
     pub async fn read(&self, group: usize, columns: &[Column], events: &[EventColumn], rows: Option<&[Range<usize>]>) -> Result<(RecordBatch, u64)> {
         let doing = || format!("reading {}", self.meta.object_path(DATA_NAME));
-        let (leaves, presences) = (self.leaves_of(columns, events), self.presences_of(columns));
+        let (leaves, presences) = (self.leaves_of(&self.in_file(columns), events), self.presences_of(columns));
+        let starts = self.starts_of(columns, group, rows);
         let total = self.index.row_groups[group].rows as usize;
         let chunks = self.parquet.metadata().row_group(group).columns();
         let looked_at = presences.iter().map(|(_, leaf)| leaf).filter(|&&leaf| known_presence(&chunks[leaf], total).is_none());
@@ -152,9 +154,28 @@ impl BlockReader {
             let presence = |(field, leaf): &(Field, usize)| -> Result<(FieldRef, ArrayRef)> {
                 Ok((Arc::new(field.clone()), Arc::new(columns.presence(*leaf, rows)?)))
             };
-            with_columns(batch, presences.iter().map(presence).collect::<Result<_>>()?)
+            with_columns(batch, presences.iter().map(presence).chain(starts.map(Ok)).collect::<Result<_>>()?)
         };
         Ok((decoded().map_err(|e| e.context(doing()))?, bytes))
+    }
+
+    /// Those of `columns` that are read from the file.
+    fn in_file(&self, columns: &[Column]) -> Vec<Column> {
+        let in_index = |column: &Column| *column == Column::TraceStart && self.index.traces.has_starts();
+        columns.iter().copied().filter(|column| !in_index(column)).collect()
+    }
+
+    /// The column of the starts of traces, if it is one of `columns` and the index has it.
+    fn starts_of(&self, columns: &[Column], group: usize, rows: Option<&[Range<usize>]>) -> Option<(FieldRef, ArrayRef)> {
+        if !columns.contains(&Column::TraceStart) || !self.index.traces.has_starts() {
+            return None;
+        }
+        let all = rows_of(&self.index.row_groups[group]);
+        let whole = [0..all.len()];
+        let chosen = rows.unwrap_or(&whole);
+        let mut starts = Vec::with_capacity(chosen.iter().map(ExactSizeIterator::len).sum());
+        chosen.iter().for_each(|rows| self.index.traces.add_starts(all.start + rows.start..all.start + rows.end, &mut starts));
+        Some((Arc::new(self.schema.field(Column::TraceStart, &[])), Arc::new(Int64Array::from(starts))))
     }
 
     /// The columns of whether spans have an attribute, each with its leaf.
@@ -187,11 +208,13 @@ impl BlockReader {
             // Files repeat a value at no cost, memory does not.
             fetched + stored(leaf).max(values * width) * chosen / all
         };
-        let (leaves, presences) = (self.leaves_of(columns, events), self.presences_of(columns));
+        let (in_file, presences) = (self.in_file(columns), self.presences_of(columns));
+        let leaves = self.leaves_of(&in_file, events);
+        let starts = if in_file.len() < columns.len() { chosen * size_of::<i64>() } else { 0 };
         let bits = presences.iter().map(|(_, leaf)| usize::try_from(chunks[*leaf].compressed_size()).unwrap_or(0) + all / 8);
         // One leaf after the other is unpacked whole, of a presence at most.
         let unpacked = leaves.iter().filter(|_| rows.is_some()).chain(presences.iter().map(|(_, leaf)| leaf)).map(|&leaf| stored(leaf)).max();
-        leaves.iter().map(|&leaf| bytes(leaf)).chain(bits).sum::<usize>() + unpacked.unwrap_or(0)
+        leaves.iter().map(|&leaf| bytes(leaf)).chain(bits).sum::<usize>() + starts + unpacked.unwrap_or(0)
     }
 
     fn leaves_of(&self, columns: &[Column], events: &[EventColumn]) -> Vec<usize> {

@@ -99,20 +99,19 @@ pub fn write_block(spans: &OrderedSpans) -> Result<BlockObjects> {
 
 fn finish(spans: &OrderedSpans, groups: Vec<RowGroup>, keys: RestKeys, data: Bytes, footer_bytes: usize) -> Result<BlockObjects> {
     let traces = &spans.order.traces;
-    let id = |trace: &TraceRows| TraceId::from_halves(trace.id_high, trace.id_low);
     let row_groups = groups.len();
     let start_unix_nano = groups.iter().map(|group| group.trace_start_min).min().unwrap_or(0);
     let end_unix_nano = groups.iter().map(|group| group.trace_end_max).max().unwrap_or(0);
     let index = BlockIndex {
         resources: Shared::new(SharedKind::Resource, spans.set.resources.entries().to_vec()),
         scopes: Shared::new(SharedKind::Scope, spans.set.scopes.entries().to_vec()),
-        traces: TraceIndex::new(traces.iter().map(|trace| (id(trace), trace.first, trace.rows)).collect()),
+        traces: TraceIndex::of(traces),
         row_groups: groups,
         span_rest_keys: keys.span,
         event_rest_keys: keys.event,
         link_keys: keys.link,
     };
-    let ids: Vec<TraceId> = traces.iter().map(id).collect();
+    let ids: Vec<TraceId> = traces.iter().map(TraceRows::id).collect();
     Ok(BlockObjects {
         data,
         index: index.write()?,

@@ -23,7 +23,6 @@ use crate::{
     },
     error::Result,
     spans::{
-        TraceId,
         gather::OrderedSpans,
         schema::{Column, ColumnPolicy, EventColumn, SpanSchema},
         set::SpanSet,
@@ -176,8 +175,7 @@ impl MemorySource {
         let order = order_spans(&set);
         let schema = SpanSchema::of(&set, ColumnPolicy::MEMORY);
         let groups = if order.rows.is_empty() { Vec::new() } else { row_groups(&order.traces) };
-        let id = |trace: &crate::spans::tree::TraceRows| TraceId::from_halves(trace.id_high, trace.id_low);
-        let traces = TraceIndex::new(order.traces.iter().map(|trace| (id(trace), trace.first, trace.rows)).collect());
+        let traces = TraceIndex::of(&order.traces);
         Self {
             spans: Arc::new(OrderedSpans::new(set, order, schema)),
             groups: groups.into(),

@@ -16,9 +16,9 @@ use moka::{notification::RemovalCause, sync::Cache};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::{
+    batch,
     intervals::{IntervalFinder, Intervals},
     packed::PackedBatch,
-    partial,
 };
 use crate::{
     block::index::RowGroup,
@@ -207,7 +207,7 @@ impl Slot {
     }
 
     fn to_query(&self, series: &RecordBatch) -> Result<RecordBatch> {
-        partial::moved(series, self.offset, self.intervals.count())
+        batch::moved(series, self.offset, self.intervals.count())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The distinct values of a field in a frame as small numbers, so that rows are grouped by numbers and not by values.
 
-use arrow::array::{Array, Int32Array};
+use arrow::array::{Array, Int32Array, StringArray};
 use hashbrown::HashMap;
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 pub struct Codes {
     /// By row: a position in `values`.
     pub rows: Vec<u32>,
-    /// The distinct values. `Nil` is one of them where rows lack the field.
+    /// The distinct values; some may be in no row. `Nil` is one of them where rows lack the field.
     pub values: Vec<Value>,
 }
 
@@ -67,17 +67,23 @@ impl Codes {
             }
             Vector::Status(codes) => by_key(codes, &mut table, |table, code| table.code(Value::Status(status_of(code))), Value::Nil),
             Vector::Kind(codes) => by_key(codes, &mut table, |table, code| table.code(Value::Kind(kind_of(code))), Value::Nil),
-            Vector::Typed(Typed::Text(Texts::Dictionary(dictionary, values))) => {
-                by_key(dictionary.keys(), &mut table, |table, key| table.code(Value::from(values.value(key as usize))), Value::Nil)
-            }
-            Vector::Text(Texts::Dictionary(dictionary, values), _) => {
-                by_key(dictionary.keys(), &mut table, |table, key| table.code(Value::from(values.value(key as usize))), Value::from(""))
-            }
+            Vector::Typed(Typed::Text(Texts::Dictionary(dictionary, values))) => by_text(dictionary.keys(), values, &mut table, Value::Nil),
+            Vector::Text(Texts::Dictionary(dictionary, values), _) => by_text(dictionary.keys(), values, &mut table, Value::from("")),
             Vector::First(vectors) => first_of(vectors, &mut table),
             other => (0..other.len()).map(|row| table.code(other.get(row))).collect(),
         };
         Self { rows, values: table.values }
     }
+}
+
+/// Codes by key into `texts`. Where these are few all are looked up before, also those that no row has. `null` is what a null means.
+fn by_text(keys: &Int32Array, texts: &StringArray, table: &mut Table, null: Value) -> Vec<u32> {
+    const FEW: usize = 64;
+    if keys.null_count() > 0 || texts.len() * FEW > keys.len() {
+        return by_key(keys, table, |table, key| table.code(Value::from(texts.value(key as usize))), null);
+    }
+    let codes: Vec<u32> = (0..texts.len()).map(|key| table.code(Value::from(texts.value(key)))).collect();
+    keys.values().iter().map(|&key| codes[key as usize]).collect()
 }
 
 /// Stands for keys that were not looked up yet.

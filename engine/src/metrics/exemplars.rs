@@ -7,11 +7,12 @@
 //!
 //! In the end [`spread`] orders the spans of a series so that every beginning of the list is well spread.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use hashbrown::HashMap;
+use skein_proto::otlp::common::v1::KeyValue;
 
-use super::{intervals::Intervals, partial::Labels};
+use super::intervals::Intervals;
 use crate::spans::TraceId;
 
 /// Most slots of one process and query. Answers have a hundred exemplars or so; a slot has some 200 bytes.
@@ -134,7 +135,7 @@ pub struct Candidate {
     /// The value that the function takes of it, in the unit of the field; NaN when it takes none.
     pub value: f64,
     /// What it is told by beside the labels of its series.
-    pub labels: Labels,
+    pub labels: Arc<[KeyValue]>,
 }
 
 /// The spans in the slots of all series.
@@ -243,7 +244,7 @@ mod tests {
     use super::*;
 
     fn candidate(trace: u8, hash: u64, value: f64) -> Candidate {
-        Candidate { hash, interval: 0, trace: TraceId([trace; 16]), start_unix_nano: 5, value, labels: Labels::new() }
+        Candidate { hash, interval: 0, trace: TraceId([trace; 16]), start_unix_nano: 5, value, labels: Arc::from([]) }
     }
 
     #[test]

@@ -132,6 +132,24 @@ impl IntervalFinder {
     }
 }
 
+/// Stands for the interval of times that are in none.
+pub const OUTSIDE: u32 = u32::MAX;
+
+impl IntervalFinder {
+    /// Adds the interval of each of the times `offsets` after `start` to `out`, or [`OUTSIDE`]. Cost: least where all are in the last one.
+    pub fn add_all(&mut self, start: u64, offsets: &[i64], out: &mut Vec<u32>) {
+        let time = |offset: i64| start.wrapping_add(offset as u64);
+        let (first, length) = (self.after.wrapping_add(1), self.until - self.after);
+        // Without a branch in the loop: mostly all are.
+        let outside = offsets.iter().fold(false, |any, &offset| any | (time(offset).wrapping_sub(first) >= length));
+        if outside {
+            out.extend(offsets.iter().map(|&offset| self.find(time(offset)).unwrap_or(OUTSIDE)));
+        } else {
+            out.resize(out.len() + offsets.len(), self.at);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

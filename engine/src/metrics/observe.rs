@@ -1,6 +1,6 @@
 //! The spans of a frame into series under way, column by column.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
     array::{Array, UInt32Array},
@@ -18,15 +18,17 @@ use super::{
     detail::{Detail, Extrapolation},
     estimate::Weight,
     exemplars::Stretches,
-    intervals::Intervals,
+    grid::{CELL_BYTES, CELLS_MAX, Grid},
+    intervals::{Intervals, OUTSIDE},
     partial::{Labels, Partial, too_many_series},
-    pick::Picker,
+    pick::{Grouped, Picker},
     sketch,
+    traces::FrameTraces,
     weighted::{TraceCells, bucket_by},
     weights,
 };
 use crate::{
-    error::{Error, Result},
+    error::Result,
     exec::eval::{ColumnNeeds, Frame, vector::Vector},
     exec::memory::Reservation,
     exec::source::SourceRef,
@@ -35,11 +37,8 @@ use crate::{
     traceql::{FieldRef, Intrinsic, MetricsFunction, Pipeline},
 };
 
-/// Counters of rows by group and interval are kept in one table up to this size.
-const TABLE_MAX: usize = 1 << 20;
-
-/// Bytes of a chosen row: its place, interval, group, and the code of a value.
-const CHOSEN_BYTES: usize = 4 * size_of::<u32>();
+/// Bytes of a chosen row: its place, interval, group, cell, and the code of a value.
+const CHOSEN_BYTES: usize = 5 * size_of::<u32>();
 
 /// Bytes of the labels of a group of a frame, roughly.
 const GROUP_BYTES: usize = 200;
@@ -52,9 +51,6 @@ pub fn value_field(function: &MetricsFunction) -> Option<&FieldRef> {
     }
 }
 
-/// Stands for the interval of rows that are in none.
-const OUTSIDE: u32 = u32::MAX;
-
 /// The chosen rows of a frame, with the interval of each; rows outside of all intervals are left out.
 pub struct Chosen {
     /// Rows, ascending.
@@ -65,18 +61,24 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    /// The rows set in `rows` that begin in one of `intervals`. Errors: `Data`.
-    pub fn of(frame: &Frame, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
-        let (starts, offsets) = (frame.ints(Column::TraceStart)?.values(), frame.ints(Column::StartOffset)?.values());
+    /// The rows set in `rows` that begin in one of `intervals`. `traces` are those of the frame. Errors: `Data`.
+    pub fn of(frame: &Frame, traces: &FrameTraces<'_>, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
+        let offsets = frame.ints(Column::StartOffset)?.values();
         let (length, count) = (rows.len(), rows.count_set_bits());
-        let mut finder = intervals.finder();
-        let mut find = |start: i64, offset: i64| finder.find((start as u64).wrapping_add(offset as u64)).unwrap_or(OUTSIDE);
+        let (mut finder, mut found) = (intervals.finder(), Vec::with_capacity(count));
         let mut chosen = if count == length {
-            let intervals = starts.iter().zip(offsets).map(|(&start, &offset)| find(start, offset)).collect();
-            Self { rows: (0..length as u32).collect(), intervals, length }
+            traces.iter().for_each(|(start, rows)| finder.add_all(start as u64, &offsets[rows], &mut found));
+            Self { rows: (0..length as u32).collect(), intervals: found, length }
         } else {
             let rows: Vec<u32> = rows.set_indices().map(|row| row as u32).collect();
-            Self { intervals: rows.iter().map(|&row| find(starts[row as usize], offsets[row as usize])).collect(), rows, length }
+            let mut left = &rows[..];
+            for (start, of_trace) in traces.iter() {
+                let (here, rest) = left.split_at(left.iter().take_while(|&&row| (row as usize) < of_trace.end).count());
+                left = rest;
+                let time = |row: u32| (start as u64).wrapping_add(offsets[row as usize] as u64);
+                found.extend(here.iter().map(|&row| finder.find(time(row)).unwrap_or(OUTSIDE)));
+            }
+            Self { rows, intervals: found, length }
         };
         if chosen.intervals.contains(&OUTSIDE) {
             let mut inside = chosen.intervals.iter().map(|&at| at != OUTSIDE);
@@ -84,6 +86,12 @@ impl Chosen {
             chosen.intervals.retain(|&at| at != OUTSIDE);
         }
         Ok(chosen)
+    }
+
+    /// All rows of a frame, which are in these intervals.
+    #[cfg(test)]
+    pub fn all_in(intervals: Vec<u32>) -> Self {
+        Self { rows: (0..intervals.len() as u32).collect(), length: intervals.len(), intervals }
     }
 
     /// The first interval that has a row, and how many there are from it to the last that has one.
@@ -112,23 +120,27 @@ impl Chosen {
         (Self { rows, intervals, length: self.length }, kept.iter().map(|&at| beside[at]).collect())
     }
 
-    /// The traces of the chosen rows: the id of each, and where it ends among them. `frame` holds a whole row group. Errors: `Data`.
-    pub fn traces(&self, frame: &Frame) -> Result<Vec<(u128, usize)>> {
-        let mut cursor = frame.source().traces().cursor();
-        let (mut traces, mut at) = (Vec::new(), 0);
-        while let Some(&row) = self.rows.get(at) {
-            let first = frame.first_row();
-            let (id, rows) = cursor.trace_at(first + row as usize).ok_or_else(|| Error::data("the index names no trace for a row"))?;
-            at += self.rows[at..].iter().take_while(|&&row| first + (row as usize) < rows.end).count();
-            traces.push((id, at));
-        }
-        Ok(traces)
+    /// The traces of the chosen rows: the start of each, and its rows among the chosen. `traces` are those of the frame. Cost: a look at each
+    /// row, of all rows at each trace.
+    pub fn traces<'a>(&'a self, traces: &'a FrameTraces<'_>) -> impl Iterator<Item = (i64, Range<usize>)> + 'a {
+        let mut from = 0;
+        let of_trace = move |(start, rows): (i64, Range<usize>)| {
+            let count = if self.is_all() { rows.len() } else { self.rows[from..].iter().take_while(|&&row| (row as usize) < rows.end).count() };
+            from += count;
+            (count > 0).then_some((start, from - count..from))
+        };
+        traces.iter().filter_map(of_trace)
+    }
+
+    /// Whether all rows of the frame are chosen.
+    fn is_all(&self) -> bool {
+        self.rows.len() == self.length
     }
 
     /// The codes of `vector` in the chosen rows. Cost: where few rows are chosen, of these only.
     pub fn codes(&self, vector: &Vector) -> Result<Codes> {
         const FEW: usize = 4;
-        if self.rows.len() == self.length {
+        if self.is_all() {
             return Ok(Codes::of(vector));
         }
         if self.rows.len() * FEW < self.length {
@@ -212,7 +224,7 @@ impl Observer {
             MetricsFunction::Compare { selection, .. } => compare::needs(selection, source),
             _ => ColumnNeeds::default(),
         };
-        needs.add(Column::TraceStart);
+        FrameTraces::add_needs(&mut needs, source);
         needs.add(Column::StartOffset);
         self.function.by().iter().chain(value_field(&self.function)).for_each(|field| needs.add_field(field, source));
         if let Some(extrapolation) = &self.detail.extrapolation {
@@ -230,7 +242,7 @@ impl Observer {
     pub fn compared(&self, frame: &Frame, rows: &BooleanBuffer) -> Result<Option<Compared>> {
         match &self.function {
             MetricsFunction::Compare { selection, window, .. } => {
-                let chosen = Chosen::of(frame, rows, &self.intervals)?;
+                let chosen = Chosen::of(frame, &FrameTraces::of(frame)?, rows, &self.intervals)?;
                 Compared::of((frame, rows, chosen), (selection, *window), &self.distinct).map(Some)
             }
             _ => Ok(None),
@@ -241,26 +253,31 @@ impl Observer {
     /// series, `Data`.
     pub fn observe(&mut self, frame: &Frame, rows: &BooleanBuffer) -> Result<()> {
         debug_assert!(!matches!(self.function, MetricsFunction::Compare { .. }), "spans that are to be compared");
-        let chosen = Chosen::of(frame, rows, &self.intervals)?;
+        let traces = FrameTraces::of(frame)?;
+        let chosen = Chosen::of(frame, &traces, rows, &self.intervals)?;
         if chosen.rows.is_empty() {
             return Ok(());
         }
         frame.hold(chosen.rows.len() * CHOSEN_BYTES)?;
         let groups = self.groups(frame, &chosen)?;
         let count = groups.labels.len();
-        let table = (count * self.intervals.count()).min(TABLE_MAX) * size_of::<u64>();
+        let table = (count * self.intervals.count()).min(CELLS_MAX) * CELL_BYTES;
         frame.hold(count * GROUP_BYTES + table).map_err(|error| too_many_series(error, count))?;
         let numbers = match value_field(&self.function) {
             Some(field) => Some(Numbers::of(frame.vector_of_spans(field)?)),
             None => None,
         };
+        let grid = if numbers.is_none() { Grid::of(&chosen, &groups.rows, count) } else { None };
         let places = match (&self.detail.extrapolation, &numbers) {
-            (Some(extrapolation), numbers) => self.add_weighted(frame, &chosen, &groups, numbers.as_ref(), &extrapolation.clone())?,
-            (None, None) => self.count(&chosen, &groups)?,
+            (Some(extrapolation), numbers) => self.add_weighted((frame, &traces), &chosen, &groups, numbers.as_ref(), &extrapolation.clone())?,
+            (None, None) => self.count(&chosen, &groups, grid.as_ref())?,
             (None, Some(numbers)) => self.add_values(&chosen, &groups, numbers)?,
         };
         match &self.picker {
-            Some(picker) => picker.pick(&mut self.partial, frame, &chosen, (&groups.rows, &places), numbers.as_ref()),
+            Some(picker) => {
+                let grouped = Grouped { chosen: &chosen, groups: &groups.rows, places: &places, grid };
+                picker.pick(&mut self.partial, (frame, &traces), &grouped, numbers.as_ref())
+            }
             None => Ok(()),
         }
     }
@@ -328,12 +345,10 @@ impl Observer {
         Ok(Groups { rows, labels: groups.iter().map(|values| labels_of(by, values)).collect() })
     }
 
-    /// Counts spans.
-    fn count(&mut self, chosen: &Chosen, groups: &Groups) -> Result<Places> {
+    /// Counts spans, by the cells of `grid` if there is one.
+    fn count(&mut self, chosen: &Chosen, groups: &Groups, grid: Option<&Grid>) -> Result<Places> {
         let mut places = vec![None; groups.labels.len()];
-        // The rows of a frame are close in time: few of the query's intervals have any.
-        let (first, width) = chosen.range();
-        if groups.labels.len() * width > TABLE_MAX {
+        let Some(grid) = grid else {
             for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
                 let place = self.place(&mut places, groups, group)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
@@ -341,16 +356,12 @@ impl Observer {
                 }
             }
             return Ok(places);
-        }
-        let mut table = vec![0u64; groups.labels.len() * width];
-        for (&group, &at) in groups.rows.iter().zip(&chosen.intervals) {
-            table[group as usize * width + (at - first) as usize] += 1;
-        }
-        for (group, counts) in table.chunks_exact(width).enumerate() {
+        };
+        for (group, counts) in grid.counts().chunks_exact(grid.width()).enumerate() {
             if counts.iter().any(|&count| count > 0) {
                 let place = self.place(&mut places, groups, group as u32)?;
                 if let Cells::Counts(cells) = self.partial.cells(place) {
-                    cells[first as usize..].iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
+                    cells[grid.first()..].iter_mut().zip(counts).for_each(|(cell, count)| *cell += count);
                 }
             }
         }
@@ -390,7 +401,7 @@ impl Observer {
 
     fn add_weighted(
         &mut self,
-        frame: &Frame,
+        (frame, traces): (&Frame, &FrameTraces<'_>),
         chosen: &Chosen,
         groups: &Groups,
         numbers: Option<&Numbers>,
@@ -399,9 +410,9 @@ impl Observer {
         let mut places = vec![None; groups.labels.len()];
         let weights = weights::weights_of(frame, &chosen.rows, extrapolation)?;
         let by_bucket = bucket_by(&self.detail, &self.function);
-        let (mut trace, mut from) = (TraceCells::default(), 0);
-        for (_, until) in chosen.traces(frame)? {
-            for (at, &weight) in (from..until).zip(&weights[from..until]) {
+        let mut trace = TraceCells::default();
+        for (_, spans) in chosen.traces(traces) {
+            for (at, &weight) in spans.clone().zip(&weights[spans]) {
                 let number = match numbers.map(|numbers| numbers.get(chosen.rows[at] as usize)) {
                     None => Number::Int(0),
                     Some(Some(number)) => number,
@@ -413,7 +424,6 @@ impl Observer {
                 }
             }
             trace.flush(&mut self.partial)?;
-            from = until;
         }
         Ok(places)
     }

@@ -1,18 +1,9 @@
 //! Series under way: of one partition, of one process, or of all.
 
-use std::{
-    hash::BuildHasher,
-    ops::Range,
-    sync::{Arc, LazyLock},
-};
+use std::{hash::BuildHasher, ops::Range, sync::Arc};
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, Decimal128Builder, DictionaryArray, FixedSizeBinaryBuilder,
-        Float64Builder, Int32Builder, ListBuilder, UInt32Builder, UInt64Builder,
-    },
-    compute::filter_record_batch,
-    datatypes::{DataType, Decimal128Type, Field, Float64Type, Int32Type, Schema, SchemaRef, UInt32Type, UInt64Type},
+    array::{Array, BinaryArray},
     record_batch::RecordBatch,
 };
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -20,21 +11,18 @@ use prost::Message;
 use skein_proto::otlp::common::v1::{KeyValue, KeyValueList};
 
 use super::{
-    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, NumberCell, add_few, cells_of, few_of, in_order, sparse_bytes},
-    estimate::{Estimate, NumberEstimate, Sum, Weight},
+    batch::{Columns, ROW_BYTES, Rows},
+    cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, add_few, sparse_bytes},
+    estimate::{Estimate, NumberEstimate},
     exemplars::{Candidate, Exemplars, Slot},
 };
 use crate::{
     error::{Error, Result},
     exec::memory::Reservation,
-    spans::TraceId,
 };
 
 /// Names and typed values that tell series apart, in the order of the grouping.
 pub type Labels = Vec<KeyValue>;
-
-/// Bytes of a row of [`schema`] without its labels and its exemplar.
-const ROW_BYTES: usize = 4 + 4 + 4 + 8 + 4 * 8 + 16 + 4 + 14 * 8;
 
 /// Bytes of the labels of an exemplar, roughly.
 fn candidate_bytes(candidate: &Candidate) -> usize {
@@ -43,6 +31,23 @@ fn candidate_bytes(candidate: &Candidate) -> usize {
 
 fn labels_of(key: &[u8]) -> Result<Labels> {
     Ok(KeyValueList::decode(key).map_err(|e| Error::internal("reading labels").with_source(e))?.values)
+}
+
+/// Reads labels of exemplars, mostly the same ones again.
+#[derive(Default)]
+struct LabelsRead {
+    last: Vec<u8>,
+    labels: Arc<[KeyValue]>,
+}
+
+impl LabelsRead {
+    /// The labels of an encoded `KeyValueList`. Errors: `Internal` for another message.
+    fn of(&mut self, key: &[u8]) -> Result<Arc<[KeyValue]>> {
+        if *self.last != *key {
+            (self.last, self.labels) = (key.to_vec(), labels_of(key)?.into());
+        }
+        Ok(self.labels.clone())
+    }
 }
 
 /// `error`, which refuses memory for more than `count` series, with what to do about it.
@@ -220,7 +225,7 @@ impl Partial {
         &self.series
     }
 
-    /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`], `Exhausted`.
+    /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`](super::batch::schema), `Exhausted`.
     pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
         // The labels of a batch are distinct: where there is nothing yet, nothing has to be looked up.
         let first = self.is_empty();
@@ -229,47 +234,38 @@ impl Partial {
 
     /// The same where `place_of` says which series the rows of some labels are added to. It is asked once for each. Errors: also its own.
     pub fn merge_batch_by(&mut self, batch: &RecordBatch, mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
-        let wrong = || Error::internal("a batch is not one of partial series");
-        if batch.schema_ref().fields() != SCHEMA.fields() {
-            return Err(wrong());
-        }
-        let labels = batch.column(0).as_dictionary::<Int32Type>();
-        let (keys, labels) = (labels.keys().values(), labels.values().as_binary_opt::<i32>().ok_or_else(wrong)?);
-        let intervals = batch.column(1).as_primitive::<UInt32Type>().values();
-        let traces = batch.column(EXEMPLAR_TRACE).as_fixed_size_binary();
-        let mut places: Vec<Option<usize>> = vec![None; labels.len()];
-        for (row, &key) in keys.iter().enumerate() {
-            let key = key as usize;
-            let place = match places.get(key).ok_or_else(wrong)? {
+        let columns = Columns::of(batch)?;
+        let mut places: Vec<Option<usize>> = vec![None; columns.labels.len()];
+        let mut labels = LabelsRead::default();
+        for (row, &series) in columns.series.iter().enumerate() {
+            let series = series as usize;
+            let place = match places.get(series).ok_or_else(|| Error::internal("a row of partial series has no labels"))? {
                 Some(place) => *place,
-                None => *places[key].insert(place_of(self, labels.value(key))?),
+                None => *places[series].insert(place_of(self, columns.labels.value(series))?),
             };
-            if intervals[row] as usize >= self.intervals {
+            if columns.intervals[row] as usize >= self.intervals {
                 return Err(Error::internal("a partial series has an interval that does not exist"));
             }
-            if traces.is_valid(row) { self.merge_exemplar(batch, row, place)? } else { self.merge_cell(batch, row, place)? }
+            if !columns.is_exemplar(row) {
+                self.merge_cell(&columns, row, place)?;
+                continue;
+            }
+            let (slot, hash) = columns.slot(row, place);
+            if self.exemplars.may_want(slot, hash) {
+                self.offer(slot, columns.exemplar(row, labels.of(columns.exemplar_labels(row))?)?)?;
+            }
         }
         Ok(())
     }
 
-    fn merge_cell(&mut self, batch: &RecordBatch, row: usize, place: usize) -> Result<()> {
-        let at = batch.column(1).as_primitive::<UInt32Type>().value(row) as usize;
-        let bucket = batch.column(2).as_primitive::<Int32Type>().value(row);
-        let count = batch.column(3).as_primitive::<UInt64Type>().value(row);
-        let number = |column: usize| batch.column(column).as_primitive::<Float64Type>().value(row);
-        let weight = || Weight(batch.column(WEIGHT).as_primitive::<Decimal128Type>().value(row).unsigned_abs());
-        let sums = batch.column(SUMS).as_list::<i32>();
-        let mut sums =
-            &sums.values().as_primitive::<Float64Type>().values()[sums.value_offsets()[row] as usize..sums.value_offsets()[row + 1] as usize];
+    fn merge_cell(&mut self, columns: &Columns<'_>, row: usize, place: usize) -> Result<()> {
+        let (at, bucket, count) = (columns.intervals[row] as usize, columns.bucket(row), columns.count(row));
         let damaged = || Error::internal("a partial series lacks a bucket or a part of an estimate");
         let mut grown = 0;
         match self.cells(place) {
             Cells::Counts(cells) => cells[at] += count,
             Cells::FewCounts(cells) => grown = add_few(cells, at as u32, count),
-            Cells::Numbers(cells) => {
-                let [sum, lost, min, max] = [4, 5, 6, 7].map(number);
-                cells[at].merge(&NumberCell { count, sum: Sum { sum, lost }, min, max });
-            }
+            Cells::Numbers(cells) => cells[at].merge(&columns.numbers(row)),
             Cells::Buckets(cells) => {
                 let cell = cells[at].get_or_insert_with(|| {
                     grown = BUCKETS_BYTES;
@@ -282,34 +278,25 @@ impl Partial {
                 *cells[at].entry(bucket).or_default() += count;
                 grown = (cells[at].len() - known) * sparse_bytes::<u64>();
             }
-            Cells::WeightedCounts(cells) => cells[at].merge(&Estimate::read(weight(), &mut sums).ok_or_else(damaged)?),
-            Cells::WeightedNumbers(cells) => cells[at].merge(&NumberEstimate::read(weight(), &mut sums).ok_or_else(damaged)?),
+            Cells::WeightedCounts(cells) => {
+                let (weight, mut sums) = columns.estimate(row);
+                cells[at].merge(&Estimate::read(weight, &mut sums).ok_or_else(damaged)?);
+            }
+            Cells::WeightedNumbers(cells) => {
+                let (weight, mut sums) = columns.estimate(row);
+                cells[at].merge(&NumberEstimate::read(weight, &mut sums).ok_or_else(damaged)?);
+            }
             Cells::WeightedBuckets(cells) => {
+                let (weight, mut sums) = columns.estimate(row);
                 let known = cells[at].len();
-                cells[at].entry(bucket).or_default().merge(&Estimate::read(weight(), &mut sums).ok_or_else(damaged)?);
+                cells[at].entry(bucket).or_default().merge(&Estimate::read(weight, &mut sums).ok_or_else(damaged)?);
                 grown = (cells[at].len() - known) * sparse_bytes::<Estimate>();
             }
         }
         if grown > 0 { self.hold(grown) } else { Ok(()) }
     }
 
-    fn merge_exemplar(&mut self, batch: &RecordBatch, row: usize, place: usize) -> Result<()> {
-        let number = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(row);
-        let trace = batch.column(EXEMPLAR_TRACE).as_fixed_size_binary().value(row);
-        let labels = batch.column(EXEMPLAR_TRACE + 5).as_binary::<i32>().value(row);
-        let candidate = Candidate {
-            hash: number(EXEMPLAR_TRACE + 2),
-            interval: batch.column(1).as_primitive::<UInt32Type>().value(row),
-            trace: TraceId(trace.try_into().map_err(|e| Error::internal("reading a trace id").with_source(e))?),
-            start_unix_nano: number(EXEMPLAR_TRACE + 3),
-            value: batch.column(EXEMPLAR_TRACE + 4).as_primitive::<Float64Type>().value(row),
-            labels: labels_of(labels)?,
-        };
-        let class = batch.column(2).as_primitive::<Int32Type>().value(row);
-        self.offer((place as u32, number(EXEMPLAR_TRACE + 1), class), candidate)
-    }
-
-    /// The series as a batch of [`schema`], a row for each interval (and bucket) that has spans, then one for each exemplar. The batch carries
+    /// The series as a batch of [`schema`](super::batch::schema), a row for each interval (and bucket) that has spans, then one for each exemplar. The batch carries
     /// its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         self.to_batch_of(0..self.intervals)
@@ -326,17 +313,15 @@ impl Partial {
         exemplars.retain(|(_, candidate)| intervals.contains(&(candidate.interval as usize)));
         let exemplar_bytes = exemplars.iter().map(|(_, candidate)| 2 * ROW_BYTES + candidate_bytes(candidate)).sum();
         held.grow(exemplar_bytes).map_err(|error| error.context("handing on exemplars"))?;
-        held.attach(self.rows(&intervals, &exemplars)?)
+        held.attach(self.rows(&intervals, &exemplars, rows)?)
     }
 
-    fn rows(&self, intervals: &Range<usize>, exemplars: &[(Slot, &Candidate)]) -> Result<RecordBatch> {
-        let mut rows = Rows::default();
+    fn rows(&self, intervals: &Range<usize>, exemplars: &[(Slot, &Candidate)], count: usize) -> Result<RecordBatch> {
+        let mut rows = Rows::with_capacity(count + exemplars.len());
         for (place, (_, cells)) in self.series.iter().enumerate() {
             rows.push_cells(place as i32, cells, intervals);
         }
-        for ((place, stretch, class), candidate) in exemplars {
-            rows.push_exemplar(*place as i32, *stretch, *class, candidate);
-        }
+        exemplars.iter().for_each(|&(slot, candidate)| rows.push_exemplar(slot, candidate));
         rows.finish(BinaryArray::from_iter_values(self.series.iter().map(|(key, _)| key)))
     }
 }
@@ -349,187 +334,21 @@ fn check_label_bytes(bytes: usize) -> Result<()> {
     Err(Error::exhausted(format!("the series of the query have {bytes} bytes of labels: group by fewer values")))
 }
 
-static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-    let number = |name| Field::new(name, DataType::Float64, false);
-    let weight = DataType::Decimal128(38, 0);
-    let sums = DataType::List(Arc::new(Field::new_list_field(DataType::Float64, true)));
-    Arc::new(Schema::new(vec![
-        Field::new_dictionary("labels", DataType::Int32, DataType::Binary, false),
-        Field::new("interval", DataType::UInt32, false),
-        Field::new("bucket", DataType::Int32, false),
-        Field::new("count", DataType::UInt64, false),
-        number("sum"),
-        number("sum_lost"),
-        number("min"),
-        number("max"),
-        Field::new("weight", weight, true),
-        Field::new("estimate", sums, true),
-        Field::new("exemplar_trace", DataType::FixedSizeBinary(16), true),
-        Field::new("exemplar_stretch", DataType::UInt64, true),
-        Field::new("exemplar_hash", DataType::UInt64, true),
-        Field::new("exemplar_start_unix_nano", DataType::UInt64, true),
-        Field::new("exemplar_value", DataType::Float64, true),
-        Field::new("exemplar_labels", DataType::Binary, true),
-    ]))
-});
-
-const WEIGHT: usize = 8;
-const SUMS: usize = 9;
-/// The first column of exemplars.
-const EXEMPLAR_TRACE: usize = 10;
-
-/// The schema of partial series: `labels` is an OTLP `KeyValueList`, and the labels of a batch are distinct; `sum_lost` is what rounding lost of `sum`; `weight` is a [`Weight`] and
-/// `estimate` the sums beside it, for weighted cells. A row that has an `exemplar_trace` is an exemplar of the series, in the class `bucket`
-/// and its own `interval`, and says nothing of its cells.
-pub fn schema() -> SchemaRef {
-    SCHEMA.clone()
-}
-
-/// A batch of partial series in other intervals: `offset` is added to the number of each, and what is then not below `count` is left out.
-/// Errors: `Internal` when it is not one of [`schema`].
-pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBatch> {
-    let not_partial = || Error::internal("a batch is not one of partial series");
-    let at = batch.schema_ref().index_of("interval").map_err(|_| not_partial())?;
-    let place = |interval: u32| offset + i64::from(interval);
-    let intervals = batch.column(at).as_primitive_opt::<UInt32Type>().ok_or_else(not_partial)?;
-    let kept = intervals.values().iter().map(|&interval| usize::try_from(place(interval)).is_ok_and(|place| place < count));
-    let batch = filter_record_batch(batch, &BooleanArray::from_iter(kept.map(Some)))?;
-    let mut columns = batch.columns().to_vec();
-    columns[at] = Arc::new(columns[at].as_primitive::<UInt32Type>().unary::<_, UInt32Type>(|interval| place(interval) as u32));
-    Ok(RecordBatch::try_new(batch.schema(), columns)?)
-}
-
-#[derive(Default)]
-struct Rows {
-    labels: Int32Builder,
-    intervals: UInt32Builder,
-    buckets: Int32Builder,
-    counts: UInt64Builder,
-    numbers: [Float64Builder; 4],
-    weights: Decimal128Builder,
-    sums: ListBuilder<Float64Builder>,
-    exemplars: Vec<(u64, Candidate)>,
-}
-
-impl Rows {
-    fn push_cells(&mut self, series: i32, cells: &Cells, intervals: &Range<usize>) {
-        match cells {
-            Cells::Counts(cells) => {
-                cells_of(cells, intervals).filter(|(_, count)| **count > 0).for_each(|(at, &count)| self.push_count(series, at, 0, count));
-            }
-            Cells::FewCounts(cells) => few_of(cells, intervals).for_each(|(at, count)| self.push_count(series, at, 0, count)),
-            Cells::Numbers(cells) => {
-                cells_of(cells, intervals).filter(|(_, cell)| cell.count > 0).for_each(|(at, cell)| self.push(series, at, 0, cell));
-            }
-            Cells::Buckets(cells) => {
-                for (at, buckets) in cells_of(cells, intervals).filter_map(|(at, buckets)| Some((at, buckets.as_ref()?))) {
-                    for (bucket, &count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
-                        self.push_count(series, at, bucket as i32, count);
-                    }
-                }
-            }
-            Cells::Sketches(cells) => {
-                for (at, cell) in cells_of(cells, intervals) {
-                    in_order(cell).into_iter().for_each(|(bucket, count)| self.push_count(series, at, bucket, count));
-                }
-            }
-            Cells::WeightedCounts(cells) => {
-                for (at, cell) in cells_of(cells, intervals).filter(|(_, cell)| cell.weight > Weight::default()) {
-                    self.push_estimate(series, at, 0, cell.weight, &cell.sums());
-                }
-            }
-            Cells::WeightedNumbers(cells) => {
-                for (at, cell) in cells_of(cells, intervals).filter(|(_, cell)| cell.spans.weight > Weight::default()) {
-                    self.push_estimate(series, at, 0, cell.spans.weight, &cell.sums());
-                }
-            }
-            Cells::WeightedBuckets(cells) => {
-                for (at, cell) in cells_of(cells, intervals) {
-                    in_order(cell).into_iter().for_each(|(bucket, cell)| self.push_estimate(series, at, bucket, cell.weight, &cell.sums()));
-                }
-            }
-        }
-    }
-
-    fn push_count(&mut self, series: i32, interval: usize, bucket: i32, count: u64) {
-        self.push(series, interval, bucket, &NumberCell { count, ..NumberCell::default() });
-    }
-
-    fn push(&mut self, series: i32, interval: usize, bucket: i32, cell: &NumberCell) {
-        self.push_plain(series, interval, bucket, cell);
-        self.weights.append_null();
-        self.sums.append_null();
-    }
-
-    fn push_plain(&mut self, series: i32, interval: usize, bucket: i32, cell: &NumberCell) {
-        self.labels.append_value(series);
-        self.intervals.append_value(interval as u32);
-        self.buckets.append_value(bucket);
-        self.counts.append_value(cell.count);
-        for (column, value) in self.numbers.iter_mut().zip([cell.sum.sum, cell.sum.lost, cell.min, cell.max]) {
-            column.append_value(value);
-        }
-    }
-
-    fn push_estimate(&mut self, series: i32, interval: usize, bucket: i32, weight: Weight, sums: &[Sum]) {
-        self.push_plain(series, interval, bucket, &NumberCell::default());
-        self.weights.append_value(weight.0 as i128);
-        sums.iter().for_each(|sum| self.sums.values().append_slice(&[sum.sum, sum.lost]));
-        self.sums.append(true);
-    }
-
-    fn push_exemplar(&mut self, series: i32, stretch: u64, class: i32, candidate: &Candidate) {
-        self.exemplars.push((stretch, candidate.clone()));
-        self.push(series, candidate.interval as usize, class, &NumberCell::default());
-    }
-
-    fn finish(mut self, labels: BinaryArray) -> Result<RecordBatch> {
-        let labels: ArrayRef = Arc::new(DictionaryArray::try_new(self.labels.finish(), Arc::new(labels))?);
-        let rows = labels.len();
-        let mut columns: Vec<ArrayRef> =
-            vec![labels, Arc::new(self.intervals.finish()), Arc::new(self.buckets.finish()), Arc::new(self.counts.finish())];
-        columns.extend(self.numbers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
-        columns.push(Arc::new(self.weights.finish().with_precision_and_scale(38, 0)?));
-        columns.push(Arc::new(self.sums.finish()));
-        columns.extend(exemplar_columns(rows, &self.exemplars)?);
-        Ok(RecordBatch::try_new(schema(), columns)?)
-    }
-}
-
-/// The columns of exemplars in a batch of `rows` rows, of which the last ones are `exemplars`, with their stretches.
-fn exemplar_columns(rows: usize, exemplars: &[(u64, Candidate)]) -> Result<Vec<ArrayRef>> {
-    let before = rows - exemplars.len();
-    let (mut traces, mut values, mut labels) = (FixedSizeBinaryBuilder::new(16), Float64Builder::new(), BinaryBuilder::new());
-    let mut numbers: [UInt64Builder; 3] = Default::default();
-    traces.append_nulls(before);
-    values.append_nulls(before);
-    labels.append_nulls(before);
-    numbers.iter_mut().for_each(|column| column.append_nulls(before));
-    for (stretch, candidate) in exemplars {
-        traces.append_value(candidate.trace.0)?;
-        for (column, value) in numbers.iter_mut().zip([*stretch, candidate.hash, candidate.start_unix_nano]) {
-            column.append_value(value);
-        }
-        values.append_value(candidate.value);
-        labels.append_value(KeyValueList { values: candidate.labels.clone() }.encode_to_vec());
-    }
-    let [mut stretches, mut hashes, mut starts] = numbers;
-    Ok(vec![
-        Arc::new(traces.finish()),
-        Arc::new(stretches.finish()),
-        Arc::new(hashes.finish()),
-        Arc::new(starts.finish()),
-        Arc::new(values.finish()),
-        Arc::new(labels.finish()),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::{super::estimate::TraceSpans, *};
-    use crate::{plan::matches::key_value, spans::value::Value};
+    use super::{
+        super::{
+            batch::moved,
+            estimate::{TraceSpans, Weight},
+        },
+        *,
+    };
+    use crate::{
+        plan::matches::key_value,
+        spans::{TraceId, value::Value},
+    };
 
     const KINDS: [CellKind; 8] = [
         CellKind::Counts,
@@ -568,7 +387,7 @@ mod tests {
         let labels = vec![key_value("status", &Value::from("error"))];
         for (place, class, hash, interval) in [(0, -3, 5, 0), (0, 4, 1 << 63, 2), (1, 4, 9, 2)] {
             let trace = TraceId([class as u8; 16]);
-            let candidate = Candidate { hash, interval, trace, start_unix_nano: 77, value: f64::from(class), labels: labels.clone() };
+            let candidate = Candidate { hash, interval, trace, start_unix_nano: 77, value: f64::from(class), labels: labels.clone().into() };
             partial.offer((place, 1 << 40, class), candidate).unwrap();
         }
         partial
@@ -621,7 +440,7 @@ mod tests {
             let mut partial = filled(kind);
             // Another one behind those that are joined, whose place changes.
             let last = partial.place(vec![key_value("name", &Value::from("c"))]).unwrap();
-            let candidate = Candidate { hash: 1, interval: 0, trace: TraceId([1; 16]), start_unix_nano: 1, value: 0.0, labels: Labels::new() };
+            let candidate = Candidate { hash: 1, interval: 0, trace: TraceId([1; 16]), start_unix_nano: 1, value: 0.0, labels: Arc::from([]) };
             partial.offer((last as u32, 0, 0), candidate).unwrap();
             let sum_of = |own: &[u8]| Ok((own == key("a") || own == key("b")).then_some(7));
             partial.join(sum_of, |sum| key(&sum.to_string()).into()).unwrap();

@@ -1,14 +1,19 @@
 //! The spans of a frame that may become exemplars: for each slot the one whose trace has the smallest hash.
 
+use std::{ops::Range, sync::Arc};
+
 use hashbrown::HashMap;
+use skein_proto::otlp::common::v1::KeyValue;
 
 use super::{
     compare::{Compared, META_TYPE, META_TYPES},
     detail::Detail,
     exemplars::{Candidate, Stretches, class_of, hash_in, hash_of_start},
+    grid::Grid,
     intervals::Intervals,
     observe::{Chosen, Number, Numbers, value_field},
-    partial::{Labels, Partial},
+    partial::Partial,
+    traces::FrameTraces,
     weighted::{BucketOf, bucket_by},
 };
 use crate::{
@@ -19,7 +24,7 @@ use crate::{
         source::SourceRef,
     },
     plan::matches::key_value,
-    spans::{TraceId, schema::Column, value::Value},
+    spans::{schema::Column, value::Value},
     traceql::{FieldRef, Intrinsic, MetricsFunction, Pipeline},
 };
 
@@ -59,43 +64,42 @@ impl Picker {
         self.fields.iter().for_each(|field| needs.add_field(field, source));
     }
 
-    /// Offers the best of the chosen spans to `partial`. `groups` tells the group of each, `places` the place of each group's series, if it
-    /// has one; `values` are those that the function takes. Cost: some 3 ns a span.
+    /// Offers the best of the chosen spans to `partial`. `traces` are those of the frame; `values` those that the function takes. Cost: of
+    /// spans with values some 3 ns each, of others 1 ns where slots have many.
     pub fn pick(
         &self,
         partial: &mut Partial,
-        frame: &Frame,
-        chosen: &Chosen,
-        (groups, places): (&[u32], &[Option<usize>]),
+        (frame, traces): (&Frame, &FrameTraces<'_>),
+        grouped: &Grouped<'_>,
         values: Option<&Numbers>,
     ) -> Result<()> {
+        let chosen = grouped.chosen;
         let classes = values.map(|values| Classes::of(chosen, values, self.bucket_of));
-        let (least, count) = classes.as_ref().map_or((0, 2), |classes| (classes.least, classes.count));
-        // The rows of a frame are close in time: few of the query's stretches have any.
-        let (interval, width) = chosen.range();
-        let first = self.stretches.of_interval(interval);
-        let stretches = (self.stretches.of_interval(interval + width.saturating_sub(1) as u32) - first) as usize + 1;
-        // What makes each slot of a series prefer other traces.
-        let salts: Vec<u64> = (0..stretches * count).map(|at| hash_in(0, first + (at / count) as u64, least + (at % count) as i32)).collect();
+        let slots = Slots::of(&self.stretches, chosen, classes.as_ref());
+        let mut winners = Winners::new(grouped.places.len() * slots.salts.len());
+        let offers = Offers { slots: &slots, grouped, traces: chosen.traces(traces).map(|(start, spans)| (hash_of_start(start), spans)).collect() };
         let ceiling = partial.exemplars().ceiling();
-        let slots = chosen.by_run(frame, |interval, trace| ((self.stretches.of_interval(interval) - first) as usize * count, trace))?;
-        let mut winners = Winners::new(places.len() * salts.len());
-        winners.hear(slots.zip(groups).enumerate().filter_map(|(at, ((slot, trace), &group))| {
-            let slot = match &classes {
-                None => slot + (trace & 1) as usize,
-                Some(classes) => slot + (classes.rows[at]? - least) as usize,
-            };
-            let hash = trace ^ salts[slot];
-            (hash <= ceiling).then_some((group as usize * salts.len() + slot, hash, at as u32))
-        }));
-        let mut cursor = frame.source().traces().cursor();
+        match &classes {
+            Some(classes) => offers.by_class(&mut winners, classes, ceiling),
+            None => offers.by_trace(&mut winners, ceiling),
+        }
+        let mut labels = OwnLabels::of(&self.fields, frame);
         for (index, hash, at) in winners.by_row() {
-            let (group, slot) = (index / salts.len(), index % salts.len());
-            let Some(place) = places[group] else { continue };
-            let slot = (place as u32, first + (slot / count) as u64, least + (slot % count) as i32);
+            let (group, slot) = (index / slots.salts.len(), index % slots.salts.len());
+            let Some(place) = grouped.places[group] else { continue };
+            let (stretch, class) = slots.meaning(slot);
+            let slot = (place as u32, stretch, class);
             if partial.exemplars().may_want(slot, hash) {
-                let trace = cursor.trace_at(frame.first_row() + chosen.rows[at as usize] as usize).map_or(0, |(id, _)| id);
-                let candidate = self.candidate((frame, chosen), at as usize, (hash, TraceId(trace.to_be_bytes())), values)?;
+                let row = chosen.rows[at as usize] as usize;
+                let (trace, start) = traces.of_row(row);
+                let candidate = Candidate {
+                    hash,
+                    interval: chosen.intervals[at as usize],
+                    trace,
+                    start_unix_nano: (start as u64).wrapping_add(frame.ints(Column::StartOffset)?.value(row) as u64),
+                    value: values.and_then(|values| values.get(row)).map_or(f64::NAN, |number| number.as_f64()),
+                    labels: labels.of_row(row)?,
+                };
                 partial.offer(slot, candidate)?;
             }
         }
@@ -111,97 +115,248 @@ impl Picker {
         let groups: Vec<u32> = codes.rows.iter().zip(&compared.selected).map(|(&code, &selected)| code * 2 + u32::from(selected)).collect();
         let labels = |value: &Value, meta: &str| vec![key_value(META_TYPE, &Value::from(meta)), key_value(&name.to_string(), value)];
         let places: Vec<_> = codes.values.iter().flat_map(|value| META_TYPES.map(|meta| partial.find(labels(value, meta)))).collect();
-        self.pick(partial, frame, &compared.chosen, (&groups, &places), None)
+        let grid = Grid::of(&compared.chosen, &groups, places.len());
+        let grouped = Grouped { chosen: &compared.chosen, groups: &groups, places: &places, grid };
+        self.pick(partial, (frame, &FrameTraces::of(frame)?), &grouped, None)
+    }
+}
+
+/// The chosen spans of a frame by group.
+pub struct Grouped<'a> {
+    /// The spans.
+    pub chosen: &'a Chosen,
+    /// The group of each.
+    pub groups: &'a [u32],
+    /// The place of each group's series, if it has one.
+    pub places: &'a [Option<usize>],
+    /// Their cells, where these are not too many.
+    pub grid: Option<Grid>,
+}
+
+/// What the spans of a frame are told by beside the labels of their series.
+struct OwnLabels<'a> {
+    fields: &'a [FieldRef],
+    frame: &'a Frame,
+    /// Those told last: mostly the next are the same.
+    last: (Vec<Value>, Arc<[KeyValue]>),
+}
+
+impl<'a> OwnLabels<'a> {
+    fn of(fields: &'a [FieldRef], frame: &'a Frame) -> Self {
+        Self { fields, frame, last: (Vec::new(), Arc::from([])) }
     }
 
-    /// The chosen span `at`, which is one of `trace`.
-    fn candidate(&self, (frame, chosen): (&Frame, &Chosen), at: usize, (hash, trace): (u64, TraceId), values: Option<&Numbers>) -> Result<Candidate> {
-        let row = chosen.rows[at] as usize;
-        let mut labels = Labels::new();
-        for field in &self.fields {
-            let value = frame.vector_of_spans(field)?.get(row);
-            if value != Value::Nil {
-                labels.push(key_value(&field.to_string(), &value));
+    fn of_row(&mut self, row: usize) -> Result<Arc<[KeyValue]>> {
+        let values = self.fields.iter().map(|field| Ok(self.frame.vector_of_spans(field)?.get(row))).collect::<Result<Vec<_>>>()?;
+        if values != self.last.0 {
+            let present = self.fields.iter().zip(&values).filter(|(_, value)| **value != Value::Nil);
+            let labels = present.map(|(field, value)| key_value(&field.to_string(), value)).collect();
+            self.last = (values, labels);
+        }
+        Ok(self.last.1.clone())
+    }
+}
+
+/// The slots that the chosen spans of a frame fall in, for each series the same: classes by stretch.
+struct Slots {
+    /// The first slot of each interval's stretch, from interval `first_interval` on.
+    by_interval: Vec<u32>,
+    first_interval: u32,
+    first_stretch: u64,
+    least_class: i32,
+    classes: usize,
+    /// What makes each slot prefer other traces.
+    salts: Vec<u64>,
+}
+
+/// Classes of spans without values: two, so that there are two spans of a stretch.
+const PARITIES: usize = 2;
+
+impl Slots {
+    fn of(stretches: &Stretches, chosen: &Chosen, classes: Option<&Classes>) -> Self {
+        let (least_class, classes) = classes.map_or((0, PARITIES), |classes| (classes.least, classes.count));
+        // The rows of a frame are close in time: few of the query's stretches have any.
+        let (first_interval, width) = chosen.range();
+        let last_interval = first_interval + width.saturating_sub(1) as u32;
+        let [first_stretch, last_stretch] = [first_interval, last_interval].map(|at| stretches.of_interval(at));
+        let slot_of = |at: u32| (stretches.of_interval(at) - first_stretch) as u32 * classes as u32;
+        let salt = |at: usize| hash_in(0, first_stretch + (at / classes) as u64, least_class + (at % classes) as i32);
+        let salts = (0..((last_stretch - first_stretch) as usize + 1) * classes).map(salt).collect();
+        Self { by_interval: (first_interval..=last_interval).map(slot_of).collect(), first_interval, first_stretch, least_class, classes, salts }
+    }
+
+    /// The first slot of the stretch of an interval.
+    #[inline]
+    fn of_interval(&self, at: u32) -> usize {
+        self.by_interval[(at - self.first_interval) as usize] as usize
+    }
+
+    /// The stretch and class of a slot.
+    fn meaning(&self, slot: usize) -> (u64, i32) {
+        (self.first_stretch + (slot / self.classes) as u64, self.least_class + (slot % self.classes) as i32)
+    }
+}
+
+/// The chosen spans of a frame, as they are offered.
+struct Offers<'a> {
+    slots: &'a Slots,
+    grouped: &'a Grouped<'a>,
+    /// The hash of each trace, and its spans.
+    traces: Vec<(u64, Range<usize>)>,
+}
+
+/// Spans that are looked at for each slot, on average, before the others are.
+const SPANS_FIRST: usize = 16;
+
+impl Offers<'_> {
+    /// Offers spans that have `classes`.
+    fn by_class(&self, winners: &mut Winners, classes: &Classes, ceiling: u64) {
+        for (trace, spans) in &self.traces {
+            for at in spans.clone() {
+                if let Some(class) = classes.class(at) {
+                    self.offer(winners, at, *trace, class, ceiling);
+                }
             }
         }
-        let start = frame.ints(Column::TraceStart)?.value(row) as u64;
-        Ok(Candidate {
-            hash,
-            interval: chosen.intervals[at],
-            trace,
-            start_unix_nano: start.wrapping_add(frame.ints(Column::StartOffset)?.value(row) as u64),
-            value: values.and_then(|values| values.get(row)).map_or(f64::NAN, |number| number.as_f64()),
-            labels,
-        })
     }
-}
 
-impl Chosen {
-    /// For each what `of_run` makes of its interval and the hash of its trace. Spans of one trace and interval mostly lie together: it is asked
-    /// once for them.
-    fn by_run<T: Copy>(&self, frame: &Frame, of_run: impl Fn(u32, u64) -> T) -> Result<impl Iterator<Item = T>> {
-        let starts = frame.ints(Column::TraceStart)?.values();
-        let mut last = None;
-        Ok(self.rows.iter().zip(&self.intervals).map(move |(&row, &interval)| {
-            let run = (starts[row as usize], interval);
-            match last {
-                Some((known, made)) if known == run => made,
-                _ => last.insert((run, of_run(interval, hash_of_start(run.0)))).1,
+    /// Offers spans whose class is that of their trace. Those with larger hashes are not looked at where slots have others, as they mostly have.
+    fn by_trace(&self, winners: &mut Winners, ceiling: u64) {
+        let (spans, first) = (self.grouped.groups.len(), winners.slots() * SPANS_FIRST);
+        let Some(grid) = self.grouped.grid.as_ref().filter(|_| first < spans / 4) else { return self.by_trace_below(winners, ceiling) };
+        let bound = u64::MAX / (spans / first) as u64;
+        self.by_trace_below(winners, ceiling.min(bound));
+        if bound < ceiling {
+            self.by_open_cell(winners, grid, ceiling);
+        }
+    }
+
+    fn by_trace_below(&self, winners: &mut Winners, bound: u64) {
+        let intervals = &self.grouped.chosen.intervals;
+        for (trace, spans) in &self.traces {
+            let class = *trace as usize % PARITIES;
+            let below = |slot: usize| trace ^ self.slots.salts[slot] <= bound;
+            let first = intervals[spans.start];
+            let own = &intervals[spans.clone()];
+            // A trace is mostly in one interval. Without a branch in the loop.
+            let may_win = match own.iter().fold(0, |differ, at| differ | (at ^ first)) {
+                0 => below(self.slots.of_interval(first) + class),
+                _ => own.iter().any(|&at| below(self.slots.of_interval(at) + class)),
+            };
+            if may_win {
+                spans.clone().for_each(|at| self.offer(winners, at, *trace, class, bound));
             }
-        }))
+        }
+    }
+
+    /// Offers the spans in cells of slots that have none yet.
+    fn by_open_cell(&self, winners: &mut Winners, grid: &Grid, ceiling: u64) {
+        let of_group = self.slots.salts.len();
+        let is_open = |group: usize, slot: u32| (0..PARITIES).any(|class| !winners.has(group * of_group + slot as usize + class));
+        let by_interval = &self.slots.by_interval;
+        let groups = 0..self.grouped.places.len();
+        let open: Vec<bool> = groups.flat_map(|group| by_interval.iter().map(move |&slot| is_open(group, slot))).collect();
+        if !open.contains(&true) {
+            return;
+        }
+        let (mut traces, mut trace, mut until) = (self.traces.iter(), 0, 0);
+        for at in grid.spans_in(&open) {
+            let at = at as usize;
+            while until <= at {
+                let Some((next, spans)) = traces.next() else { return };
+                (trace, until) = (*next, spans.end);
+            }
+            self.offer(winners, at, trace, trace as usize % PARITIES, ceiling);
+        }
+    }
+
+    #[inline]
+    fn offer(&self, winners: &mut Winners, at: usize, trace: u64, class: usize, bound: u64) {
+        let slot = self.slots.of_interval(self.grouped.chosen.intervals[at]) + class;
+        let hash = trace ^ self.slots.salts[slot];
+        if hash <= bound {
+            winners.hear(self.grouped.groups[at] as usize * self.slots.salts.len() + slot, hash, at as u32);
+        }
     }
 }
 
-/// The classes of the chosen spans' values; None where a span has no value.
+/// The classes of the chosen spans' values.
 struct Classes {
-    rows: Vec<Option<i32>>,
+    rows: Vec<i16>,
     least: i32,
     count: usize,
 }
 
+/// Stands for the class of a span that has no value.
+const NO_CLASS: i16 = i16::MAX;
+
 impl Classes {
     fn of(chosen: &Chosen, values: &Numbers, bucket_of: Option<BucketOf>) -> Self {
         let counts = |number: &Number| bucket_of.is_none_or(|bucket_of| bucket_of(*number).is_some());
-        let class = |row: &u32| values.get(*row as usize).filter(counts).map(|number| class_of(number.as_f64()));
-        let rows: Vec<Option<i32>> = chosen.rows.iter().map(class).collect();
-        let least = rows.iter().flatten().min().copied().unwrap_or(0);
-        let greatest = rows.iter().flatten().max().copied().unwrap_or(0);
-        Self { rows, least, count: (greatest - least) as usize + 1 }
+        let class = |row: &u32| values.get(*row as usize).filter(counts).map_or(NO_CLASS, |number| class_of(number.as_f64()) as i16);
+        let rows: Vec<i16> = chosen.rows.iter().map(class).collect();
+        let present = || rows.iter().copied().filter(|&class| class != NO_CLASS);
+        let (least, greatest) = (present().min().unwrap_or(0), present().max().unwrap_or(0));
+        Self { rows, least: least.into(), count: (greatest - least) as usize + 1 }
+    }
+
+    /// That of a span, counted from the least.
+    #[inline]
+    fn class(&self, at: usize) -> Option<usize> {
+        let class = self.rows[at];
+        (class != NO_CLASS).then(|| (i32::from(class) - self.least) as usize)
     }
 }
 
-/// The smallest hash of each slot, and where it is from.
+/// The smallest hash of each slot of each group, and where it is from.
 enum Winners {
     Table(Vec<(u64, u32)>),
-    Map(HashMap<usize, (u64, u32)>),
+    Map { slots: usize, heard: HashMap<usize, (u64, u32)> },
 }
+
+/// What is in a slot of a table that has no span.
+const NOTHING: (u64, u32) = (u64::MAX, 0);
 
 impl Winners {
     fn new(slots: usize) -> Self {
-        if slots <= TABLE_MAX { Self::Table(vec![(u64::MAX, 0); slots]) } else { Self::Map(HashMap::new()) }
+        if slots <= TABLE_MAX { Self::Table(vec![NOTHING; slots]) } else { Self::Map { slots, heard: HashMap::new() } }
     }
 
-    /// Takes what is smallest of `offers`: slots, hashes, and where they are from.
-    fn hear(&mut self, offers: impl Iterator<Item = (usize, u64, u32)>) {
-        let keep = |known: &mut (u64, u32), hash: u64, at: u32| {
-            if hash < known.0 {
-                *known = (hash, at);
-            }
-        };
+    /// How many slots there are.
+    fn slots(&self) -> usize {
         match self {
-            Self::Table(slots) => offers.for_each(|(index, hash, at)| keep(&mut slots[index], hash, at)),
-            Self::Map(slots) => offers.for_each(|(index, hash, at)| keep(slots.entry(index).or_insert((u64::MAX, 0)), hash, at)),
+            Self::Table(slots) => slots.len(),
+            Self::Map { slots, .. } => *slots,
+        }
+    }
+
+    fn has(&self, slot: usize) -> bool {
+        match self {
+            Self::Table(slots) => slots[slot].0 < NOTHING.0,
+            Self::Map { heard, .. } => heard.contains_key(&slot),
+        }
+    }
+
+    /// Takes a span's hash, if it is the smallest of its slot.
+    #[inline]
+    fn hear(&mut self, slot: usize, hash: u64, at: u32) {
+        let known = match self {
+            Self::Table(slots) => &mut slots[slot],
+            Self::Map { heard, .. } => heard.entry(slot).or_insert(NOTHING),
+        };
+        if hash < known.0 {
+            *known = (hash, at);
         }
     }
 
     /// The slots that have any, in the order of where they are from.
     fn by_row(self) -> Vec<(usize, u64, u32)> {
-        let list = |(index, (hash, at)): (usize, (u64, u32))| (hash < u64::MAX).then_some((index, hash, at));
+        let list = |(slot, (hash, at)): (usize, (u64, u32))| (hash < NOTHING.0).then_some((slot, hash, at));
         let mut all: Vec<_> = match self {
             Self::Table(slots) => slots.into_iter().enumerate().filter_map(list).collect(),
-            Self::Map(slots) => slots.into_iter().filter_map(list).collect(),
+            Self::Map { heard, .. } => heard.into_iter().filter_map(list).collect(),
         };
-        all.sort_unstable_by_key(|&(index, _, at)| (at, index));
+        all.sort_unstable_by_key(|&(slot, _, at)| (at, slot));
         all
     }
 }

@@ -54,7 +54,7 @@ pub struct Exemplar {
     /// The labels of the series that it was picked for.
     pub series: Arc<[KeyValue]>,
     /// Its own beside them.
-    pub labels: Labels,
+    pub labels: Arc<[KeyValue]>,
     /// Its start.
     pub timestamp_ms: i64,
 }
@@ -550,7 +550,7 @@ fn shown_exemplar(exemplar: Exemplar, values: &[f64]) -> Option<tempo::Exemplar>
     let value = exemplar.value.unwrap_or(*values.get(exemplar.interval)?);
     let mut labels = vec![key_value("trace:id", &Value::from(&*exemplar.trace.to_short_hex()))];
     labels.extend(exemplar.series.iter().filter(|label| !label.key.starts_with("__") && label.value.is_some()).cloned());
-    labels.extend(exemplar.labels);
+    labels.extend(exemplar.labels.iter().cloned());
     Some(tempo::Exemplar { labels, value, timestamp_ms: exemplar.timestamp_ms })
 }
 

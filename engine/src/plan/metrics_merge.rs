@@ -22,18 +22,14 @@ use super::{
 };
 use crate::{
     exec::{memory::Reservation, stats::ScanMetrics},
-    metrics::{
-        cells::CellKind,
-        intervals::Intervals,
-        partial::{self, Partial},
-    },
+    metrics::{batch, cells::CellKind, intervals::Intervals, partial::Partial},
     parts::{Beat, Pace, reached, reaching},
     stop,
 };
 
 /// Adds up the partial series of its input's partitions.
 ///
-/// **Shape**: one partition, one batch of [`partial::schema`]. In a run with a [`Pace`], over a scan or over shares, several: when a part is due,
+/// **Shape**: one partition, one batch of [`batch::schema`]. In a run with a [`Pace`], over a scan or over shares, several: when a part is due,
 /// the cells of the intervals that became complete since the last one, marked with the first of these ([`reached`]); at the end the others.
 /// **Memory**: all series.
 #[derive(Debug)]
@@ -48,7 +44,7 @@ pub struct MetricsMergeExec {
 impl MetricsMergeExec {
     /// The sum of the series of `input`, which have cells of one kind, one for each of `intervals` intervals.
     pub fn new(input: Arc<dyn ExecutionPlan>, kind: CellKind, intervals: usize) -> Self {
-        let properties = properties(partial::schema(), 1, EmissionType::Final);
+        let properties = properties(batch::schema(), 1, EmissionType::Final);
         Self { input, kind, intervals, metrics: Arc::default(), properties }
     }
 
@@ -218,7 +214,7 @@ impl ExecutionPlan for MetricsMergeExec {
             ended: false,
         };
         let batches = stream::try_unfold(merging, |mut merging| async move { Ok(merging.next().await?.map(|batch| (batch, merging))) });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(batch::schema(), batches)))
     }
 }
 
@@ -248,14 +244,14 @@ mod tests {
 
     #[test]
     fn the_share_that_lags_decides_what_is_complete() {
-        let batch = |from| reaching(RecordBatch::new_empty(partial::schema()), from).unwrap();
+        let batch = |from| reaching(RecordBatch::new_empty(batch::schema()), from).unwrap();
         let mut shares = Heard::Shares(vec![9; 3]);
         shares.hear(0, Some(&batch(4)));
         shares.hear(1, None);
         assert_eq!(shares.complete_from(), 9);
         shares.hear(2, Some(&batch(6)));
         assert_eq!(shares.complete_from(), 6);
-        shares.hear(2, Some(&RecordBatch::new_empty(partial::schema())));
+        shares.hear(2, Some(&RecordBatch::new_empty(batch::schema())));
         assert_eq!(shares.complete_from(), 6, "the last batch of a share says nothing");
         shares.hear(2, None);
         assert_eq!(shares.complete_from(), 4);

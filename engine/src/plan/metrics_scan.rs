@@ -29,11 +29,11 @@ use crate::{
         stats::{Pruned, ScanMetrics},
     },
     metrics::{
+        batch,
         cache::{Found, Part, PartialCache, Slot},
         detail::Detail,
         intervals::Intervals,
         observe::{Observer, Reuse},
-        partial,
     },
     parts::{Beat, Pace, mark, marked},
     stop,
@@ -42,7 +42,7 @@ use crate::{
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
-/// **Shape**: one batch of [`partial::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
+/// **Shape**: one batch of [`batch::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
 /// of the partition's row groups that are in it and those before ([`row_groups_in`]). Those of `compare()` are empty and say 0, but for the last.
 /// Row groups, newest first, are dealt out to the partitions in turn. **Memory**: the columns of a row group and all series, for each partition.
 /// What is known of a row group of a block from an earlier query ([`PartialCache`]) is not read again.
@@ -68,7 +68,7 @@ impl MetricsScanExec {
         detail: Detail,
         partitions: usize,
     ) -> Self {
-        let properties = properties(partial::schema(), partitions, EmissionType::Final);
+        let properties = properties(batch::schema(), partitions, EmissionType::Final);
         Self { sources, pipeline: pipeline.into(), function, intervals, detail, partitions, metrics: Arc::default(), properties }
     }
 
@@ -180,7 +180,7 @@ impl Running {
     /// Lets those above tell how far the query is.
     fn nothing_yet(&self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
         self.scan.metrics.busy(watch.elapsed());
-        marked(RecordBatch::new_empty(partial::schema()), ROW_GROUPS, 0)
+        marked(RecordBatch::new_empty(batch::schema()), ROW_GROUPS, 0)
     }
 }
 
@@ -306,6 +306,6 @@ impl ExecutionPlan for MetricsScanExec {
         let (beat, partitions) = (Pace::of(&context), self.partitions);
         let running = Running { scan, units: None, partition, partitions, observer, beat, whole_only, observed: 0, ended: false };
         let batches = stream::try_unfold(running, |mut running| async move { Ok(running.next().await?.map(|batch| (batch, running))) });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(partial::schema(), batches)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(batch::schema(), batches)))
     }
 }

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use super::{content::SpanContent, set::SpanSet};
+use super::{TraceId, content::SpanContent, set::SpanSet};
 
 /// Marks, as a parent distance, the first row of a trace.
 pub const FIRST_OF_TRACE: i32 = -1;
@@ -48,6 +48,13 @@ pub struct TraceRows {
     pub root: Option<u32>,
     /// Bytes its spans had on the wire.
     pub wire_bytes: u64,
+}
+
+impl TraceRows {
+    /// Its id.
+    pub fn id(&self) -> TraceId {
+        TraceId::from_halves(self.id_high, self.id_low)
+    }
 }
 
 /// What ordering needs of one span.

@@ -1,10 +1,10 @@
 //! Leaf columns of row groups from their pages to arrays, all rows or some, in the forms that nearly all columns of a block have: codes into
-//! a dictionary, bits, and texts behind their lengths.
+//! a dictionary, bits, texts behind their lengths, and integers as differences.
 //!
 //! Most attributes are on few spans, so that most of a column is nulls, in long runs. The Parquet library's readers take levels value by
 //! value, pad the values, look at every key once more, and skip rows one range after the other; here levels are taken run by run, a bit-packed
 //! run of them is Arrow's validity as it lies there, and of values only those are unpacked that are wanted. What is written otherwise
-//! (numbers that are random or ascend, a dictionary that grew too large) is left to the library.
+//! (numbers that are random, a dictionary that grew too large) is left to the library.
 //!
 //! | module | owns |
 //! |---|---|
@@ -12,9 +12,11 @@
 //! | `bits` | which entries have a value, which are kept, and what follows for values |
 //! | `levels` | levels to bits, and to where lists end |
 //! | `values` | dictionaries, codes and bits, and the arrays that they make |
+//! | `deltas` | integers as differences |
 //! | `texts` | texts behind their lengths |
 
 mod bits;
+mod deltas;
 mod levels;
 mod runs;
 mod texts;
@@ -40,6 +42,7 @@ pub use levels::Shape;
 
 use self::{
     bits::{Bits, pick},
+    deltas::integers,
     levels::{Entries, Levels},
     runs::damaged,
     texts::texts,
@@ -52,6 +55,7 @@ enum Form {
     Codes,
     Bits,
     Texts,
+    Deltas,
 }
 
 /// The pages of a leaf column, its levels taken.
@@ -149,6 +153,7 @@ impl LeafPages {
             Form::Codes => coded(&self.kind, self.dictionary.as_ref(), &self.pages, &wanted),
             Form::Bits => Ok(Arc::new(booleans(&self.pages, &wanted)?)),
             Form::Texts => texts(&self.kind, &self.pages, &wanted),
+            Form::Deltas => Ok(Arc::new(integers(&self.pages, &wanted)?)),
         }
     }
 }
@@ -188,6 +193,7 @@ fn form_of(kind: &DataType, encoding: Encoding) -> Option<Form> {
         (Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY, kind) if is_text(kind) => Some(Form::Codes),
         (Encoding::DELTA_LENGTH_BYTE_ARRAY, kind) if is_text(kind) || *kind == DataType::Utf8View => Some(Form::Texts),
         (Encoding::PLAIN, DataType::Boolean) => Some(Form::Bits),
+        (Encoding::DELTA_BINARY_PACKED, DataType::Int64) => Some(Form::Deltas),
         _ => None,
     }
 }

@@ -138,7 +138,7 @@ pub(super) fn value_at(packed: &[u8], width: usize, at: usize) -> u32 {
 }
 
 #[inline]
-fn mask(width: usize) -> u64 {
+pub(super) fn mask(width: usize) -> u64 {
     (1 << width) - 1
 }
 

@@ -12,12 +12,10 @@ use parquet::errors::Result;
 
 use super::{
     bits::spread,
-    runs::{damaged, unpack, varint},
+    deltas::add_numbers,
+    runs::damaged,
     values::{PageValues, Places, Wanted, concatenated},
 };
-
-/// Lengths that one block of them has at most.
-const BLOCK_MAX: u64 = 1 << 16;
 
 /// The texts of a page: text `i` lies from `ends[i]` to `ends[i + 1]`.
 struct PageTexts {
@@ -94,54 +92,17 @@ fn views(pages: &[(PageTexts, Places)], wanted: &Wanted) -> Result<StringViewArr
     Ok(unsafe { StringViewArray::new_unchecked(views.into(), buffers, wanted.nulls()) })
 }
 
-/// Takes `count` lengths off the front of `page`: numbers of 32 bits that are written as differences, these bit-packed in blocks. Each is told
-/// as the sum of all up to it, behind a zero. Errors: for damaged ones, among them a length below zero.
+/// Takes `count` lengths off the front of `page`, which are 32-bit integers. Each is told as the sum of all up to it, behind a zero. Errors:
+/// for damaged ones, among them a length below zero.
 fn lengths(page: &mut &[u8], count: usize) -> Result<Vec<u32>> {
-    let short = || damaged("lengths that end too early");
-    let number = |page: &mut &[u8]| varint(page, short);
-    let signed = |number: u64| (number >> 1) as i64 ^ -((number & 1) as i64);
-    let (block, parts, total) = (number(page)?, number(page)?, number(page)?);
-    if !(1..=BLOCK_MAX).contains(&block) || !(1..=block).contains(&parts) || block % (parts * 8) > 0 || total != count as u64 {
-        return Err(damaged("lengths in a form that is not read"));
-    }
-    let of_part = (block / parts) as usize;
-    let mut length = signed(number(page)?) as i32;
-    let mut sum = 0_u32;
-    let mut ends = Vec::with_capacity(count + 1);
+    let mut lengths = Vec::with_capacity(count);
+    add_numbers(page, count, u32::BITS, &mut lengths)?;
+    let (mut sum, mut ends) = (0_u32, Vec::with_capacity(count + 1));
     ends.push(0);
-    let mut add = |length: i32| -> Result<()> {
-        let length = u32::try_from(length).map_err(|_| damaged("a length below zero"))?;
+    for length in lengths {
+        let length = u32::try_from(length as i32).map_err(|_| damaged("a length below zero"))?;
         sum = sum.checked_add(length).filter(|&sum| i32::try_from(sum).is_ok()).ok_or_else(|| damaged("too much text"))?;
         ends.push(sum);
-        Ok(())
-    };
-    if count > 0 {
-        add(length)?;
-    }
-    let mut left = count.saturating_sub(1);
-    let mut differences = Vec::new();
-    while left > 0 {
-        let least = signed(number(page)?) as i32;
-        let (widths, rest) = page.split_at_checked(parts as usize).ok_or_else(short)?;
-        *page = rest;
-        for &width in widths {
-            // Parts after the last number are not written.
-            if left == 0 {
-                break;
-            }
-            if width > 32 {
-                return Err(damaged("lengths of more than 32 bits"));
-            }
-            let (packed, rest) = page.split_at_checked(of_part / 8 * usize::from(width)).ok_or_else(short)?;
-            *page = rest;
-            differences.clear();
-            unpack(packed, u32::from(width), of_part.min(left), &mut differences);
-            for difference in &differences {
-                length = length.wrapping_add(least).wrapping_add(*difference);
-                add(length)?;
-            }
-            left -= differences.len();
-        }
     }
     Ok(ends)
 }

@@ -43,7 +43,7 @@ pub use self::{
     spanset_scan::SpansetScan, spanset_stages::SpansetStages, trace_details::TraceDetails, traces::Traces,
 };
 use super::matches;
-use crate::{exec::sources::SourceSet, metrics::partial};
+use crate::{exec::sources::SourceSet, metrics::batch};
 
 /// A part of a node that is equal to another if both print the same for debugging: floats keep syntax trees from being [`Eq`] and [`Hash`],
 /// which logical nodes must be. Right for types whose [`Debug`] is derived, since that shows every field.
@@ -140,7 +140,7 @@ static SPANSETS: LazyLock<DFSchemaRef> = LazyLock::new(|| of_arrow(matches::sche
 /// A row for each trace that a search found.
 static RESULTS: LazyLock<DFSchemaRef> = LazyLock::new(|| of_arrow(super::trace_details::schema()));
 /// Partial series.
-static SERIES: LazyLock<DFSchemaRef> = LazyLock::new(|| of_arrow(partial::schema()));
+static SERIES: LazyLock<DFSchemaRef> = LazyLock::new(|| of_arrow(batch::schema()));
 
 /// The methods of [`UserDefinedLogicalNodeCore`](datafusion::logical_expr::UserDefinedLogicalNodeCore) that all nodes share.
 macro_rules! logical_node {
