@@ -171,8 +171,8 @@ impl BlockReader {
             return None;
         }
         let all = rows_of(&self.index.row_groups[group]);
-        let whole = [0..all.len()];
-        let chosen = rows.unwrap_or(&whole);
+        let whole = 0..all.len();
+        let chosen = rows.unwrap_or(std::slice::from_ref(&whole));
         let mut starts = Vec::with_capacity(chosen.iter().map(ExactSizeIterator::len).sum());
         chosen.iter().for_each(|rows| self.index.traces.add_starts(all.start + rows.start..all.start + rows.end, &mut starts));
         Some((Arc::new(self.schema.field(Column::TraceStart, &[])), Arc::new(Int64Array::from(starts))))

@@ -301,6 +301,11 @@ impl<'a> Columns<'a> {
         (Weight(self.weights.value(row).unsigned_abs()), &sums[offsets[row] as usize..offsets[row + 1] as usize])
     }
 
+    /// How many rows are exemplars.
+    pub fn exemplar_count(&self) -> usize {
+        self.traces.len() - self.traces.null_count()
+    }
+
     /// Whether a row is an exemplar.
     pub fn is_exemplar(&self, row: usize) -> bool {
         self.traces.is_valid(row)

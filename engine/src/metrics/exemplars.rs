@@ -159,6 +159,11 @@ impl Exemplars {
         self.ceiling
     }
 
+    /// Makes room for `count` more slots, as far as there may be so many.
+    pub fn reserve(&mut self, count: usize) {
+        self.slots.reserve(count.min(self.slots_max.saturating_sub(self.slots.len())));
+    }
+
     /// Whether `slot` has a span.
     pub fn has(&self, slot: Slot) -> bool {
         self.slots.contains_key(&slot)

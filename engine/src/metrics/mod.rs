@@ -17,7 +17,7 @@
 //! | `grid` | the spans of a frame by group and interval |
 //! | `observe` | the spans of a frame into series under way |
 //! | `weighted` | the same for sampled spans, trace by trace |
-//! | `pick` | the spans of a frame that may become exemplars |
+//! | `slots`, `pick` | the spans of a frame that may become exemplars: which, and what they are told by |
 //! | `compare` | the same for `compare()` |
 //! | `series` | finished series: values, quantiles, labels, order |
 //! | `evaluate` | a whole query from its operands |
@@ -43,6 +43,7 @@ pub mod partial;
 pub mod pick;
 pub mod series;
 pub mod sketch;
+pub mod slots;
 pub mod stages;
 pub mod told;
 pub mod traces;

@@ -43,6 +43,19 @@ impl<'a> FrameTraces<'a> {
         Ok(Self { first_row, traces, starts })
     }
 
+    /// Those of a frame that holds all rows of `index`, which has starts.
+    #[cfg(test)]
+    pub fn all(index: &'a crate::block::index::TraceIndex) -> Self {
+        let rows = index.ids().iter().filter_map(|&id| index.rows_of(id)).map(|rows| rows.end).max();
+        let traces = index.traces_in(0..rows.unwrap_or(0)).expect("rows have traces");
+        Self { first_row: 0, traces, starts: Cow::Borrowed(traces.starts.expect("traces have starts")) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.starts.len()
+    }
+
     /// The start of each in Unix nanoseconds, and its rows in the frame.
     pub fn iter(&self) -> impl Iterator<Item = (i64, Range<usize>)> {
         let mut from = 0;
