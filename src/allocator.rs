@@ -1,7 +1,7 @@
 //! What the C library's allocator keeps.
 
 /// Free bytes that an arena keeps before it gives them back to the kernel.
-const KEPT_BYTES: i32 = 64 << 20;
+const KEPT_BYTES: i32 = 16 << 20;
 
 /// From this size on memory is asked of the kernel, and given back, by itself.
 const OWN_MAPPING_BYTES: i32 = 4 << 20;

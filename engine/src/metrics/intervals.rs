@@ -102,6 +102,9 @@ impl Intervals {
     }
 }
 
+/// Stands for the interval of times that are in none.
+pub const OUTSIDE: u32 = u32::MAX;
+
 /// Finds the interval of a time; remembers the last one, since the spans of a trace mostly share it.
 #[derive(Debug)]
 pub struct IntervalFinder {
@@ -130,12 +133,7 @@ impl IntervalFinder {
         self.until = self.after + step;
         Some(self.at)
     }
-}
 
-/// Stands for the interval of times that are in none.
-pub const OUTSIDE: u32 = u32::MAX;
-
-impl IntervalFinder {
     /// Adds the interval of each of the times `offsets` after `start` to `out`, or [`OUTSIDE`]. Cost: least where all are in the last one.
     pub fn add_all(&mut self, start: u64, offsets: &[i64], out: &mut Vec<u32>) {
         let time = |offset: i64| start.wrapping_add(offset as u64);
@@ -192,5 +190,18 @@ mod tests {
         }
         assert_eq!([90, 131].map(|time| finder.find(time)), [None, None]);
         assert_eq!([0, 90, 91, 100, 101, 130, u64::MAX].map(|time| intervals.first_after(time)), [0, 0, 1, 1, 2, 4, 4]);
+    }
+
+    #[test]
+    fn all_times_are_found_as_each_one_is() {
+        let intervals = Intervals::of_range(20, 60, 10).unwrap();
+        let mut finder = intervals.finder();
+        let offsets = [0, 3, -3, 9, 10, 11, 40, i64::MAX, i64::MIN];
+        for (start, length) in (0..80_u64).chain([u64::MAX - 2]).flat_map(|start| (0..=offsets.len()).map(move |length| (start, length))) {
+            let mut found = vec![7];
+            finder.add_all(start, &offsets[..length], &mut found);
+            let one = |&offset: &i64| intervals.finder().find(start.wrapping_add(offset as u64)).unwrap_or(OUTSIDE);
+            assert_eq!(found[1..], offsets[..length].iter().map(one).collect::<Vec<_>>(), "{length} times after {start}");
+        }
     }
 }
