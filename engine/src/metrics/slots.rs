@@ -29,11 +29,11 @@ pub struct Grouped<'a> {
 
 /// A span that is the best of its slot.
 pub struct Winner {
-    /// The group that the slot is of, its stretch of time and its class of values.
+    /// The group that its slot is of.
     pub group: usize,
-    #[allow(missing_docs)]
+    /// The stretch of time of the slot.
     pub stretch: u64,
-    #[allow(missing_docs)]
+    /// The class of values of the slot.
     pub class: i32,
     /// The hash of its trace in the slot.
     pub hash: u64,
