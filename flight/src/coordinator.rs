@@ -323,7 +323,7 @@ impl Coordinator {
             let held = self.engine.hold("series of the answer");
             operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &detail, &given, held)?);
         }
-        Ok(evaluate::finish(&query, &operands, request, stats))
+        Ok(evaluate::finish(&query, operands, request, stats))
     }
 
     async fn metrics_telling(&self, tenant: &TenantId, request: &MetricsRequest, parts: Option<&Parts<MetricsResult>>) -> Result<MetricsResult> {

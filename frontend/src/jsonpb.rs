@@ -87,14 +87,14 @@ impl<'a> Object<'a> {
     fn long(&mut self, key: &str, value: u64) {
         if value != 0 {
             self.key(key);
-            push(self.out, format_args!("\"{value}\""));
+            write_long(self.out, value);
         }
     }
 
     /// A signed 64-bit integer, written even if it is 0: a time is never left out.
     fn signed_long(&mut self, key: &str, value: i64) {
         self.key(key);
-        push(self.out, format_args!("\"{value}\""));
+        write_long(self.out, value);
     }
 
     /// A double.
@@ -241,9 +241,21 @@ fn write_double(out: &mut String, value: f64) {
             Some((digits, exponent)) if !exponent.starts_with('-') => push(out, format_args!("{digits}e+{exponent}")),
             _ => out.push_str(&text),
         }
+    } else if (1e-5..1e15).contains(&magnitude) {
+        // The same digits, sooner.
+        let mut buffer = ryu::Buffer::new();
+        let text = buffer.format_finite(value);
+        out.push_str(text.strip_suffix(".0").unwrap_or(text));
     } else {
         push(out, format_args!("{value}"));
     }
+}
+
+/// Writes a 64-bit integer, which the API has as text.
+fn write_long(out: &mut String, value: impl itoa::Integer) {
+    out.push('"');
+    out.push_str(itoa::Buffer::new().format(value));
+    out.push('"');
 }
 
 impl ToJson for AnyValue {
@@ -260,7 +272,7 @@ impl ToJson for AnyValue {
             }
             Value::IntValue(value) => {
                 object.key("intValue");
-                push(object.out, format_args!("\"{value}\""));
+                write_long(object.out, *value);
             }
             Value::DoubleValue(value) => {
                 object.key("doubleValue");
@@ -718,6 +730,18 @@ mod tests {
         check(1e-7, "1e-7");
         check(-2.5e-9, "-2.5e-9");
         check(f64::INFINITY, "\"Infinity\"");
+        for value in [1e-5, 9.999_999_999_999_999e-6, 1e15, 999_999_999_999_999.9, -0.0, f64::MIN_POSITIVE] {
+            check(value, &if value == f64::MIN_POSITIVE { format!("{value:e}") } else { value.to_string() });
+        }
+        // All sizes that are written without an exponent, with long and short digits.
+        let mut bits = 0x9e37_79b9_7f4a_7c15_u64;
+        for exponent in (1023 - 19)..(1023 + 69) {
+            for _ in 0..50 {
+                bits = bits.wrapping_mul(0x2545_f491_4f6c_dd1d).rotate_left(17);
+                let value = f64::from_bits(exponent << 52 | bits >> 12);
+                [value, -value, (value * 1000.0).round() / 1000.0, value.trunc()].into_iter().for_each(|value| check(value, &value.to_string()));
+            }
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub async fn metrics_over(
         operands.insert(key, series);
     }
     add_blocks(&mut stats, opened);
-    let (series, truncated) = evaluate::finish_series(&query, &operands, request);
+    let (series, truncated) = evaluate::finish_series(&query, operands, request);
     Ok(FoundSeries { series, truncated, stats: stats.plus(&sources.metrics.snapshot()) })
 }
 

@@ -7,10 +7,10 @@ use std::{
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, Decimal128Array, DictionaryArray, FixedSizeBinaryArray,
-        FixedSizeBinaryBuilder, Float64Array, Int32Array, ListArray, PrimitiveArray, UInt32Array, UInt64Array,
+        Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, Decimal128Array, DictionaryArray, FixedSizeBinaryArray, Float64Array,
+        Int32Array, ListArray, PrimitiveArray, UInt32Array, UInt64Array,
     },
-    buffer::{NullBuffer, OffsetBuffer},
+    buffer::{BooleanBuffer, NullBuffer, OffsetBuffer},
     compute::filter_record_batch,
     datatypes::{ArrowPrimitiveType, DataType, Decimal128Type, Field, Float64Type, Int32Type, Schema, SchemaRef, UInt32Type, UInt64Type},
     record_batch::RecordBatch,
@@ -195,7 +195,7 @@ fn numbers_of(cell: &NumberCell) -> [f64; 4] {
 /// The columns of estimates in a batch of `rows` rows, of which the first ones have `weights` and `each` of `sums`.
 fn estimate_columns(rows: usize, mut weights: Vec<i128>, (sums, each): (Vec<f64>, usize)) -> Result<[ArrayRef; 2]> {
     let estimated = weights.len();
-    let nulls = NullBuffer::from_iter((0..rows).map(|row| row < estimated));
+    let nulls = NullBuffer::new(BooleanBuffer::collect_bool(rows, |row| row < estimated));
     weights.resize(rows, 0);
     let weights = Decimal128Array::try_new(weights.into(), Some(nulls.clone()))?.with_precision_and_scale(38, 0)?;
     let offsets = OffsetBuffer::from_lengths((0..rows).map(|row| if row < estimated { each } else { 0 }));
@@ -207,26 +207,26 @@ fn estimate_columns(rows: usize, mut weights: Vec<i128>, (sums, each): (Vec<f64>
 /// The columns of exemplars in a batch of `rows` rows, of which the last ones are `exemplars`, with their stretches.
 fn exemplar_columns(rows: usize, exemplars: &[(u64, &Candidate)]) -> Result<[ArrayRef; 6]> {
     let before = rows - exemplars.len();
-    let nulls = NullBuffer::from_iter((0..rows).map(|row| row >= before));
+    let nulls = NullBuffer::new(BooleanBuffer::collect_bool(rows, |row| row >= before));
     let number = |of: &dyn Fn(&(u64, &Candidate)) -> u64| {
         let numbers: Vec<u64> = std::iter::repeat_n(0, before).chain(exemplars.iter().map(of)).collect();
         UInt64Array::try_new(numbers.into(), Some(nulls.clone())).map(|column| Arc::new(column) as ArrayRef)
     };
     let values: Vec<f64> = std::iter::repeat_n(0.0, before).chain(exemplars.iter().map(|(_, candidate)| candidate.value)).collect();
-    let (mut traces, mut labels) = (FixedSizeBinaryBuilder::with_capacity(rows, 16), BinaryBuilder::new());
-    traces.append_nulls(before);
+    let mut traces = vec![0; before * size_of::<TraceId>()];
+    traces.extend(exemplars.iter().flat_map(|(_, candidate)| candidate.trace.0));
+    let mut labels = BinaryBuilder::new();
     labels.append_nulls(before);
     // Most are told by the same.
     let mut last: (&[KeyValue], Vec<u8>) = Default::default();
     for (_, candidate) in exemplars {
-        traces.append_value(candidate.trace.0)?;
         if *candidate.labels != *last.0 {
             last = (&candidate.labels, KeyValueList { values: candidate.labels.to_vec() }.encode_to_vec());
         }
         labels.append_value(&last.1);
     }
     Ok([
-        Arc::new(traces.finish()),
+        Arc::new(FixedSizeBinaryArray::try_new(size_of::<TraceId>() as i32, traces.into(), Some(nulls.clone()))?),
         number(&|(stretch, _)| *stretch)?,
         number(&|(_, candidate)| candidate.hash)?,
         number(&|(_, candidate)| candidate.start_unix_nano)?,

@@ -50,6 +50,8 @@ enum Grid {
     Whole,
     /// Intervals of `step` nanoseconds that begin `phase` after a multiple of it.
     Steps { step: u64, phase: u64 },
+    /// Those of a window that the row group reaches out of, where what is outside must not be looked at.
+    Window(Intervals),
 }
 
 #[derive(Debug, Clone)]
@@ -135,8 +137,9 @@ impl PartialCache {
         registered.map_err(|e| Error::internal("registering the metrics of the cache of partial series").with_source(e))
     }
 
-    /// Where the partial series of `part` in `intervals` are kept, for queries of this `shape`. None where they cannot be reused: the cache
-    /// is off; the window of an instant query cuts the row group; `inside_only`, and the window does; or there would be too many intervals.
+    /// Where the partial series of `part` in `intervals` are kept, for queries of this `shape`. Where the window cuts the row group and is that
+    /// of an instant query, or `inside_only` is set, they serve windows that cut it in the same place. None where they cannot be reused: the
+    /// cache is off, nothing is within the window, or there would be too many intervals.
     pub fn slot(&self, part: Part<'_>, shape: &Arc<str>, intervals: &Intervals, inside_only: bool) -> Option<Slot> {
         if self.bytes_max == 0 {
             return None;
@@ -228,8 +231,10 @@ fn place(times: RangeInclusive<u64>, intervals: &Intervals, inside_only: bool) -
         return Some((Grid::Whole, own, i64::from(first)));
     }
     let inside = first.is_some() && last.is_some();
-    if intervals.count() == 1 || (inside_only && !inside) {
-        return None;
+    if !inside && (inside_only || intervals.count() == 1) {
+        let within = *times.start().max(&(intervals.start() + 1))..=*times.end().min(&intervals.end());
+        let (own, offset) = intervals.covering(within, INTERVALS_MAX).filter(|(own, _)| own.count() > 0)?;
+        return Some((Grid::Window(own), own, offset));
     }
     let (own, offset) = intervals.covering(times, INTERVALS_MAX)?;
     Some((Grid::Steps { step: intervals.step(), phase: intervals.start() % intervals.step() }, own, offset))
@@ -303,14 +308,26 @@ mod tests {
         for window in [Intervals::of_instant(0, 4000).unwrap(), Intervals::of_range(100, 300, 50).unwrap()] {
             assert!(matches!(cache.get(&slot(&cache, 0, window).unwrap()).unwrap(), Found::Series(series) if series.num_rows() == 1), "{window:?}");
         }
-        assert!(slot(&cache, 0, Intervals::of_instant(105, 4000).unwrap()).is_none(), "its window cuts the row group");
+        let cut = Intervals::of_instant(105, 4000).unwrap();
+        let own = slot(&cache, 0, cut).unwrap();
+        assert!(matches!(cache.get(&own).unwrap(), Found::Nothing), "its window cuts the row group");
+        assert_eq!(*own.own(), cut);
     }
 
     #[test]
     fn some_are_kept_only_from_within_the_window() {
         let cache = PartialCache::new(1 << 20);
-        let inside = |intervals| cache.slot(part(0), &"compare".into(), &intervals, true).is_some();
-        assert!(inside(steps(110, 130)) && !inside(steps(110, 120)) && !inside(steps(120, 200)));
+        let slot = |intervals| cache.slot(part(0), &"compare".into(), &intervals, true);
+        let found = |intervals| matches!(cache.get(&slot(intervals).unwrap()).unwrap(), Found::Series(_));
+        // The row group has times from 105 to 128.
+        for (window, own) in [(steps(110, 130), (100, 3)), (steps(120, 200), (110, 2)), (steps(0, 120), (100, 2))] {
+            assert!(!found(window), "cut elsewhere: {window:?}");
+            let slot = slot(window).unwrap();
+            assert_eq!((slot.own().start(), slot.own().count()), own);
+            cache.put(slot, &batch(1, own.1)).unwrap();
+        }
+        assert!([(110, 200), (0, 130), (120, 300), (100, 120)].iter().all(|&(start, end)| found(steps(start, end))), "cut in the same places");
+        assert!(slot(steps(150, 200)).is_none(), "nothing of it is within");
     }
 
     #[test]

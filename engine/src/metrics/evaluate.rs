@@ -102,14 +102,14 @@ pub fn finish_operand(
 }
 
 /// The answer to `query`, with at most `request.exemplars` exemplars, as many of each series.
-pub fn finish(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest, stats: ScanStats) -> MetricsResult {
+pub fn finish(query: &MetricsExpr, operands: Operands, request: &MetricsRequest, stats: ScanStats) -> MetricsResult {
     let (series, truncated) = finish_series(query, operands, request);
     MetricsResult { series: series.into_iter().map(|series| series::to_proto(series, &request.intervals)).collect(), truncated, stats }
 }
 
 /// The same series before they are put into the form of the API, and whether there are more.
-pub fn finish_series(query: &MetricsExpr, operands: &Operands, request: &MetricsRequest) -> (Vec<Series>, bool) {
-    let mut all = match evaluate(query, operands) {
+pub fn finish_series(query: &MetricsExpr, operands: Operands, request: &MetricsRequest) -> (Vec<Series>, bool) {
+    let mut all = match evaluate(query, &mut Uses::of(query, operands)) {
         Operand::Series(series) => series,
         Operand::Scalar(_) => Vec::new(),
     };
@@ -126,9 +126,33 @@ pub fn finish_series(query: &MetricsExpr, operands: &Operands, request: &Metrics
     (all, truncated)
 }
 
-fn evaluate(query: &MetricsExpr, operands: &Operands) -> Operand {
+/// The operands of a query while it is evaluated: series are copied only for those that are needed again.
+struct Uses {
+    operands: Operands,
+    /// How often each is still needed.
+    left: HashMap<String, usize>,
+}
+
+impl Uses {
+    fn of(query: &MetricsExpr, operands: Operands) -> Self {
+        let mut left = HashMap::new();
+        operands_of(query).into_iter().for_each(|(pipeline, function)| *left.entry(operand_key(pipeline, function)).or_default() += 1);
+        Self { operands, left }
+    }
+
+    fn take(&mut self, key: &str) -> Vec<Series> {
+        let left = self.left.get_mut(key).map_or(0, |left| {
+            *left -= 1;
+            *left
+        });
+        let series = if left == 0 { self.operands.remove(key) } else { self.operands.get(key).cloned() };
+        series.unwrap_or_default()
+    }
+}
+
+fn evaluate(query: &MetricsExpr, operands: &mut Uses) -> Operand {
     match query {
-        MetricsExpr::Pipeline { pipeline, function } => Operand::Series(operands.get(&operand_key(pipeline, function)).cloned().unwrap_or_default()),
+        MetricsExpr::Pipeline { pipeline, function } => Operand::Series(operands.take(&operand_key(pipeline, function))),
         MetricsExpr::Scalar(value) => Operand::Scalar(Value::from(value).as_f64().unwrap_or(f64::NAN)),
         MetricsExpr::Binary { op, lhs, rhs } => stages::arithmetic(*op, evaluate(lhs, operands), evaluate(rhs, operands)),
         MetricsExpr::SecondStages { input, stages } => match evaluate(input, operands) {

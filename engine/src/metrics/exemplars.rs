@@ -7,13 +7,13 @@
 //!
 //! In the end [`spread`] orders the spans of a series so that every beginning of the list is well spread.
 
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, hash::BuildHasher, sync::Arc};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use skein_proto::otlp::common::v1::KeyValue;
 
 use super::intervals::Intervals;
-use crate::spans::TraceId;
+use crate::{error::Result, spans::TraceId};
 
 /// Most slots of one process and query. Answers have a hundred exemplars or so; a slot has some 200 bytes.
 pub const SLOTS_MAX: usize = 16_384;
@@ -138,17 +138,31 @@ pub struct Candidate {
     pub labels: Arc<[KeyValue]>,
 }
 
+/// A slot as one number, in the same order.
+type Key = u128;
+
+fn key_of((place, stretch, class): Slot) -> Key {
+    Key::from(place) << 96 | Key::from(stretch) << 32 | Key::from(class as u32 ^ 1 << 31)
+}
+
+fn slot_of(key: Key) -> Slot {
+    ((key >> 96) as u32, (key >> 32) as u64, (key as u32 ^ 1 << 31) as i32)
+}
+
 /// The spans in the slots of all series.
 #[derive(Debug, Clone)]
 pub struct Exemplars {
-    slots: HashMap<Slot, Candidate>,
+    slots: Vec<(Key, Candidate)>,
+    /// Places in `slots` by key.
+    places: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     ceiling: u64,
     slots_max: usize,
 }
 
 impl Default for Exemplars {
     fn default() -> Self {
-        Self { slots: HashMap::new(), ceiling: u64::MAX, slots_max: SLOTS_MAX }
+        Self { slots: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default(), ceiling: u64::MAX, slots_max: SLOTS_MAX }
     }
 }
 
@@ -161,47 +175,79 @@ impl Exemplars {
 
     /// Makes room for `count` more slots, as far as there may be so many.
     pub fn reserve(&mut self, count: usize) {
-        self.slots.reserve(count.min(self.slots_max.saturating_sub(self.slots.len())));
+        let Self { slots, places, hasher, slots_max, .. } = self;
+        let count = count.min(slots_max.saturating_sub(slots.len()));
+        slots.reserve(count);
+        places.reserve(count, |&at| hasher.hash_one(slots[at as usize].0));
     }
 
-    /// Whether `slot` has a span.
-    pub fn has(&self, slot: Slot) -> bool {
-        self.slots.contains_key(&slot)
-    }
-
-    /// Whether a span with this hash may stay in `slot`.
-    pub fn may_want(&self, slot: Slot, hash: u64) -> bool {
-        hash <= self.ceiling && self.slots.get(&slot).is_none_or(|known| hash <= known.hash)
-    }
-
-    /// Takes a span, if it is wanted. Between equal hashes the least trace stays, and of one trace the first that is offered.
-    pub fn offer(&mut self, slot: Slot, candidate: Candidate) {
-        let before = |known: &Candidate| (candidate.hash, candidate.trace) < (known.hash, known.trace);
-        if candidate.hash > self.ceiling || !self.slots.get(&slot).is_none_or(before) {
-            return;
+    /// Takes the span with this hash that `candidate` makes, which is asked only where the hash may stay; it is told whether the slot has none.
+    /// Between equal hashes the least trace stays, and of one trace the first that is offered. Cost: one look-up. Errors: those of `candidate`.
+    pub fn offer(&mut self, slot: Slot, hash: u64, candidate: impl FnOnce(bool) -> Result<Candidate>) -> Result<()> {
+        if hash > self.ceiling {
+            return Ok(());
         }
-        self.slots.insert(slot, candidate);
-        while self.slots.len() > self.slots_max {
-            self.ceiling /= 2;
-            let ceiling = self.ceiling;
-            self.slots.retain(|_, candidate| candidate.hash <= ceiling);
+        let Self { slots, places, hasher, .. } = self;
+        let key = key_of(slot);
+        match places.entry(hasher.hash_one(key), |&at| slots[at as usize].0 == key, |&at| hasher.hash_one(slots[at as usize].0)) {
+            Entry::Vacant(free) => {
+                let candidate = candidate(true)?;
+                free.insert(slots.len() as u32);
+                slots.push((key, candidate));
+            }
+            Entry::Occupied(taken) => {
+                let known = &mut slots[*taken.get() as usize].1;
+                if hash > known.hash {
+                    return Ok(());
+                }
+                let candidate = candidate(false)?;
+                if (candidate.hash, candidate.trace) < (known.hash, known.trace) {
+                    *known = candidate;
+                }
+            }
+        }
+        if self.slots.len() > self.slots_max {
+            self.lower_ceiling();
+        }
+        Ok(())
+    }
+
+    /// Lets the spans with large hashes go, until there are no more than there may be.
+    #[cold]
+    fn lower_ceiling(&mut self) {
+        let Self { slots, places, hasher, ceiling, .. } = self;
+        while slots.len() > self.slots_max {
+            *ceiling /= 2;
+            slots.retain(|(_, candidate)| candidate.hash <= *ceiling);
+        }
+        places.clear();
+        for (at, (key, _)) in slots.iter().enumerate() {
+            places.insert_unique(hasher.hash_one(key), at as u32, |&at| hasher.hash_one(slots[at as usize].0));
         }
     }
 
     /// The same where the series have other places; of slots that fall together one span stays, in the order of the places they had.
-    pub fn moved(self, place: impl Fn(u32) -> u32) -> Self {
-        let mut moved = Self { slots: HashMap::with_capacity(self.slots.len()), ..self };
-        let mut slots: Vec<_> = self.slots.into_iter().collect();
-        slots.sort_unstable_by_key(|(slot, _)| *slot);
-        slots.into_iter().for_each(|((from, stretch, class), candidate)| moved.offer((place(from), stretch, class), candidate));
-        moved
+    pub fn moved(self, place: impl Fn(u32) -> u32) -> Result<Self> {
+        let Self { mut slots, ceiling, slots_max, .. } = self;
+        let mut moved = Self { ceiling, slots_max, ..Self::default() };
+        slots.sort_unstable_by_key(|(key, _)| *key);
+        for (key, candidate) in slots {
+            let (from, stretch, class) = slot_of(key);
+            moved.offer((place(from), stretch, class), candidate.hash, |_| Ok(candidate))?;
+        }
+        Ok(moved)
     }
 
-    /// All slots that have a span, in order.
-    pub fn in_order(&self) -> Vec<(Slot, &Candidate)> {
-        let mut all: Vec<_> = self.slots.iter().map(|(&slot, candidate)| (slot, candidate)).collect();
-        all.sort_unstable_by_key(|(slot, _)| *slot);
-        all
+    /// All slots that have a span, in whatever order.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Candidate)> {
+        self.slots.iter().map(|(key, candidate)| (slot_of(*key), candidate))
+    }
+
+    /// The same in order.
+    pub fn in_order(&self) -> impl Iterator<Item = (Slot, &Candidate)> {
+        let mut all: Vec<(Key, &Candidate)> = self.slots.iter().map(|(key, candidate)| (*key, candidate)).collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
+        all.into_iter().map(|(key, candidate)| (slot_of(key), candidate))
     }
 }
 
@@ -210,15 +256,22 @@ impl Exemplars {
 pub fn spread<'a>(candidates: &[(u64, i32, &'a Candidate)], most: usize, each: usize) -> Vec<&'a Candidate> {
     let stretches: Vec<_> = candidates.chunk_by(|a, b| a.0 == b.0).collect();
     let (mut chosen, mut of_class): (Vec<&Candidate>, BTreeMap<i32, usize>) = (Vec::new(), BTreeMap::new());
-    for _ in 0..each {
-        for at in halving(stretches.len()) {
-            let free = stretches[at].iter().filter(|(.., candidate)| chosen.iter().all(|other| other.trace != candidate.trace));
+    let mut traces: Vec<u128> = Vec::new();
+    let number_of = |trace: TraceId| u128::from_ne_bytes(trace.0);
+    for round in 0..each {
+        // Each round took one of a stretch, or found none that is free.
+        for at in halving(stretches.len()).filter(|&at| stretches[at].len() > round) {
+            let mut free = stretches[at].iter().filter(|(.., candidate)| !traces.contains(&number_of(candidate.trace)));
             // The class that was shown least, of these the one that is farthest from all that were shown, of these the largest.
             let rank = |class: &i32| (of_class.get(class).copied().unwrap_or(0), Reverse(distance(&of_class, *class)), Reverse(*class));
-            let best = free.min_by_key(|(_, class, _)| rank(class));
+            let best = match (free.next(), free.next()) {
+                (Some(first), Some(second)) => [first, second].into_iter().chain(free).min_by_key(|(_, class, _)| rank(class)),
+                (only, _) => only,
+            };
             if let Some((_, class, candidate)) = best {
                 *of_class.entry(*class).or_default() += 1;
                 chosen.push(candidate);
+                traces.push(number_of(candidate.trace));
             }
             if chosen.len() >= most {
                 return chosen;
@@ -250,6 +303,10 @@ mod tests {
 
     fn candidate(trace: u8, hash: u64, value: f64) -> Candidate {
         Candidate { hash, interval: 0, trace: TraceId([trace; 16]), start_unix_nano: 5, value, labels: Arc::from([]) }
+    }
+
+    fn offer(exemplars: &mut Exemplars, slot: Slot, candidate: &Candidate) {
+        exemplars.offer(slot, candidate.hash, |_| Ok(candidate.clone())).unwrap();
     }
 
     #[test]
@@ -286,6 +343,19 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_in_the_order_of_slots() {
+        let mut slots: Vec<Slot> = Vec::new();
+        for place in [0, 1, u32::MAX] {
+            for stretch in [0, 7, u64::MAX] {
+                slots.extend([i32::MIN, -1, 0, 1, i32::MAX].map(|class| (place, stretch, class)));
+            }
+        }
+        let keys: Vec<Key> = slots.iter().map(|slot| key_of(*slot)).collect();
+        assert!(keys.is_sorted() && slots.is_sorted());
+        assert_eq!(keys.into_iter().map(slot_of).collect::<Vec<_>>(), slots);
+    }
+
+    #[test]
     fn the_smallest_hash_stays_whatever_the_order() {
         let offers: Vec<(Slot, Candidate)> = (0..3000u64)
             .map(|number| (((number % 7) as u32, number % 50, (number % 3) as i32), candidate(number as u8, mix(number), number as f64)))
@@ -293,15 +363,16 @@ mod tests {
         for slots_max in [SLOTS_MAX, 100] {
             let empty = || Exemplars { slots_max, ..Exemplars::default() };
             let mut all = empty();
-            offers.iter().for_each(|(slot, candidate)| all.offer(*slot, candidate.clone()));
+            offers.iter().for_each(|(slot, candidate)| offer(&mut all, *slot, candidate));
             let mut parts = [empty(), empty(), empty()];
-            offers.iter().rev().enumerate().for_each(|(at, (slot, candidate))| parts[at * at % 3].offer(*slot, candidate.clone()));
+            offers.iter().rev().enumerate().for_each(|(at, (slot, candidate))| offer(&mut parts[at * at % 3], *slot, candidate));
             let mut merged = empty();
             for part in &parts {
-                part.in_order().into_iter().for_each(|(slot, candidate)| merged.offer(slot, candidate.clone()));
+                part.in_order().for_each(|(slot, candidate)| offer(&mut merged, slot, candidate));
             }
-            assert_eq!(all.in_order(), merged.in_order());
-            assert!(all.in_order().len() <= slots_max && all.in_order().len() > slots_max.min(1050) / 3);
+            assert!(all.in_order().eq(merged.in_order()));
+            let count = all.in_order().count();
+            assert!(count <= slots_max && count > slots_max.min(1050) / 3);
             for (slot, kept) in all.in_order() {
                 let least = offers.iter().filter(|(own, _)| *own == slot).map(|(_, candidate)| candidate.hash).min();
                 assert_eq!(Some(kept.hash), least);
@@ -313,19 +384,17 @@ mod tests {
     fn of_equal_hashes_the_least_trace_stays_and_of_a_trace_the_first() {
         for offers in [[(1, 1.0), (1, 2.0), (3, 3.0)], [(3, 3.0), (1, 1.0), (1, 2.0)], [(1, 1.0), (3, 3.0), (1, 2.0)]] {
             let mut exemplars = Exemplars::default();
-            offers.into_iter().for_each(|(trace, value)| exemplars.offer((0, 0, 0), candidate(trace, 9, value)));
-            assert_eq!(exemplars.in_order()[0].1.value, 1.0);
+            offers.into_iter().for_each(|(trace, value)| offer(&mut exemplars, (0, 0, 0), &candidate(trace, 9, value)));
+            assert_eq!(exemplars.in_order().map(|(_, kept)| kept.value).collect::<Vec<_>>(), [1.0]);
         }
     }
 
     #[test]
     fn where_series_fall_together_the_first_place_decides_between_equals() {
-        for _ in 0..20 {
-            let mut exemplars = Exemplars::default();
-            (0..50).rev().for_each(|place| exemplars.offer((place, 3, 0), candidate(1, 9, f64::from(place))));
-            let moved = exemplars.moved(|_| 4);
-            assert_eq!(moved.in_order(), [((4, 3, 0), &candidate(1, 9, 0.0))], "in whatever order they are held");
-        }
+        let mut exemplars = Exemplars::default();
+        (0..50).rev().for_each(|place| offer(&mut exemplars, (place, 3, 0), &candidate(1, 9, f64::from(place))));
+        let moved = exemplars.moved(|_| 4).unwrap();
+        assert!(moved.in_order().eq([((4, 3, 0), &candidate(1, 9, 0.0))]), "in whatever order they came");
     }
 
     #[test]

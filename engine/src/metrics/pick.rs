@@ -76,9 +76,7 @@ impl Picker {
         for Winner { group, stretch, class, hash, at } in winners {
             let Some(place) = grouped.places[group] else { continue };
             let slot = (place as u32, stretch, class);
-            if partial.exemplars().may_want(slot, hash) {
-                partial.offer(slot, spans.candidate(at, hash)?)?;
-            }
+            partial.offer(slot, hash, || spans.candidate(at, hash))?;
         }
         Ok(())
     }

@@ -93,7 +93,10 @@ pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail
 
 /// The best spread exemplars of each place. Errors: `Internal` for labels that are none.
 fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32) -> Result<HashMap<usize, Vec<Exemplar>>> {
-    let slots = partial.exemplars().in_order();
+    if most == 0 {
+        return Ok(HashMap::new());
+    }
+    let slots: Vec<_> = partial.exemplars().in_order().collect();
     let each = Stretches::of(intervals, most).exemplars_each();
     let of_place = |slots: &[((u32, u64, i32), &Candidate)]| {
         let place = slots[0].0.0 as usize;

@@ -74,8 +74,10 @@ impl<'a> ToldMetrics<'a> {
             if from < until {
                 let mut operands = finished.clone();
                 let batch = std::slice::from_ref(batch);
-                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, detail, batch, self.memory.another())?);
-                found.series = self.cut(evaluate::finish(query, &operands, self.request, stats), from..until).series;
+                // Exemplars come with the whole.
+                let detail = Detail { exemplars: 0, ..detail.clone() };
+                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, &detail, batch, self.memory.another())?);
+                found.series = self.cut(evaluate::finish(query, operands, self.request, stats), from..until).series;
             }
         }
         self.parts.tell(Part { found, row_groups }).await;

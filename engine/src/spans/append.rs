@@ -157,7 +157,7 @@ fn append_attributes(table: &mut AttributeTable, base: u32, batch: &RecordBatch,
 /// False when the table has no room for another key.
 fn append_column(table: &mut AttributeTable, base: u32, field: &AttributeField, typed: &Typed, rows: usize) -> bool {
     let Some(mut column) = table.column(&field.column.key, field.column.kind) else { return false };
-    column.extend(base, typed, 0..rows);
+    column.extend(|at| base + at as u32, typed, 0..rows);
     true
 }
 

@@ -228,25 +228,25 @@ pub struct ColumnAppender<'a> {
 }
 
 impl ColumnAppender<'_> {
-    /// Appends the values of `rows`, nulls left out; row `rows.start + i` becomes row `base + i`. Cost: one look-up for each distinct value of
-    /// a dictionary.
-    pub(super) fn extend(&mut self, base: u32, values: &Typed, rows: Range<usize>) {
+    /// Appends the values of `range`, nulls left out; value `range.start + i` becomes that of row `row(i)`. Cost: one look-up for each distinct
+    /// value of a dictionary.
+    pub(super) fn extend(&mut self, row: impl Fn(usize) -> u32, values: &Typed, range: Range<usize>) {
         let growing = &mut *self.growing;
         match (values, &mut growing.values) {
-            (Typed::Text(Texts::Dictionary(dictionary, values)), _) => growing.extend_dictionary(base, dictionary.keys(), values, rows),
+            (Typed::Text(Texts::Dictionary(dictionary, values)), _) => growing.extend_dictionary(row, dictionary.keys(), values, range),
             (Typed::Text(texts), _) => {
-                for (at, row) in rows.enumerate() {
-                    if let Some(text) = texts.get(row) {
-                        growing.push_text(base + at as u32, text.as_bytes());
+                for (at, place) in range.enumerate() {
+                    if let Some(text) = texts.get(place) {
+                        growing.push_text(row(at), text.as_bytes());
                     }
                 }
             }
-            (Typed::Int(values), Values::Int(to)) => extend_numbers((&mut growing.rows, to), base, values, rows),
-            (Typed::Double(values), Values::Double(to)) => extend_numbers((&mut growing.rows, to), base, values, rows),
+            (Typed::Int(values), Values::Int(to)) => extend_numbers((&mut growing.rows, to), row, values, range),
+            (Typed::Double(values), Values::Double(to)) => extend_numbers((&mut growing.rows, to), row, values, range),
             (Typed::Bool(values), Values::Bool(to)) => {
-                for (at, row) in rows.enumerate().filter(|(_, row)| values.is_valid(*row)) {
-                    growing.rows.push(base + at as u32);
-                    to.push(values.value(row));
+                for (at, place) in range.enumerate().filter(|(_, place)| values.is_valid(*place)) {
+                    growing.rows.push(row(at));
+                    to.push(values.value(place));
                 }
             }
             _ => unreachable!("a column holds values of its type"),
@@ -254,35 +254,35 @@ impl ColumnAppender<'_> {
     }
 }
 
-/// Calls `take` with the new row and the key of each of `rows` that has one.
+/// Calls `take` with the new row and the key of each of `range` that has one.
 #[inline]
-fn for_each_key(base: u32, keys: &Int32Array, rows: Range<usize>, mut take: impl FnMut(u32, usize)) {
+fn for_each_key(row: impl Fn(usize) -> u32, keys: &Int32Array, range: Range<usize>, mut take: impl FnMut(u32, usize)) {
     match keys.nulls() {
-        None => keys.values()[rows].iter().zip(base..).for_each(|(&key, row)| take(row, key as usize)),
+        None => keys.values()[range].iter().enumerate().for_each(|(at, &key)| take(row(at), key as usize)),
         Some(nulls) => {
-            let nulls = nulls.slice(rows.start, rows.len());
-            nulls.valid_indices().for_each(|at| take(base + at as u32, keys.value(rows.start + at) as usize));
+            let nulls = nulls.slice(range.start, range.len());
+            nulls.valid_indices().for_each(|at| take(row(at), keys.value(range.start + at) as usize));
         }
     }
 }
 
-/// Appends the numbers of `rows`, nulls left out.
+/// Appends the numbers of `range`, nulls left out.
 fn extend_numbers<T: ArrowPrimitiveType>(
     (to_rows, to): (&mut Vec<u32>, &mut Vec<T::Native>),
-    base: u32,
+    row: impl Fn(usize) -> u32,
     from: &PrimitiveArray<T>,
-    rows: Range<usize>,
+    range: Range<usize>,
 ) {
     match from.nulls() {
         None => {
-            to_rows.extend(base..base + rows.len() as u32);
-            to.extend_from_slice(&from.values()[rows]);
+            to_rows.extend((0..range.len()).map(row));
+            to.extend_from_slice(&from.values()[range]);
         }
         Some(nulls) => {
-            let nulls = nulls.slice(rows.start, rows.len());
+            let nulls = nulls.slice(range.start, range.len());
             for at in nulls.valid_indices() {
-                to_rows.push(base + at as u32);
-                to.push(from.value(rows.start + at));
+                to_rows.push(row(at));
+                to.push(from.value(range.start + at));
             }
         }
     }
@@ -332,12 +332,12 @@ impl Growing {
     }
 
     /// Appends strings by their keys; each distinct one is looked up once.
-    fn extend_dictionary(&mut self, base: u32, keys: &Int32Array, values: &StringArray, rows: Range<usize>) {
+    fn extend_dictionary(&mut self, row: impl Fn(usize) -> u32, keys: &Int32Array, values: &StringArray, range: Range<usize>) {
         let Values::Coded(codes) = &mut self.values else {
-            return for_each_key(base, keys, rows, |row, key| self.push_text(row, values.value(key).as_bytes()));
+            return for_each_key(row, keys, range, |row, key| self.push_text(row, values.value(key).as_bytes()));
         };
         let (before, mut known) = (codes.len(), vec![NONE; values.len()]);
-        for_each_key(base, keys, rows, |row, key| {
+        for_each_key(row, keys, range, |row, key| {
             if known[key] == NONE {
                 known[key] = self.pool.intern(values.value(key).as_bytes());
             }

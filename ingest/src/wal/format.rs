@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// FORMAT.md, Segment: magic.
 const MAGIC: [u8; 8] = *b"SKEINWAL";
 /// FORMAT.md, Segment: version.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// FORMAT.md, Segment: the oldest version that is read.
 const VERSION_MIN: u32 = 1;
 /// FORMAT.md, Segment: where the records begin.

@@ -271,9 +271,9 @@ fn unknown_version() {
 
 #[test]
 fn older_versions_are_read() {
-    for version in [1, 2] {
+    for version in [1, 2, 3] {
         let older = |bytes: &mut Vec<u8>| {
-            assert_eq!(bytes[8], 3);
+            assert_eq!(bytes[8], 4);
             bytes[8] = version;
             let checksum = crc32fast::hash(&bytes[..12]).to_le_bytes();
             bytes[12..16].copy_from_slice(&checksum);
@@ -653,7 +653,7 @@ impl Random {
 /// The format once more, written for reading.
 fn naive_records(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut records = Vec::new();
-    let is_known = |version: &[u8]| [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]].iter().any(|known| version == known);
+    let is_known = |version: &[u8]| [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0], [4, 0, 0, 0]].iter().any(|known| version == known);
     if bytes.len() < 16 || bytes[..8] != *b"SKEINWAL" || !is_known(&bytes[8..12]) || bytes[12..16] != crc32fast::hash(&bytes[..12]).to_le_bytes() {
         return records;
     }

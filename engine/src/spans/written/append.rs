@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use arrow::array::Array;
+use arrow::array::{Array, BinaryArray};
 
 use super::{
     SpanTable,
     entries::{Events, Links},
+    sparse::Sparse,
     values::{Attribute, Encoder, Values},
 };
 use crate::spans::{
@@ -31,7 +32,7 @@ impl SpanBuilder {
             let rows = from..(from + SLICE_ROWS).min(table.rows);
             self.make_room(rows.len(), table.text_bytes);
             let base = self.next_row();
-            append_attributes(&mut self.attributes, base, rows.clone(), &table.attributes, table.rest.as_ref());
+            append_attributes(&mut self.attributes, base, rows.clone(), (&table.attributes, &table.sparse), table.rest.as_ref());
             if let (Some(events), Some(names)) = (&table.events, &event_names) {
                 self.append_events(base, rows.clone(), events, names);
             }
@@ -83,7 +84,7 @@ impl SpanBuilder {
     fn append_events(&mut self, base: u32, rows: Range<usize>, events: &Events, names: &[u32]) {
         let first_event = self.next_event_row();
         let entries = events.offsets[rows.start] as usize..events.offsets[rows.end] as usize;
-        append_attributes(&mut self.event_attributes, first_event, entries.clone(), &events.attributes, events.rest.as_ref());
+        append_attributes(&mut self.event_attributes, first_event, entries.clone(), (&events.attributes, &[]), events.rest.as_ref());
         let head = &mut self.head.events;
         for (at, row) in rows.enumerate() {
             head.spans.extend(std::iter::repeat_n(base + at as u32, (events.offsets[row + 1] - events.offsets[row]) as usize));
@@ -139,13 +140,31 @@ fn append_texts(column: &mut BytesColumn, base: u32, rows: Range<usize>, texts: 
 }
 
 /// Appends attributes and the rest; row `rows.start + i` becomes row `base + i`.
-fn append_attributes(table: &mut AttributeTable, base: u32, rows: Range<usize>, attributes: &[Attribute], rest: Option<&arrow::array::BinaryArray>) {
+fn append_attributes(
+    table: &mut AttributeTable,
+    base: u32,
+    rows: Range<usize>,
+    (dense, sparse): (&[Attribute], &[Sparse]),
+    rest: Option<&BinaryArray>,
+) {
     let mut refused = Vec::new();
-    for attribute in attributes {
+    for attribute in dense {
         let Values::Each(values) = &attribute.values else { continue };
         match table.column(&attribute.key, type_of(values)) {
-            Some(mut column) => column.extend(base, values, rows.clone()),
-            None => refused.push(attribute),
+            Some(mut column) => column.extend(|at| base + at as u32, values, rows.clone()),
+            None => refused.push(Refused { attribute, rows: None }),
+        }
+    }
+    for Sparse { rows: there, attributes } in sparse {
+        let place = |row: usize| there.partition_point(|&there| (there as usize) < row);
+        let range = place(rows.start)..place(rows.end);
+        let new_row = |at: usize| base + (there[range.start + at] - rows.start as u32);
+        for attribute in attributes.iter().filter(|_| !range.is_empty()) {
+            let Values::Each(values) = &attribute.values else { continue };
+            match table.column(&attribute.key, type_of(values)) {
+                Some(mut column) => column.extend(new_row, values, range.clone()),
+                None => refused.push(Refused { attribute, rows: Some(there) }),
+            }
         }
     }
     if refused.is_empty() && rest.is_none() {
@@ -154,12 +173,29 @@ fn append_attributes(table: &mut AttributeTable, base: u32, rows: Range<usize>, 
     let (mut encoder, mut fields) = (Encoder::default(), Vec::new());
     for (at, row) in rows.enumerate() {
         fields.clear();
-        refused.iter().filter(|attribute| attribute.is_valid(row)).for_each(|attribute| encoder.pair(&mut fields, 1, attribute, row));
+        refused.iter().for_each(|refused| refused.write(&mut encoder, &mut fields, row));
         if let Some(rest) = rest.filter(|rest| rest.is_valid(row)) {
             fields.extend_from_slice(rest.value(row));
         }
         if !fields.is_empty() {
             table.push_rest_fields(base + at as u32, &fields);
+        }
+    }
+}
+
+/// An attribute that gets no column.
+struct Refused<'a> {
+    attribute: &'a Attribute,
+    /// The rows that its values are of; None for all.
+    rows: Option<&'a [u32]>,
+}
+
+impl Refused<'_> {
+    /// Writes the value of `row`, if it has one.
+    fn write(&self, encoder: &mut Encoder, out: &mut Vec<u8>, row: usize) {
+        let place = self.rows.map_or(Some(row), |rows| rows.binary_search(&(row as u32)).ok());
+        if let Some(place) = place.filter(|&place| self.attribute.is_valid(place)) {
+            encoder.pair(out, 1, self.attribute, place);
         }
     }
 }

@@ -51,15 +51,17 @@ pub(super) struct Given<'a> {
     pub(super) array: &'a ArrayRef,
     /// The list that it is a part of, and where each row's entries lie.
     list: Option<(&'a str, &'a OffsetBuffer<i32>)>,
+    /// The row of each entry, where it is not its place.
+    rows: Option<&'a [u32]>,
 }
 
 impl<'a> Given<'a> {
     pub(super) fn column(name: &'a str, array: &'a ArrayRef) -> Self {
-        Self { name, array, list: None }
+        Self { name, array, list: None, rows: None }
     }
 
     pub(super) fn part(list: &'a str, offsets: &'a OffsetBuffer<i32>, name: &'a str, array: &'a ArrayRef) -> Self {
-        Self { name, array, list: Some((list, offsets)) }
+        Self { name, array, list: Some((list, offsets)), rows: None }
     }
 
     /// The same place with other values.
@@ -70,13 +72,21 @@ impl<'a> Given<'a> {
         Given { array, ..self }
     }
 
+    /// The same where only `rows` are there.
+    pub(super) fn in_rows<'b>(self, rows: &'b [u32]) -> Given<'b>
+    where
+        'a: 'b,
+    {
+        Given { rows: Some(rows), ..self }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.array.len()
     }
 
     fn place(&self, at: usize) -> String {
         match self.list {
-            None => format!("column \"{}\", row {at}", self.name),
+            None => format!("column \"{}\", row {}", self.name, self.rows.map_or(at, |rows| rows[at] as usize)),
             Some((list, offsets)) => {
                 let row = offsets.partition_point(|&offset| offset as usize <= at).saturating_sub(1);
                 format!("column \"{list}\", row {row}, entry {}, field \"{}\"", at - offsets[row] as usize, self.name)

@@ -7,8 +7,9 @@
 //! | [`values`] | attributes: columns of values, lists among them; values as protobuf |
 //! | [`shared`] | columns of resources and scopes as messages, each once |
 //! | [`entries`] | events and links |
+//! | [`sparse`] | attributes that few spans have, as values of just these |
 //! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
-//! | [`sparse`] | attributes that few spans have, in such a stream of their own |
+//! | [`keys`] | keys of dictionaries there, in as few bytes as they need |
 //! | [`append`] | the checked table into a builder |
 //!
 //! A table is looked at once, in [`SpanTable::try_new`]; what it holds afterwards is typed, compact and right, so that appending it cannot
@@ -18,6 +19,7 @@ mod append;
 mod columns;
 mod entries;
 mod ids;
+mod keys;
 mod record;
 mod shared;
 mod sparse;
@@ -36,6 +38,7 @@ use self::{
     columns::{Budget, Given},
     entries::{Events, Links},
     shared::{Coded, Scope},
+    sparse::Sparse,
     values::Attribute,
 };
 use super::read::Texts;
@@ -93,8 +96,10 @@ pub struct SpanTable {
     counts: [Option<Int64Array>; COUNTS.len()],
     resource: Coded,
     scope: Coded,
-    /// None of them is a list.
+    /// What most spans have. None of them is a list.
     attributes: Vec<Attribute>,
+    /// What few spans have.
+    sparse: Vec<Sparse>,
     /// The lists, as `KeyValue` fields.
     rest: Option<arrow::array::BinaryArray>,
     events: Option<Events>,
@@ -106,7 +111,7 @@ pub struct SpanTable {
 impl SpanTable {
     /// Checks `batch`: a row a span, columns by name. Dictionaries are cut to what the rows use, derived columns dropped.
     /// Errors: `Invalid`, which names column and row (counted from 0) and what is expected.
-    /// Cost: a pass over each column, one over each distinct value; nothing is allocated for a row.
+    /// Cost: a pass over each column, of attributes that few rows have over just these; one over each distinct value; nothing is allocated for a row.
     pub fn try_new(batch: &RecordBatch) -> Result<Self> {
         let rows = batch.num_rows();
         if rows > ROWS_MAX {
@@ -118,8 +123,8 @@ impl SpanTable {
         let span_id = ids::span_ids(&parts.required("span_id")?)?;
         let start = columns::times(&parts.required("start_time")?)?;
         let duration = duration_of(&parts, &start)?;
-        let all = attributes_of("span", &parts.span, &mut budget)?;
-        let (attributes, lists): (Vec<_>, Vec<_>) = all.into_iter().partition(|attribute| !attribute.is_list());
+        let (dense, sparse) = sparse::split("span", &parts.span, &mut budget)?;
+        let (attributes, lists): (Vec<_>, Vec<_>) = dense.into_iter().partition(|attribute| !attribute.is_list());
         let resource = shared::resources(&attributes_of("resource", &parts.resource, &mut budget)?, rows, &mut budget)?;
         let scope = Scope {
             name: parts.text("scope_name", &mut budget)?,
@@ -152,6 +157,7 @@ impl SpanTable {
             resource,
             rest: values::rest_of(&lists, rows, &mut budget)?,
             attributes,
+            sparse,
             events: parts.find("events").map(|given| Events::of(&given, &start, &mut budget)).transpose()?.flatten(),
             links: parts.find("links").map(|given| Links::of(&given, &mut budget)).transpose()?.flatten(),
             start_unix_nano: start,

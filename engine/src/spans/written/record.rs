@@ -22,8 +22,9 @@ use super::{
     COUNTS, SpanTable,
     columns::Budget,
     entries::{Events, Links},
+    keys,
     shared::Coded,
-    sparse,
+    sparse::Sparse,
     values::{Attribute, Values, array_of, array_of_texts},
 };
 use crate::{
@@ -45,11 +46,10 @@ const ALIGNMENT: usize = 8;
 
 impl SpanTable {
     /// Appends the table to `out` as IPC streams that need nothing else to be read. Errors: `Internal`.
-    /// Cost: a copy of the columns, of sparse attributes twice of what is there of them.
+    /// Cost: a copy of the columns.
     pub fn write_record(&self, out: &mut Vec<u8>) -> Result<()> {
-        let (dense, tables) = sparse::split(SPAN, &self.attributes, self.rows)?;
-        write_stream(out, &self.batch(dense)?)?;
-        tables.iter().try_for_each(|table| write_stream(out, table))
+        write_stream(out, &keys::narrowed(&self.batch()?)?)?;
+        self.sparse.iter().try_for_each(|sparse| write_stream(out, &keys::narrowed(&sparse.batch(SPAN)?)?))
     }
 
     /// Reads what [`SpanTable::write_record`] wrote. Errors: `Data` for anything else.
@@ -59,15 +59,15 @@ impl SpanTable {
         let mut budget = Budget::new(usize::MAX);
         let mut table = Self::of_batch(&read_stream(&mut rest)?, &mut budget)?;
         while !rest.is_empty() {
-            let sparse = sparse::spread(&read_stream(&mut rest)?, SPAN, table.rows, &mut budget)?;
-            table.attributes.extend(sparse);
+            let sparse = Sparse::of_batch(&read_stream(&mut rest)?, SPAN, table.rows, &mut budget)?;
+            table.sparse.push(sparse);
         }
         table.text_bytes = budget.spent();
         Ok(table)
     }
 
-    /// All but sparse attributes; `dense` are the others.
-    fn batch(&self, dense: Vec<(String, ArrayRef)>) -> Result<RecordBatch> {
+    /// All but sparse attributes.
+    pub(super) fn batch(&self) -> Result<RecordBatch> {
         let mut columns = Columns::default();
         for (name, values) in [
             ("trace_id_high", &self.trace_id_high),
@@ -90,7 +90,7 @@ impl SpanTable {
         for (name, counts) in COUNTS.into_iter().zip(&self.counts) {
             columns.add_some(name, counts.clone().map(|counts| Arc::new(counts) as ArrayRef));
         }
-        dense.into_iter().for_each(|(name, array)| columns.add(name, array));
+        columns.add_attributes(SPAN, &self.attributes);
         columns.add_some("span_attributes_rest", self.rest.clone().map(|rest| Arc::new(rest) as ArrayRef));
         columns.add_some("events", self.events.as_ref().map(Events::array).transpose()?);
         columns.add_some("links", self.links.as_ref().map(Links::array).transpose()?);
@@ -122,6 +122,7 @@ impl SpanTable {
             resource: Coded::of(column(batch, "resource")?)?,
             scope: Coded::of(column(batch, "scope")?)?,
             attributes: attributes_of(batch, &format!("{SPAN}."), budget)?,
+            sparse: Vec::new(),
             rest: rest_of(batch, "span_attributes_rest")?,
             events: list_opt(batch, "events")?.map(|list| Events::of_list(list, budget)).transpose()?,
             links: list_opt(batch, "links")?.map(Links::of_list).transpose()?,
@@ -131,7 +132,7 @@ impl SpanTable {
 }
 
 /// Appends an IPC stream of one batch.
-fn write_stream(out: &mut Vec<u8>, batch: &RecordBatch) -> Result<()> {
+pub(super) fn write_stream(out: &mut Vec<u8>, batch: &RecordBatch) -> Result<()> {
     // Of columns that show a part of what a client sent only that part is written.
     out.reserve(batch.columns().iter().map(|column| column.to_data().get_slice_memory_size()).sum::<Result<usize, _>>()?);
     let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
@@ -152,7 +153,7 @@ fn read_stream(bytes: &mut Buffer) -> Result<RecordBatch> {
         return Err(Error::data("reading a table of spans: a stream does not end after its batch"));
     }
     bytes.advance(END.len());
-    Ok(batch)
+    keys::widened(&batch)
 }
 
 /// Columns with their fields.

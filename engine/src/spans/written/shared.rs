@@ -85,8 +85,8 @@ struct Groups {
 impl Groups {
     fn of(rows: usize, columns: impl Iterator<Item = (Vec<u32>, usize)>) -> Self {
         let mut columns: Vec<(Vec<u32>, usize)> = columns.collect();
-        // Few values first: the table below stays small for longer.
-        columns.sort_by_key(|(_, size)| *size);
+        // Many values first: what they tell apart, the others mostly tell apart no further.
+        columns.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
         let mut begins = vec![false; rows];
         for (codes, _) in &columns {
             for (begins, pair) in begins.iter_mut().skip(1).zip(codes.windows(2)) {
@@ -96,7 +96,10 @@ impl Groups {
         let runs: Vec<usize> = (0..rows).filter(|&row| row == 0 || begins[row]).collect();
         let (mut group_of_run, mut groups) = (vec![0; runs.len()], usize::from(rows > 0));
         for (codes, size) in columns {
-            groups = fold(&mut group_of_run, groups, runs.iter().map(|&row| codes[row]), size);
+            let codes = || runs.iter().map(|&row| codes[row]);
+            if !is_one_each(&group_of_run, groups, codes()) {
+                groups = fold(&mut group_of_run, groups, codes(), size);
+            }
         }
         Self { rows, runs, group_of_run, groups }
     }
@@ -120,9 +123,22 @@ impl Groups {
     }
 }
 
+const NONE: u32 = u32::MAX;
+
+/// Whether each group has one code.
+fn is_one_each(numbers: &[u32], count: usize, codes: impl Iterator<Item = u32>) -> bool {
+    let mut known = vec![NONE; count];
+    numbers.iter().zip(codes).all(|(&number, code)| {
+        let known = &mut known[number as usize];
+        if *known == NONE {
+            *known = code;
+        }
+        *known == code
+    })
+}
+
 /// Splits groups by one more column: `numbers` become those of the pairs of number and code, again in order of first sight. Returns how many.
 fn fold(numbers: &mut [u32], count: usize, codes: impl Iterator<Item = u32>, size: usize) -> usize {
-    const NONE: u32 = u32::MAX;
     let mut next = 0;
     let fresh = |next: &mut u32| {
         *next += 1;

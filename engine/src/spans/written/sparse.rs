@@ -1,83 +1,109 @@
-//! Attributes that few spans of a table have: in the log without the spans that lack them. A client that writes all its spans as one table has a
-//! column for each attribute that any of them has, and most of these are mostly null.
+//! Attributes that few spans of a table have, as values of just these spans: a client that writes all its spans as one table has a column for
+//! each attribute that any of them has, and most of these are mostly null. Checked, logged and appended in this form.
 
 use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array},
-    buffer::NullBuffer,
-    compute::{FilterBuilder, take},
-    datatypes::{Field, Schema, UInt32Type},
+    buffer::{NullBuffer, ScalarBuffer},
+    compute::{FilterBuilder, FilterPredicate},
+    datatypes::{DataType, Field, Schema, UInt32Type},
     record_batch::RecordBatch,
 };
 
 use super::{
-    columns::Budget,
+    columns::{Budget, Given},
     record::attributes_of,
     values::{Attribute, Values, array_of},
 };
 use crate::{
     error::{Error, Result},
-    spans::read::{Typed, column},
+    spans::read::column,
 };
 
-/// A table of its own costs some hundred bytes: what must be saved, at the four bytes that a null takes at least.
+/// A table of its own costs some hundred bytes in the log: what must be saved, at the four bytes that a null takes at least.
 const NULLS_MIN: usize = 256;
 
 /// The column of the rows that a table of sparse attributes is of.
 const ROW: &str = "row";
 
-/// Columns by name.
-type Named = Vec<(String, ArrayRef)>;
-
-/// The columns of `attributes`, which are named `scope.key`: those that most of `rows` rows have, and for the others tables of just the rows that
-/// have them. Attributes of the same rows share a table. Cost: a look at the nulls of each column, a copy of what is there of sparse ones.
-/// Errors: `Internal`.
-pub(super) fn split(scope: &str, attributes: &[Attribute], rows: usize) -> Result<(Named, Vec<RecordBatch>)> {
-    let (mut dense, mut sparse): (Named, Vec<(NullBuffer, Named)>) = (Vec::new(), Vec::new());
-    for attribute in attributes {
-        // Lists are in the rest.
-        let Values::Each(values) = &attribute.values else { continue };
-        let column = (format!("{scope}.{}", attribute.key), array_of(values));
-        match column.1.nulls().filter(|nulls| nulls.null_count() >= NULLS_MIN && nulls.null_count() * 2 > rows) {
-            None => dense.push(column),
-            Some(nulls) => match sparse.iter_mut().find(|(known, _)| known == nulls) {
-                Some((_, columns)) => columns.push(column),
-                None => sparse.push((nulls.clone(), vec![column])),
-            },
-        }
-    }
-    let tables = sparse.into_iter().map(|(there, columns)| rows_of(&there, columns)).collect::<Result<_>>()?;
-    Ok((dense, tables))
+/// Attributes that the same few spans have.
+#[derive(Debug, Clone)]
+pub(super) struct Sparse {
+    /// Rows of these spans, ascending.
+    pub(super) rows: ScalarBuffer<u32>,
+    /// Their values, one for each of `rows`. None is a list.
+    pub(super) attributes: Vec<Attribute>,
 }
 
-/// The rows that are `there`, and what `columns` have in them.
-fn rows_of(there: &NullBuffer, columns: Named) -> Result<RecordBatch> {
-    let wanted = FilterBuilder::new(&BooleanArray::new(there.inner().clone(), None)).optimize().build();
-    let rows: ArrayRef = Arc::new(there.valid_indices().map(|row| row as u32).collect::<UInt32Array>());
-    let (mut fields, mut arrays) = (vec![Field::new(ROW, rows.data_type().clone(), false)], vec![rows]);
-    for (name, array) in columns {
-        fields.push(Field::new(name, array.data_type().clone(), true));
-        arrays.push(wanted.filter(&array)?);
+/// The attributes of a scope, those left out that no row has: those that most rows have, lists among them, and the others by the rows that
+/// have them. Cost: a look at the nulls of each column, and at the values that are there. Errors: as of [`Attribute::of`].
+pub(super) fn split(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Budget) -> Result<(Vec<Attribute>, Vec<Sparse>)> {
+    let (mut dense, mut groups): (Vec<Attribute>, Vec<Group>) = (Vec::new(), Vec::new());
+    for (key, array) in columns {
+        let name = format!("{scope}.{key}");
+        let given = Given::column(&name, array);
+        let Some(nulls) = nulls_of_sparse(array) else {
+            dense.extend(Attribute::of(key, &given, budget)?);
+            continue;
+        };
+        let known = groups.iter().position(|group| group.nulls == nulls);
+        let group = known.unwrap_or_else(|| {
+            groups.push(Group::of(nulls));
+            groups.len() - 1
+        });
+        let Group { wanted, found, .. } = &mut groups[group];
+        let there = wanted.filter(array)?;
+        found.attributes.extend(Attribute::of(key, &given.with(&there).in_rows(&found.rows), budget)?);
     }
-    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+    Ok((dense, groups.into_iter().map(|group| group.found).collect()))
 }
 
-/// The attributes in a table of sparse ones, as columns of `rows` rows. Errors: `Data` for rows that are not ascending, or that there are not.
-pub(super) fn spread(table: &RecordBatch, scope: &str, rows: usize, budget: &mut Budget) -> Result<Vec<Attribute>> {
-    let there = column(table, ROW)?.as_primitive_opt::<UInt32Type>().filter(|there| there.null_count() == 0);
-    let there = there.ok_or_else(|| Error::data("a table of sparse attributes does not name its rows"))?.values();
-    if !there.is_sorted_by(|a, b| a < b) || there.last().is_some_and(|&last| last as usize >= rows) {
-        return Err(Error::data(format!("a table of sparse attributes has rows that are none of the {rows} of its spans")));
+/// The nulls of a column that few rows have, and some have; None for others and for lists.
+fn nulls_of_sparse(array: &ArrayRef) -> Option<NullBuffer> {
+    if matches!(array.data_type(), DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _)) {
+        return None;
     }
-    let mut places: Vec<Option<u32>> = vec![None; rows];
-    there.iter().zip(0..).for_each(|(&row, at)| places[row as usize] = Some(at));
-    let places = UInt32Array::from(places);
-    let mut attributes = attributes_of(table, &format!("{scope}."), budget)?;
-    for attribute in &mut attributes {
-        if let Values::Each(values) = &mut attribute.values {
-            *values = Typed::of(&take(&array_of(values), &places, None)?)?;
+    let most = |nulls: &NullBuffer| (NULLS_MIN..array.len()).contains(&nulls.null_count()) && nulls.null_count() * 2 > array.len();
+    array.logical_nulls().filter(most)
+}
+
+/// Columns with the same nulls.
+struct Group {
+    nulls: NullBuffer,
+    wanted: FilterPredicate,
+    found: Sparse,
+}
+
+impl Group {
+    fn of(nulls: NullBuffer) -> Self {
+        let wanted = FilterBuilder::new(&BooleanArray::new(nulls.inner().clone(), None)).optimize().build();
+        let rows = nulls.valid_indices().map(|row| row as u32).collect();
+        Self { nulls, wanted, found: Sparse { rows, attributes: Vec::new() } }
+    }
+}
+
+impl Sparse {
+    /// As a table with the column [`ROW`] and columns `scope.key`. Errors: `Internal`.
+    pub(super) fn batch(&self, scope: &str) -> Result<RecordBatch> {
+        let rows: ArrayRef = Arc::new(UInt32Array::new(self.rows.clone(), None));
+        let (mut fields, mut arrays) = (vec![Field::new(ROW, rows.data_type().clone(), false)], vec![rows]);
+        for attribute in &self.attributes {
+            let Values::Each(values) = &attribute.values else { continue };
+            let array = array_of(values);
+            fields.push(Field::new(format!("{scope}.{}", attribute.key), array.data_type().clone(), true));
+            arrays.push(array);
         }
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
     }
-    Ok(attributes)
+
+    /// What [`Sparse::batch`] made, of a table of `rows` rows. Errors: `Data` for rows that are not ascending, or that there are not.
+    pub(super) fn of_batch(batch: &RecordBatch, scope: &str, rows: usize, budget: &mut Budget) -> Result<Self> {
+        let there = column(batch, ROW)?.as_primitive_opt::<UInt32Type>().filter(|there| there.null_count() == 0);
+        let there = there.ok_or_else(|| Error::data("a table of sparse attributes does not name its rows"))?.values();
+        if !there.is_sorted_by(|a, b| a < b) || there.last().is_some_and(|&last| last as usize >= rows) {
+            return Err(Error::data(format!("a table of sparse attributes has rows that are none of the {rows} of its spans")));
+        }
+        Ok(Self { rows: there.clone(), attributes: attributes_of(batch, &format!("{scope}."), budget)? })
+    }
 }

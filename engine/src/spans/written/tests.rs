@@ -449,16 +449,52 @@ async fn long_tables_are_appended_in_slices() {
         })
         .collect();
     let table = SpanTable::try_new(&table_of(&mut random, &spans)).unwrap();
-    let (dense, sparse) = super::sparse::split("span", &table.attributes, table.len()).unwrap();
-    assert!(dense.is_empty() && !sparse.is_empty() && sparse.iter().all(|table| table.num_rows() <= 70), "one span in a thousand has attributes");
+    let few = table.sparse.iter().all(|sparse| sparse.rows.len() <= 70 && !sparse.attributes.is_empty());
+    assert!(table.attributes.is_empty() && !table.sparse.is_empty() && few, "one span in a thousand has attributes");
     let (again, _) = recorded(&table);
-    assert_eq!(again.attributes.len(), table.attributes.iter().filter(|each| !each.is_list()).count());
-    for table in [table, again] {
+    let keys = |table: &SpanTable| table.sparse.iter().flat_map(|sparse| sparse.attributes.iter().map(|each| each.key.clone())).collect::<Vec<_>>();
+    assert_eq!((again.attributes.len(), keys(&again)), (0, keys(&table)));
+    let mut older = Vec::new();
+    let streams = [table.batch().unwrap()].into_iter().chain(table.sparse.iter().map(|sparse| sparse.batch("span").unwrap()));
+    streams.for_each(|stream| super::record::write_stream(&mut older, &stream).unwrap());
+    let older = SpanTable::read_record(older.into()).unwrap();
+    for table in [table, again, older] {
         let mut builder = SpanBuilder::default();
         builder.append_table(&table, 1 << 20);
         assert_eq!(builder.wire_bytes(), 1 << 20);
         assert_eq!(read_back(&mut builder).await, expected(&spans));
     }
+}
+
+/// More keys than get a column, each on one span.
+#[tokio::test]
+async fn keys_beyond_those_that_get_columns_are_kept() {
+    let pair =
+        |key: u64| KeyValue { key: format!("key-{key}"), value: Some(AnyValue { value: Some(Value::IntValue(key as i64)) }), ..KeyValue::default() };
+    let span = |number: u64| Span {
+        trace_id: (number + 1).to_be_bytes().repeat(2),
+        span_id: (number + 1).to_be_bytes().to_vec(),
+        name: "op".into(),
+        start_time_unix_nano: START,
+        end_time_unix_nano: START,
+        attributes: (0..4).map(|at| pair(number * 4 + at)).collect(),
+        ..Span::default()
+    };
+    let whole = |number: u64| Whole { resource: Vec::new(), scope: InstrumentationScope::default(), span: span(number) };
+    let spans: Vec<Whole> = (0..600).map(whole).collect();
+    let table = SpanTable::try_new(&table_of(&mut Random(0x6e75), &spans)).unwrap();
+    assert_eq!(table.sparse.iter().map(|sparse| sparse.attributes.len()).sum::<usize>(), 2400);
+    let mut builder = SpanBuilder::default();
+    builder.append_table(&table, 1 << 20);
+    assert_eq!(read_back(&mut builder).await, expected(&spans));
+}
+
+/// `rows` spans with nothing but what is needed, and another column.
+fn many(rows: usize, name: &str, array: ArrayRef) -> RecordBatch {
+    let repeated = |array: &ArrayRef| arrow::compute::take(array, &Int32Array::from(vec![0; rows]), None).unwrap();
+    let columns = three(vec![]).columns().iter().map(repeated).collect::<Vec<_>>();
+    let names = ["trace_id", "span_id", "start_time", "duration_nanos"].map(str::to_owned);
+    batch_of(names.into_iter().zip(columns).chain([(name.to_owned(), array)]).collect())
 }
 
 /// Three spans with nothing but what is needed, and `columns` instead of or beside it; None takes a column away.
@@ -548,6 +584,16 @@ fn wrong_columns_are_refused_by_name_row_and_what_is_expected() {
 }
 
 #[test]
+fn what_is_wrong_where_few_have_a_value_is_told_by_its_row() {
+    let numbers = UInt64Array::from_iter((0..2000).map(|row| match row {
+        300 | 700 => Some(1),
+        1400 => Some(u64::MAX),
+        _ => None,
+    }));
+    check_refused(&many(2000, "span.big", Arc::new(numbers)), &["column \"span.big\", row 1400", "9223372036854775807"]);
+}
+
+#[test]
 fn wrong_entries_are_refused_by_row_entry_and_field() {
     let list = |lengths: [usize; 3], columns: Vec<(&str, ArrayRef)>| {
         let columns = columns.into_iter().map(|(name, array)| (name.to_owned(), array)).collect();
@@ -602,12 +648,7 @@ fn what_few_bytes_can_mean_is_bounded() {
     let rows = 100_000;
     let long: ArrayRef = Arc::new(StringArray::from(vec!["z".repeat(1 << 10)]));
     let dictionary: ArrayRef = Arc::new(DictionaryArray::<Int8Type>::try_new(vec![0_i8; rows].into(), long.clone()).unwrap());
-    let repeated = |array: &ArrayRef| arrow::compute::take(array, &Int32Array::from(vec![0; rows]), None).unwrap();
-    let with = |name: &str, array: ArrayRef| {
-        let columns = three(vec![]).columns().iter().map(repeated).collect::<Vec<_>>();
-        let names = ["trace_id", "span_id", "start_time", "duration_nanos"].map(str::to_owned);
-        batch_of(names.into_iter().zip(columns).chain([(name.to_owned(), array)]).collect())
-    };
+    let with = |name: &str, array: ArrayRef| many(rows, name, array);
     for name in ["span.a", "status_message", "trace_state", "name"] {
         check_refused(&with(name, dictionary.clone()), &["longer than 64 MiB", "send fewer spans"]);
     }
