@@ -2,7 +2,8 @@
 //!
 //! A block never changes, so what a pipeline and a function make of one of its row groups is the same each time. It is kept on the grid of
 //! the query (length and phase of the intervals) over **all** times of the row group, and moved to the window of each query that uses it: a
-//! window that has moved on finds everything but what is new. Where one interval holds the whole row group, the grid does not matter at all.
+//! window that has moved on finds everything but what is new. Where one interval holds the whole row group, the grid does not matter at all. Where
+//! what lies outside of the window must not be looked at, a row group that the window cuts is kept for windows that cut it in the same place.
 //!
 //! Invariant PC-1: an entry depends on nothing but its key. Whatever else changes what an observer makes of a row group goes into the
 //! `shape`. What [`Partial::to_batch`] writes is what is kept, so that all that partials carry is cached with them.
@@ -138,14 +139,14 @@ impl PartialCache {
     }
 
     /// Where the partial series of `part` in `intervals` are kept, for queries of this `shape`. Where the window cuts the row group and is that
-    /// of an instant query, or `inside_only` is set, they serve windows that cut it in the same place. None where they cannot be reused: the
+    /// of an instant query, or `by_window` is set, they serve windows that cut it in the same place. None where they cannot be reused: the
     /// cache is off, nothing is within the window, or there would be too many intervals.
-    pub fn slot(&self, part: Part<'_>, shape: &Arc<str>, intervals: &Intervals, inside_only: bool) -> Option<Slot> {
+    pub fn slot(&self, part: Part<'_>, shape: &Arc<str>, intervals: &Intervals, by_window: bool) -> Option<Slot> {
         if self.bytes_max == 0 {
             return None;
         }
         // A trace ends no earlier than any of its spans begins.
-        let (grid, own, offset) = place(part.rows.trace_start_min..=part.rows.trace_end_max, intervals, inside_only)?;
+        let (grid, own, offset) = place(part.rows.trace_start_min..=part.rows.trace_end_max, intervals, by_window)?;
         let (shape, excluded) = (shape.clone(), part.excluded.into());
         Some(Slot { key: Key { block: part.block, group: part.group as u32, shape, grid, excluded }, own, offset, intervals: *intervals })
     }
@@ -204,7 +205,7 @@ impl CacheMetrics {
 }
 
 impl Slot {
-    /// The intervals in which the partial series have to be made: all times of the row group.
+    /// The intervals in which the partial series have to be made: all times of the row group, or those of them that are in the window.
     pub fn own(&self) -> &Intervals {
         &self.own
     }
@@ -223,7 +224,7 @@ fn weight(key: &Key, entry: &Entry) -> u32 {
 }
 
 /// The grid on which spans that begin in `times` are kept, its intervals, and where the first of these is in `intervals`.
-fn place(times: RangeInclusive<u64>, intervals: &Intervals, inside_only: bool) -> Option<(Grid, Intervals, i64)> {
+fn place(times: RangeInclusive<u64>, intervals: &Intervals, by_window: bool) -> Option<(Grid, Intervals, i64)> {
     let mut finder: IntervalFinder = intervals.finder();
     let (first, last) = (finder.find(*times.start()), finder.find(*times.end()));
     if let (Some(first), true) = (first, first == last) {
@@ -231,7 +232,7 @@ fn place(times: RangeInclusive<u64>, intervals: &Intervals, inside_only: bool) -
         return Some((Grid::Whole, own, i64::from(first)));
     }
     let inside = first.is_some() && last.is_some();
-    if !inside && (inside_only || intervals.count() == 1) {
+    if !inside && (by_window || intervals.count() == 1) {
         let within = *times.start().max(&(intervals.start() + 1))..=*times.end().min(&intervals.end());
         let (own, offset) = intervals.covering(within, INTERVALS_MAX).filter(|(own, _)| own.count() > 0)?;
         return Some((Grid::Window(own), own, offset));
@@ -328,6 +329,13 @@ mod tests {
         }
         assert!([(110, 200), (0, 130), (120, 300), (100, 120)].iter().all(|&(start, end)| found(steps(start, end))), "cut in the same places");
         assert!(slot(steps(150, 200)).is_none(), "nothing of it is within");
+        // Intervals do not hold their start.
+        for outside in [(128, 4000), (10, 104)] {
+            assert!(slot(Intervals::of_instant(outside.0, outside.1).unwrap()).is_none(), "{outside:?}");
+        }
+        for touching in [(127, 4000), (10, 105)] {
+            assert_eq!(slot(Intervals::of_instant(touching.0, touching.1).unwrap()).unwrap().own().count(), 1, "{touching:?}");
+        }
     }
 
     #[test]

@@ -161,3 +161,25 @@ fn evaluate(query: &MetricsExpr, operands: &mut Uses) -> Operand {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_operand_serves_each_of_its_uses() {
+        let check = |text: &str, expected: f64| {
+            let Query { body: QueryBody::Metrics(query), .. } = traceql::parse(text).unwrap() else { panic!("not a metrics query: {text}") };
+            let series = Series { values: vec![3.0, 5.0], ..Series::default() };
+            let operands = distinct_operands(&query).into_iter().map(|(key, _)| (key, vec![series.clone()])).collect();
+            let Operand::Series(found) = evaluate(&query, &mut Uses::of(&query, operands)) else { panic!("no series: {text}") };
+            assert_eq!(found.iter().map(|series| series.values[0]).collect::<Vec<_>>(), [expected], "{text}");
+        };
+        check("{ } | rate()", 3.0);
+        check("({ } | rate()) / ({ } | rate())", 1.0);
+        check("(({ } | rate()) + ({ } | rate())) * ({ } | rate())", 18.0);
+        check("({ } | rate()) + (({ kind = server } | rate()) - ({ } | rate()))", 3.0);
+    }
+}

@@ -15,7 +15,7 @@ use skein_proto::otlp::common::v1::KeyValue;
 use super::intervals::Intervals;
 use crate::{error::Result, spans::TraceId};
 
-/// Most slots of one process and query. Answers have a hundred exemplars or so; a slot has some 200 bytes.
+/// Most slots of one process and query. Answers have a hundred exemplars or so; a slot has some 100 bytes.
 pub const SLOTS_MAX: usize = 16_384;
 
 /// Exemplars of a series in one stretch of time, as in Tempo's answers.
@@ -141,6 +141,9 @@ pub struct Candidate {
 /// A slot as one number, in the same order.
 type Key = u128;
 
+/// Bytes that a slot with a span takes, without the labels.
+pub const SLOT_BYTES: usize = size_of::<(Key, Candidate)>() + size_of::<u32>() + 1;
+
 fn key_of((place, stretch, class): Slot) -> Key {
     Key::from(place) << 96 | Key::from(stretch) << 32 | Key::from(class as u32 ^ 1 << 31)
 }
@@ -192,6 +195,7 @@ impl Exemplars {
         match places.entry(hasher.hash_one(key), |&at| slots[at as usize].0 == key, |&at| hasher.hash_one(slots[at as usize].0)) {
             Entry::Vacant(free) => {
                 let candidate = candidate(true)?;
+                debug_assert_eq!(candidate.hash, hash);
                 free.insert(slots.len() as u32);
                 slots.push((key, candidate));
             }
@@ -230,6 +234,7 @@ impl Exemplars {
     pub fn moved(self, place: impl Fn(u32) -> u32) -> Result<Self> {
         let Self { mut slots, ceiling, slots_max, .. } = self;
         let mut moved = Self { ceiling, slots_max, ..Self::default() };
+        moved.reserve(slots.len());
         slots.sort_unstable_by_key(|(key, _)| *key);
         for (key, candidate) in slots {
             let (from, stretch, class) = slot_of(key);
@@ -394,7 +399,7 @@ mod tests {
         let mut exemplars = Exemplars::default();
         (0..50).rev().for_each(|place| offer(&mut exemplars, (place, 3, 0), &candidate(1, 9, f64::from(place))));
         let moved = exemplars.moved(|_| 4).unwrap();
-        assert!(moved.in_order().eq([((4, 3, 0), &candidate(1, 9, 0.0))]), "in whatever order they came");
+        assert!(moved.in_order().eq([((4, 3, 0), &candidate(1, 9, 0.0))]), "the last that came");
     }
 
     #[test]

@@ -157,8 +157,8 @@ impl Chosen {
 pub struct Reuse {
     /// What they depend on beside the row group, the pipeline and the intervals.
     pub shape: Arc<str>,
-    /// They serve only where all times of the row group are in the window.
-    pub inside_only: bool,
+    /// Whether they depend on where the window cuts the row group too: what lies outside must not be looked at.
+    pub by_window: bool,
 }
 
 /// Adds the chosen spans of frames to series.
@@ -197,9 +197,9 @@ impl Observer {
         // Values of an attribute are told apart while they are few: outside of the window they must not count. Nor must a span outside of it
         // be the exemplar of a stretch that begins or ends inside.
         let counts_outside = matches!(self.function, MetricsFunction::Compare { .. });
-        let inside_only = counts_outside || stretches.is_some_and(|stretches| !stretches.are_whole(&self.intervals));
+        let by_window = counts_outside || stretches.is_some_and(|stretches| !stretches.are_whole(&self.intervals));
         let stretch = stretches.map_or(0, Stretches::length);
-        Some(Reuse { shape: format!("{} | {:?} | {stretch}", self.function, self.detail).into(), inside_only })
+        Some(Reuse { shape: format!("{} | {:?} | {stretch}", self.function, self.detail).into(), by_window })
     }
 
     /// What was observed since it was last taken. Errors: `Internal`.

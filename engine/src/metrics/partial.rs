@@ -14,7 +14,7 @@ use super::{
     batch::{Columns, ROW_BYTES, Rows},
     cells::{BUCKETS, BUCKETS_BYTES, CellKind, Cells, add_few, sparse_bytes},
     estimate::{Estimate, NumberEstimate},
-    exemplars::{Candidate, Exemplars, Slot},
+    exemplars::{Candidate, Exemplars, SLOT_BYTES, Slot},
 };
 use crate::{
     error::{Error, Result},
@@ -57,6 +57,11 @@ impl LabelsRead {
         }
         Ok(self.labels.clone())
     }
+}
+
+/// Reserves memory beside that of `count` series. Errors: `Exhausted`.
+fn hold(memory: &Reservation, bytes: usize, count: usize) -> Result<()> {
+    memory.grow(bytes).map_err(|error| too_many_series(error, count))
 }
 
 /// `error`, which refuses memory for more than `count` series, with what to do about it.
@@ -189,7 +194,7 @@ impl Partial {
 
     /// Reserves memory for what cells grow by. Errors: `Exhausted`.
     pub fn hold(&self, bytes: usize) -> Result<()> {
-        self.memory.grow(bytes).map_err(|error| too_many_series(error, self.series.len()))
+        hold(&self.memory, bytes, self.series.len())
     }
 
     /// How many series there are.
@@ -220,12 +225,13 @@ impl Partial {
     /// Takes the span with this hash that `candidate` makes, if it may become an exemplar. Errors: `Exhausted`, and those of `candidate`.
     pub fn offer(&mut self, slot: Slot, hash: u64, candidate: impl FnOnce() -> Result<Candidate>) -> Result<()> {
         let Self { exemplars, spare, memory, series, .. } = self;
+        let series = series.len();
         exemplars.offer(slot, hash, |is_new| {
             let candidate = candidate()?;
             if is_new {
-                let bytes = size_of::<(Slot, Candidate)>() + candidate_bytes(&candidate);
+                let bytes = SLOT_BYTES + candidate_bytes(&candidate);
                 if *spare < bytes {
-                    memory.grow(bytes + SPARE_BYTES).map_err(|error| too_many_series(error, series.len()))?;
+                    hold(memory, bytes + SPARE_BYTES, series)?;
                     *spare += bytes + SPARE_BYTES;
                 }
                 *spare -= bytes;

@@ -232,8 +232,8 @@ impl Scan {
         if excluded.iter().map(|(start, end)| end - start).sum::<u32>() == rows.rows {
             return None;
         }
-        let Reuse { shape, inside_only } = self.reuse.as_ref()?;
-        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, shape, &self.intervals, *inside_only)?;
+        let Reuse { shape, by_window } = self.reuse.as_ref()?;
+        let slot = cache.slot(Part { block, group: unit.group, rows, excluded }, shape, &self.intervals, *by_window)?;
         Some((cache, slot))
     }
 
@@ -292,7 +292,7 @@ impl ExecutionPlan for MetricsScanExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let held = Reservation::new(HELD, context.memory_pool());
         let observer = Observer::new(self.pipeline.pipeline(), self.function.clone(), self.intervals, &self.detail, held);
-        let reuse = observer.reuse().map(|Reuse { shape, inside_only }| Reuse { shape: format!("{} | {shape}", self.pipeline).into(), inside_only });
+        let reuse = observer.reuse().map(|Reuse { shape, by_window }| Reuse { shape: format!("{} | {shape}", self.pipeline).into(), by_window });
         let scan = Scan {
             sources: self.sources.clone(),
             pipeline: self.pipeline.clone(),

@@ -37,6 +37,15 @@ impl Texts {
         array.as_string_opt::<i32>().cloned().map(Self::Plain).ok_or_else(|| wrong_type(array))
     }
 
+    /// Whether `row` has a string.
+    pub fn is_valid(&self, row: usize) -> bool {
+        match self {
+            Self::Dictionary(dictionary, _) => dictionary.is_valid(row),
+            Self::Plain(values) => values.is_valid(row),
+            Self::View(values) => values.is_valid(row),
+        }
+    }
+
     /// The string of `row`, None where it is null.
     #[inline]
     pub fn get(&self, row: usize) -> Option<&str> {
@@ -76,7 +85,7 @@ impl Typed {
     /// Whether `row` has a value.
     pub fn is_valid(&self, row: usize) -> bool {
         match self {
-            Self::Text(texts) => texts.get(row).is_some(),
+            Self::Text(texts) => texts.is_valid(row),
             Self::Int(values) => values.is_valid(row),
             Self::Double(values) => values.is_valid(row),
             Self::Bool(values) => values.is_valid(row),

@@ -181,6 +181,12 @@ pub fn write_bytes_field(out: &mut Vec<u8>, number: u32, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
+/// Bytes of a length-delimited field whose number is below 16.
+pub fn bytes_field_length(body: usize) -> usize {
+    let bits = usize::BITS - (body | 1).leading_zeros();
+    1 + bits.div_ceil(7) as usize + body
+}
+
 /// An OTLP `AnyValue` as it lies on the wire.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum AnyValue<'a> {
@@ -296,6 +302,15 @@ mod tests {
                 assert_eq!(read_varint(&bytes), Ok((value, bytes.len())));
                 assert_eq!(read_varint(&bytes[..bytes.len() - 1]), Err(WireError::Truncated));
             }
+        }
+    }
+
+    #[test]
+    fn fields_are_as_long_as_is_said() {
+        for length in [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152] {
+            let mut bytes = Vec::new();
+            write_bytes_field(&mut bytes, 15, &vec![0; length]);
+            assert_eq!(bytes.len(), bytes_field_length(length));
         }
     }
 

@@ -152,18 +152,21 @@ fn append_attributes(
         let Values::Each(values) = &attribute.values else { continue };
         match table.column(&attribute.key, type_of(values)) {
             Some(mut column) => column.extend(|at| base + at as u32, values, rows.clone()),
-            None => refused.push(Refused { attribute, rows: None }),
+            None => refused.push(Refused { attribute, rows: None, next: 0 }),
         }
     }
     for Sparse { rows: there, attributes } in sparse {
         let place = |row: usize| there.partition_point(|&there| (there as usize) < row);
         let range = place(rows.start)..place(rows.end);
         let new_row = |at: usize| base + (there[range.start + at] - rows.start as u32);
-        for attribute in attributes.iter().filter(|_| !range.is_empty()) {
+        if range.is_empty() {
+            continue;
+        }
+        for attribute in attributes {
             let Values::Each(values) = &attribute.values else { continue };
             match table.column(&attribute.key, type_of(values)) {
                 Some(mut column) => column.extend(new_row, values, range.clone()),
-                None => refused.push(Refused { attribute, rows: Some(there) }),
+                None => refused.push(Refused { attribute, rows: Some(there), next: range.start }),
             }
         }
     }
@@ -173,7 +176,7 @@ fn append_attributes(
     let (mut encoder, mut fields) = (Encoder::default(), Vec::new());
     for (at, row) in rows.enumerate() {
         fields.clear();
-        refused.iter().for_each(|refused| refused.write(&mut encoder, &mut fields, row));
+        refused.iter_mut().for_each(|refused| refused.write(&mut encoder, &mut fields, row));
         if let Some(rest) = rest.filter(|rest| rest.is_valid(row)) {
             fields.extend_from_slice(rest.value(row));
         }
@@ -188,13 +191,22 @@ struct Refused<'a> {
     attribute: &'a Attribute,
     /// The rows that its values are of; None for all.
     rows: Option<&'a [u32]>,
+    /// The first of these that was not asked for yet.
+    next: usize,
 }
 
 impl Refused<'_> {
-    /// Writes the value of `row`, if it has one.
-    fn write(&self, encoder: &mut Encoder, out: &mut Vec<u8>, row: usize) {
-        let place = self.rows.map_or(Some(row), |rows| rows.binary_search(&(row as u32)).ok());
-        if let Some(place) = place.filter(|&place| self.attribute.is_valid(place)) {
+    /// Writes the value of `row`, if it has one. To be called for each row in turn.
+    fn write(&mut self, encoder: &mut Encoder, out: &mut Vec<u8>, row: usize) {
+        let place = match self.rows {
+            None => row,
+            Some(rows) if rows.get(self.next) == Some(&(row as u32)) => {
+                self.next += 1;
+                self.next - 1
+            }
+            Some(_) => return,
+        };
+        if self.attribute.is_valid(place) {
             encoder.pair(out, 1, self.attribute, place);
         }
     }

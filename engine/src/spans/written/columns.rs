@@ -146,6 +146,16 @@ pub(super) fn texts(given: &Given<'_>, budget: &mut Budget) -> Result<Option<Tex
     }
 }
 
+/// The same, where dictionaries may hold what no row uses.
+pub(super) fn texts_as_sent(given: &Given<'_>, budget: &mut Budget) -> Result<Option<Texts>> {
+    match given.array.as_dictionary_opt::<Int32Type>() {
+        Some(dictionary) if *dictionary.values().data_type() == DataType::Utf8 && dictionary.values().null_count() == 0 => {
+            Texts::of(given.array).map(Some)
+        }
+        _ => texts(given, budget),
+    }
+}
+
 /// Text one after another, in a form that holds nothing but its rows.
 fn plain(array: &ArrayRef, budget: &mut Budget) -> Result<StringArray> {
     budget.take(match array.data_type() {

@@ -1,4 +1,4 @@
-//! Keys and codes in as few bytes as they need, for the log: most dictionaries of a table have few values.
+//! Keys of dictionaries and small numbers in fewer bytes, for the log: most dictionaries of a table have few values.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use arrow::{
 
 use crate::error::Result;
 
-/// The batch with dictionaries by keys, and numbers, of 8 or 16 bits instead of 32 where these are enough. Cost: a pass over such columns.
+/// The batch with keys of 8 or 16 bits instead of 32, and numbers of 8, where these are enough. Cost: a pass over such columns.
 /// Errors: `Internal`.
 pub(super) fn narrowed(batch: &RecordBatch) -> Result<RecordBatch> {
     with_columns(batch, |array| match array.data_type() {
@@ -70,9 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn columns_come_back_from_as_few_bytes_as_they_need() {
+    fn columns_come_back_from_fewer_bytes() {
         let numbers = |most: i32| -> ArrayRef { Arc::new(Int32Array::from_iter_values((0..40_000).map(|row| row % (most + 1)))) };
         let other: ArrayRef = Arc::new(Int64Array::from(vec![1; 40_000]));
+        let any_key = Int32Array::new(vec![0, 1, 1_000_000, 0].into(), Some(vec![true, true, false, true].into()));
+        let any_key: ArrayRef = Arc::new(DictionaryArray::<Int32Type>::try_new(any_key, Arc::new(StringArray::from(vec!["a", "b"]))).unwrap());
         for (column, expected) in [
             (dictionary(128), DataType::Int8),
             (dictionary(129), DataType::Int16),
@@ -80,6 +82,10 @@ mod tests {
             (dictionary(0x8001), DataType::Int32),
             (numbers(127), DataType::Int8),
             (numbers(128), DataType::Int32),
+            (any_key.slice(1, 3), DataType::Int8),
+            (Arc::new(Int32Array::from(vec![-128, 127])), DataType::Int8),
+            (Arc::new(Int32Array::from(vec![-129])), DataType::Int32),
+            (Arc::new(Int32Array::from(vec![Some(1), None])), DataType::Int32),
             (other, DataType::Int64),
         ] {
             let batch = RecordBatch::try_from_iter([("column", column)]).unwrap();

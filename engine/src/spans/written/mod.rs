@@ -9,7 +9,7 @@
 //! | [`entries`] | events and links |
 //! | [`sparse`] | attributes that few spans have, as values of just these |
 //! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
-//! | [`keys`] | keys of dictionaries there, in as few bytes as they need |
+//! | [`keys`] | keys of dictionaries there, in fewer bytes |
 //! | [`append`] | the checked table into a builder |
 //!
 //! A table is looked at once, in [`SpanTable::try_new`]; what it holds afterwards is typed, compact and right, so that appending it cannot
@@ -96,9 +96,9 @@ pub struct SpanTable {
     counts: [Option<Int64Array>; COUNTS.len()],
     resource: Coded,
     scope: Coded,
-    /// What most spans have. None of them is a list.
+    /// Those that are not in `sparse`. None of them is a list.
     attributes: Vec<Attribute>,
-    /// What few spans have.
+    /// Those that few spans have.
     sparse: Vec<Sparse>,
     /// The lists, as `KeyValue` fields.
     rest: Option<arrow::array::BinaryArray>,
@@ -125,11 +125,11 @@ impl SpanTable {
         let duration = duration_of(&parts, &start)?;
         let (dense, sparse) = sparse::split("span", &parts.span, &mut budget)?;
         let (attributes, lists): (Vec<_>, Vec<_>) = dense.into_iter().partition(|attribute| !attribute.is_list());
-        let resource = shared::resources(&attributes_of("resource", &parts.resource, &mut budget)?, rows, &mut budget)?;
+        let resource = shared::resources(&shared_attributes("resource", &parts.resource, &mut budget)?, rows, &mut budget)?;
         let scope = Scope {
             name: parts.text("scope_name", &mut budget)?,
             version: parts.text("scope_version", &mut budget)?,
-            attributes: attributes_of("instrumentation", &parts.instrumentation, &mut budget)?,
+            attributes: shared_attributes("instrumentation", &parts.instrumentation, &mut budget)?,
         };
         let mut counts = [const { None }; COUNTS.len()];
         for (count, name) in counts.iter_mut().zip(COUNTS) {
@@ -260,12 +260,12 @@ pub fn is_written(name: &str) -> bool {
     NAMED.contains(&name) || ["resource.", "instrumentation.", "span."].iter().any(|scope| name.starts_with(scope))
 }
 
-/// The attributes of a scope, those left out that no row has.
-fn attributes_of(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Budget) -> Result<Vec<Attribute>> {
+/// The attributes that many rows share, of resources or scopes; those left out that no row has.
+fn shared_attributes(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Budget) -> Result<Vec<Attribute>> {
     let mut found = Vec::with_capacity(columns.len());
     for (key, array) in columns {
         let name = format!("{scope}.{key}");
-        found.extend(Attribute::of(key, &Given::column(&name, array), budget)?);
+        found.extend(Attribute::shared(key, &Given::column(&name, array), budget)?);
     }
     Ok(found)
 }

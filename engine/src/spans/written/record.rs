@@ -41,6 +41,9 @@ const SPAN: &str = "span";
 /// The end of an IPC stream.
 const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
+/// What a stream takes beside its columns, roughly.
+const STREAM_BYTES: usize = 1 << 10;
+
 /// Bytes to which buffers are padded: a record of few spans is mostly padding otherwise.
 const ALIGNMENT: usize = 8;
 
@@ -48,8 +51,15 @@ impl SpanTable {
     /// Appends the table to `out` as IPC streams that need nothing else to be read. Errors: `Internal`.
     /// Cost: a copy of the columns.
     pub fn write_record(&self, out: &mut Vec<u8>) -> Result<()> {
-        write_stream(out, &keys::narrowed(&self.batch()?)?)?;
-        self.sparse.iter().try_for_each(|sparse| write_stream(out, &keys::narrowed(&sparse.batch(SPAN)?)?))
+        let mut batches = vec![keys::narrowed(&self.batch()?)?];
+        for sparse in &self.sparse {
+            batches.push(keys::narrowed(&sparse.batch(SPAN)?)?);
+        }
+        // Of columns that show a part of what a client sent only that part is written.
+        let bytes_of = |column: &ArrayRef| column.to_data().get_slice_memory_size();
+        let bytes = batches.iter().flat_map(RecordBatch::columns).map(bytes_of).sum::<Result<usize, _>>()?;
+        out.reserve(bytes + batches.len() * STREAM_BYTES);
+        batches.iter().try_for_each(|batch| write_stream(out, batch))
     }
 
     /// Reads what [`SpanTable::write_record`] wrote. Errors: `Data` for anything else.
@@ -94,8 +104,7 @@ impl SpanTable {
         columns.add_some("span_attributes_rest", self.rest.clone().map(|rest| Arc::new(rest) as ArrayRef));
         columns.add_some("events", self.events.as_ref().map(Events::array).transpose()?);
         columns.add_some("links", self.links.as_ref().map(Links::array).transpose()?);
-        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
-        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(columns.fields)), columns.arrays, &options)?)
+        columns.batch(self.rows)
     }
 
     fn of_batch(batch: &RecordBatch, budget: &mut Budget) -> Result<Self> {
@@ -133,8 +142,6 @@ impl SpanTable {
 
 /// Appends an IPC stream of one batch.
 pub(super) fn write_stream(out: &mut Vec<u8>, batch: &RecordBatch) -> Result<()> {
-    // Of columns that show a part of what a client sent only that part is written.
-    out.reserve(batch.columns().iter().map(|column| column.to_data().get_slice_memory_size()).sum::<Result<usize, _>>()?);
     let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
     let mut writer = StreamWriter::try_new_with_options(out, batch.schema_ref(), options)?;
     writer.write(batch)?;
@@ -153,18 +160,18 @@ fn read_stream(bytes: &mut Buffer) -> Result<RecordBatch> {
         return Err(Error::data("reading a table of spans: a stream does not end after its batch"));
     }
     bytes.advance(END.len());
-    keys::widened(&batch)
+    keys::widened(&batch).map_err(|error| Error::data("reading a table of spans").with_source(error))
 }
 
 /// Columns with their fields.
 #[derive(Default)]
-struct Columns {
+pub(super) struct Columns {
     fields: Vec<Field>,
     arrays: Vec<ArrayRef>,
 }
 
 impl Columns {
-    fn add(&mut self, name: impl Into<String>, array: ArrayRef) {
+    pub(super) fn add(&mut self, name: impl Into<String>, array: ArrayRef) {
         self.fields.push(Field::new(name, array.data_type().clone(), true));
         self.arrays.push(array);
     }
@@ -175,13 +182,18 @@ impl Columns {
         }
     }
 
-    fn add_attributes(&mut self, scope: &str, attributes: &[Attribute]) {
+    pub(super) fn add_attributes(&mut self, scope: &str, attributes: &[Attribute]) {
         for attribute in attributes {
             // Lists are in the rest.
             if let Values::Each(values) = &attribute.values {
                 self.add(format!("{scope}.{}", attribute.key), array_of(values));
             }
         }
+    }
+
+    pub(super) fn batch(self, rows: usize) -> Result<RecordBatch> {
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(self.fields)), self.arrays, &options)?)
     }
 
     /// As the structs of lists.

@@ -1,28 +1,33 @@
 //! Attributes that few spans of a table have, as values of just these spans: a client that writes all its spans as one table has a column for
 //! each attribute that any of them has, and most of these are mostly null. Checked, logged and appended in this form.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array},
     buffer::{NullBuffer, ScalarBuffer},
     compute::{FilterBuilder, FilterPredicate},
-    datatypes::{DataType, Field, Schema, UInt32Type},
+    datatypes::{DataType, UInt32Type},
     record_batch::RecordBatch,
 };
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
     columns::{Budget, Given},
-    record::attributes_of,
-    values::{Attribute, Values, array_of},
+    record::{Columns, attributes_of},
+    values::Attribute,
 };
 use crate::{
     error::{Error, Result},
     spans::read::column,
 };
 
-/// A table of its own costs some hundred bytes in the log: what must be saved, at the four bytes that a null takes at least.
-const NULLS_MIN: usize = 256;
+/// Nulls that are worth it: a group costs some hundred bytes in the log, where a null takes one at least, and a microsecond or so. Tests have
+/// short tables.
+const NULLS_MIN: usize = if cfg!(test) { 4 } else { 512 };
 
 /// The column of the rows that a table of sparse attributes is of.
 const ROW: &str = "row";
@@ -39,7 +44,7 @@ pub(super) struct Sparse {
 /// The attributes of a scope, those left out that no row has: those that most rows have, lists among them, and the others by the rows that
 /// have them. Cost: a look at the nulls of each column, and at the values that are there. Errors: as of [`Attribute::of`].
 pub(super) fn split(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Budget) -> Result<(Vec<Attribute>, Vec<Sparse>)> {
-    let (mut dense, mut groups): (Vec<Attribute>, Vec<Group>) = (Vec::new(), Vec::new());
+    let (mut dense, mut groups) = (Vec::new(), Groups::default());
     for (key, array) in columns {
         let name = format!("{scope}.{key}");
         let given = Given::column(&name, array);
@@ -47,16 +52,11 @@ pub(super) fn split(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Bud
             dense.extend(Attribute::of(key, &given, budget)?);
             continue;
         };
-        let known = groups.iter().position(|group| group.nulls == nulls);
-        let group = known.unwrap_or_else(|| {
-            groups.push(Group::of(nulls));
-            groups.len() - 1
-        });
-        let Group { wanted, found, .. } = &mut groups[group];
+        let Group { wanted, found, .. } = groups.with(nulls);
         let there = wanted.filter(array)?;
         found.attributes.extend(Attribute::of(key, &given.with(&there).in_rows(&found.rows), budget)?);
     }
-    Ok((dense, groups.into_iter().map(|group| group.found).collect()))
+    Ok((dense, groups.all.into_iter().map(|group| group.found).collect()))
 }
 
 /// The nulls of a column that few rows have, and some have; None for others and for lists.
@@ -64,8 +64,8 @@ fn nulls_of_sparse(array: &ArrayRef) -> Option<NullBuffer> {
     if matches!(array.data_type(), DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _)) {
         return None;
     }
-    let most = |nulls: &NullBuffer| (NULLS_MIN..array.len()).contains(&nulls.null_count()) && nulls.null_count() * 2 > array.len();
-    array.logical_nulls().filter(most)
+    let is_sparse = |nulls: &NullBuffer| (NULLS_MIN..array.len()).contains(&nulls.null_count()) && nulls.null_count() * 2 > array.len();
+    array.logical_nulls().filter(is_sparse)
 }
 
 /// Columns with the same nulls.
@@ -73,6 +73,33 @@ struct Group {
     nulls: NullBuffer,
     wanted: FilterPredicate,
     found: Sparse,
+}
+
+/// Columns by their nulls.
+#[derive(Default)]
+struct Groups {
+    all: Vec<Group>,
+    /// Places in `all`.
+    by_nulls: HashTable<usize>,
+    hasher: DefaultHashBuilder,
+}
+
+impl Groups {
+    /// The columns with these nulls.
+    fn with(&mut self, nulls: NullBuffer) -> &mut Group {
+        let Self { all, by_nulls, hasher } = self;
+        let hash_of = |nulls: &NullBuffer| {
+            let mut hash = hasher.build_hasher();
+            nulls.inner().bit_chunks().iter_padded().for_each(|word| hash.write_u64(word));
+            hash.finish()
+        };
+        let entry = by_nulls.entry(hash_of(&nulls), |&at| all[at].nulls == nulls, |&at| hash_of(&all[at].nulls));
+        let at = *entry.or_insert_with(|| all.len()).get();
+        if at == all.len() {
+            all.push(Group::of(nulls));
+        }
+        &mut all[at]
+    }
 }
 
 impl Group {
@@ -86,15 +113,10 @@ impl Group {
 impl Sparse {
     /// As a table with the column [`ROW`] and columns `scope.key`. Errors: `Internal`.
     pub(super) fn batch(&self, scope: &str) -> Result<RecordBatch> {
-        let rows: ArrayRef = Arc::new(UInt32Array::new(self.rows.clone(), None));
-        let (mut fields, mut arrays) = (vec![Field::new(ROW, rows.data_type().clone(), false)], vec![rows]);
-        for attribute in &self.attributes {
-            let Values::Each(values) = &attribute.values else { continue };
-            let array = array_of(values);
-            fields.push(Field::new(format!("{scope}.{}", attribute.key), array.data_type().clone(), true));
-            arrays.push(array);
-        }
-        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+        let mut columns = Columns::default();
+        columns.add(ROW, Arc::new(UInt32Array::new(self.rows.clone(), None)));
+        columns.add_attributes(scope, &self.attributes);
+        columns.batch(self.rows.len())
     }
 
     /// What [`Sparse::batch`] made, of a table of `rows` rows. Errors: `Data` for rows that are not ascending, or that there are not.

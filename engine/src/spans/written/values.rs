@@ -11,13 +11,13 @@ use arrow::{
 
 use super::{
     ENTRIES_MAX,
-    columns::{Budget, Given, ints, texts, unpacked},
+    columns::{Budget, Given, ints, texts, texts_as_sent, unpacked},
 };
 use crate::{
     error::Result,
     spans::{
         read::{Texts, Typed},
-        wire::{write_bytes_field, write_varint},
+        wire::{bytes_field_length, write_bytes_field, write_varint},
     },
 };
 
@@ -51,12 +51,21 @@ pub(super) struct Lists {
 impl Attribute {
     /// The attribute `key`; None when no row has it. Errors: `Invalid` for a type that is none of attributes, and for numbers beyond 64 bits.
     pub(super) fn of(key: &str, given: &Given<'_>, budget: &mut Budget) -> Result<Option<Self>> {
+        Self::with(key, given, budget, texts)
+    }
+
+    /// The same of what many rows share: dictionaries stay as they are. Their text is counted where it is written out, once.
+    pub(super) fn shared(key: &str, given: &Given<'_>, budget: &mut Budget) -> Result<Option<Self>> {
+        Self::with(key, given, budget, texts_as_sent)
+    }
+
+    fn with(key: &str, given: &Given<'_>, budget: &mut Budget, texts: ReadTexts) -> Result<Option<Self>> {
         if given.array.logical_null_count() == given.len() {
             return Ok(None);
         }
         let values = match given.array.data_type() {
             DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _) => Some(Values::Lists(Lists::of(given, budget)?)),
-            _ => scalars(given, budget)?.map(Values::Each),
+            _ => scalars(given, budget, texts)?.map(Values::Each),
         };
         Ok(values.map(|values| Self { key: key.to_owned(), values }))
     }
@@ -73,8 +82,11 @@ impl Attribute {
     }
 }
 
+/// How text is read.
+type ReadTexts = fn(&Given<'_>, &mut Budget) -> Result<Option<Texts>>;
+
 /// Values of one of the four types; None when the type is that of nulls. Errors: `Invalid`.
-fn scalars(given: &Given<'_>, budget: &mut Budget) -> Result<Option<Typed>> {
+fn scalars(given: &Given<'_>, budget: &mut Budget, texts: ReadTexts) -> Result<Option<Typed>> {
     let array = unpacked(given.array)?;
     let given = given.with(&array);
     match array.data_type() {
@@ -122,7 +134,7 @@ pub(super) fn lists(given: &Given<'_>, expected: &str) -> Result<(OffsetBuffer<i
 impl Lists {
     fn of(given: &Given<'_>, budget: &mut Budget) -> Result<Self> {
         let (offsets, nulls, entries) = lists(given, EXPECTED)?;
-        let items = scalars(&given.with(&entries), budget).map_err(|error| match entries.data_type() {
+        let items = scalars(&given.with(&entries), budget, texts).map_err(|error| match entries.data_type() {
             DataType::Null => error,
             _ => error.context("in lists"),
         })?;
@@ -136,7 +148,6 @@ pub(super) struct Encoder {
     item: Vec<u8>,
     list: Vec<u8>,
     value: Vec<u8>,
-    pair: Vec<u8>,
 }
 
 impl Encoder {
@@ -147,10 +158,11 @@ impl Encoder {
             Values::Each(values) => write_any(&mut self.value, values, row),
             Values::Lists(lists) => self.list(lists, row),
         }
-        self.pair.clear();
-        write_bytes_field(&mut self.pair, 1, attribute.key.as_bytes());
-        write_bytes_field(&mut self.pair, 2, &self.value);
-        write_bytes_field(out, number, &self.pair);
+        let length = bytes_field_length(attribute.key.len()) + bytes_field_length(self.value.len());
+        write_varint(out, u64::from(number) << 3 | 2);
+        write_varint(out, length as u64);
+        write_bytes_field(out, 1, attribute.key.as_bytes());
+        write_bytes_field(out, 2, &self.value);
     }
 
     /// Writes an `AnyValue` that is an array. A null in it is a value without content.
@@ -241,7 +253,11 @@ pub(super) fn codes_of_texts(texts: &Texts, rows: usize) -> (Vec<u32>, usize) {
             let keys = dictionary.keys();
             let codes = match keys.nulls() {
                 None => keys.values().iter().map(|&key| key as u32 + 1).collect(),
-                Some(nulls) => keys.values().iter().zip(nulls).map(|(&key, valid)| if valid { key as u32 + 1 } else { 0 }).collect(),
+                Some(nulls) => {
+                    let mut codes = vec![0; rows];
+                    nulls.valid_indices().for_each(|row| codes[row] = keys.value(row) as u32 + 1);
+                    codes
+                }
             };
             (codes, values.len() + 1)
         }
