@@ -104,7 +104,8 @@ impl Groups {
 
 impl Group {
     fn of(nulls: NullBuffer) -> Self {
-        let wanted = FilterBuilder::new(&BooleanArray::new(nulls.inner().clone(), None)).optimize().build();
+        // Not optimised for many uses: the places of its rows would be kept until the last column is read, in eight bytes each.
+        let wanted = FilterBuilder::new(&BooleanArray::new(nulls.inner().clone(), None)).build();
         let rows = nulls.valid_indices().map(|row| row as u32).collect();
         Self { nulls, wanted, found: Sparse { rows, attributes: Vec::new() } }
     }
