@@ -151,7 +151,7 @@ async fn layout_is_the_one_written_down() {
     let dir = TempDir::new().unwrap();
     append(&open(&dir).wal, "xyz").await.unwrap();
     let bytes = std::fs::read(dir.path().join("00000000000000000001.wal")).unwrap();
-    let mut expected = b"SKEINWAL\x03\0\0\0".to_vec();
+    let mut expected = b"SKEINWAL\x04\0\0\0".to_vec();
     expected.extend(crc32fast::hash(&expected).to_le_bytes());
     expected.extend([5, 0, 0, 0]);
     expected.extend(crc32fast::hash(b"\x05\0\0\0\x01txyz").to_le_bytes());
