@@ -320,8 +320,8 @@ impl Partial {
         if grown > 0 { self.hold(grown) } else { Ok(()) }
     }
 
-    /// The series as a batch of [`schema`](super::batch::schema), a row for each interval (and bucket) that has spans, then one for each exemplar. The batch carries
-    /// its memory. Errors: `Internal`, `Exhausted`.
+    /// The series as a batch of [`schema`](super::batch::schema), a row for each interval (and bucket) that has spans, then one for each exemplar,
+    /// in whatever order. The batch carries its memory. Errors: `Internal`, `Exhausted`.
     pub fn to_batch(&self) -> Result<RecordBatch> {
         self.to_batch_of(0..self.intervals)
     }

@@ -50,7 +50,8 @@ pub const ROWS_MAX: usize = 1 << 18;
 /// Most events, links, or values of lists in a column of a table; bounds the same.
 pub const ENTRIES_MAX: usize = 1 << 20;
 
-/// Most bytes of text that a table means when dictionaries and views are spelled out: four messages of Flight.
+/// Most bytes of text that a table means when dictionaries and views are spelled out: four messages of Flight. What describes resources and
+/// scopes counts once for each of them where it comes in dictionaries with 32-bit keys.
 pub const TEXT_BYTES_MAX: usize = 64 << 20;
 
 /// Columns that `SELECT *` gives and that follow from others: taken and ignored.
