@@ -321,7 +321,7 @@ impl Coordinator {
                 stats = stats.plus_of_same_blocks(&read_by_shares(&plan));
             }
             let held = self.engine.hold("series of the answer");
-            operands.insert(key, evaluate::finish_operand(&function, &request.intervals, &detail, &given, held)?);
+            operands.insert(key, evaluate::finish_operand((&query, &function), request, &detail, &given, held)?);
         }
         Ok(evaluate::finish(&query, operands, request, stats))
     }

@@ -167,7 +167,8 @@ impl<'a> Object<'a> {
                 self.out.push(',');
             }
             write_string(self.out, name);
-            push(self.out, format_args!(":\"{value}\""));
+            self.out.push(':');
+            write_long(self.out, *value);
         }
         self.out.push('}');
     }

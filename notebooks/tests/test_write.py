@@ -86,6 +86,35 @@ def test_large_tables_are_cut_into_messages(server: skein.Client, monkeypatch: p
     assert [batch.num_rows for batch in cutting._cut(spans(3))] == [1, 1, 1]
 
 
+def test_little_is_sent_that_says_nothing() -> None:
+    few = pa.chunked_array([pa.array(["a", None, "b"]).dictionary_encode(), pa.array(["c", "a", "b"]).dictionary_encode()])
+    many = pa.array([f"value-{at}" for at in range(40_000)])
+    table = cutting._plain(pa.table({"span.few": few}))
+    for column, values, index in (("few", 128, "int8"), ("some", 129, "int16"), ("more", 1 << 15, "int16"), ("most", (1 << 15) + 1, "int32")):
+        coded = many.slice(0, values).dictionary_encode().take(pa.array([values - 1, None, 0]))
+        table = table.append_column(f"span.{column}s", pa.chunked_array([coded, coded]))
+        narrow = cutting._with_narrow_keys(table)
+        assert str(narrow.schema.field(f"span.{column}s").type.index_type) == index
+        assert narrow.to_pydict() == table.to_pydict()
+    assert str(narrow.schema.field("span.few").type.index_type) == "int8"
+
+
+def test_ids_are_sent_as_bytes() -> None:
+    ids = ["b7ad6b7169203331", None, "B7AD6B71692033fF"]
+    sent = cutting._with_bytes_of_ids(pa.table({"span_id": pa.chunked_array([ids[:1], ids[1:], []], pa.string()), "name": ids}))
+    assert sent.column("span_id").to_pylist() == [None if id is None else bytes.fromhex(id) for id in ids]
+    assert sent.column("name").to_pylist() == ids
+    for wrong in ("b7ad6b716920333", "b7ad6b716920333x", "b7ad6b71 6920333", "b7ad 6b7169203 3", "", "é7ad6b716920333"):
+        table = pa.table({"span_id": ids, "parent_span_id": [wrong, *ids[1:]]})
+        assert cutting._with_bytes_of_ids(table).column("parent_span_id") == table.column("parent_span_id"), wrong
+
+
+def test_what_a_server_ignores_is_not_sent(server: skein.Client) -> None:
+    assert server.write(spans(3, root_name=["a"] * 3, critical_path_nanos=["no number"] * 3)) == 3
+    assert server.write(server.sql("SELECT * FROM spans")) == 3
+    assert count(server) == 3, "what is written twice is kept once"
+
+
 def test_a_refusal_says_where_and_what_was_written(server: skein.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "BATCH_SPANS", 10)
     bad = spans(30, kind=["server"] * 24 + ["sever"] + ["server"] * 5)

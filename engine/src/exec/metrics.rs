@@ -69,7 +69,7 @@ pub async fn metrics_over(
             given.push(batch);
         }
         stats = stats.plus(&stats_of_plan(&plan));
-        let series = evaluate::finish_operand(function, &request.intervals, &detail, &given, hold("series of the answer"))?;
+        let series = evaluate::finish_operand((&query, function), request, &detail, &given, hold("series of the answer"))?;
         values.grow(series.len() * request.intervals.count() * VALUE_BYTES)?;
         operands.insert(key, series);
     }

@@ -69,6 +69,20 @@ pub fn schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
+/// Rows of [`nothing`]. A row group of an hour has some cells of each of its series.
+const ROWS_OF_NOTHING: usize = 1 << 12;
+
+static NOTHING: LazyLock<RecordBatch> = LazyLock::new(|| {
+    let mut rows = Rows::with_capacity(ROWS_OF_NOTHING);
+    (0..ROWS_OF_NOTHING).for_each(|_| rows.push(0, 0, 0, 0));
+    rows.finish(BinaryArray::from_iter_values([b""])).expect("rows of nothing are rows")
+});
+
+/// Rows that say nothing, in whose columns is what rows have there that have no use for them.
+pub fn nothing() -> &'static RecordBatch {
+    &NOTHING
+}
+
 /// A batch of partial series in other intervals: `offset` is added to the number of each, and what is then not below `count` is left out.
 /// Errors: `Internal` when it is not one of [`schema`].
 pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBatch> {
@@ -76,8 +90,11 @@ pub fn moved(batch: &RecordBatch, offset: i64, count: usize) -> Result<RecordBat
     let at = batch.schema_ref().index_of("interval").map_err(|_| not_partial())?;
     let place = |interval: u32| offset + i64::from(interval);
     let intervals = batch.column(at).as_primitive_opt::<UInt32Type>().ok_or_else(not_partial)?;
-    let kept = intervals.values().iter().map(|&interval| usize::try_from(place(interval)).is_ok_and(|place| place < count));
-    let batch = filter_record_batch(batch, &BooleanArray::from_iter(kept.map(Some)))?;
+    let is_kept = |&interval: &u32| usize::try_from(place(interval)).is_ok_and(|place| place < count);
+    let batch = match intervals.values().iter().all(is_kept) {
+        true => batch.clone(),
+        false => filter_record_batch(batch, &BooleanArray::from(intervals.values().iter().map(is_kept).collect::<Vec<_>>()))?,
+    };
     let mut columns = batch.columns().to_vec();
     columns[at] = Arc::new(columns[at].as_primitive::<UInt32Type>().unary::<_, UInt32Type>(|interval| place(interval) as u32));
     Ok(RecordBatch::try_new(batch.schema(), columns)?)
@@ -311,9 +328,9 @@ impl<'a> Columns<'a> {
         self.traces.is_valid(row)
     }
 
-    /// The slot of a row's exemplar in the series at `place`, and its hash.
-    pub fn slot(&self, row: usize, place: usize) -> (Slot, u64) {
-        ((place as u32, self.exemplars[0][row], self.buckets[row]), self.exemplars[1][row])
+    /// The slot of a row's exemplar in the series at `place`.
+    pub fn slot(&self, row: usize, place: usize) -> Slot {
+        (place as u32, self.exemplars[0][row], self.buckets[row])
     }
 
     /// The labels of a row's exemplar, encoded.

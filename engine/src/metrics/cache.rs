@@ -157,7 +157,7 @@ impl PartialCache {
         let result = if matches!(entry, Some(Entry::Kept(_))) { "hit" } else { "miss" };
         self.metrics.requests.with_label_values(&[result]).inc();
         Ok(match entry {
-            Some(Entry::Kept(packed)) => Found::Series(slot.to_query(&packed.unpack()?)?),
+            Some(Entry::Kept(packed)) => Found::Series(slot.to_query(&packed.unpack(batch::nothing())?)?),
             Some(Entry::TooLarge) => Found::TooLarge,
             None => Found::Nothing,
         })
@@ -167,7 +167,7 @@ impl PartialCache {
     /// Errors: `Internal`.
     pub fn put(&self, slot: Slot, series: &RecordBatch) -> Result<RecordBatch> {
         let in_query = slot.to_query(series)?;
-        let packed = Entry::Kept(Arc::new(PackedBatch::of(series)?));
+        let packed = Entry::Kept(Arc::new(PackedBatch::of(series, batch::nothing())?));
         let fits = u64::from(weight(&slot.key, &packed)) <= self.bytes_max / ENTRY_PART;
         self.insert(slot.key, if fits { packed } else { Entry::TooLarge });
         Ok(in_query)

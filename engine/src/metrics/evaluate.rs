@@ -6,7 +6,6 @@ use arrow::record_batch::RecordBatch;
 
 use super::{
     detail::Detail,
-    intervals::Intervals,
     partial::Partial,
     series::{self, Series},
     stages::{self, Operand},
@@ -87,18 +86,20 @@ pub fn checked(request: &MetricsRequest) -> Result<(MetricsExpr, Detail)> {
     Ok((query, detail))
 }
 
-/// The series of one operand from what its plan gave. `held` is for the series while they are added up. Errors: `Internal` for batches that are not partial
-/// series, `Exhausted`.
+/// The series of an operand with `function` of `query` from what its plan gave. `held` is for the series while they are added up.
+/// Errors: `Internal` for batches that are not partial series, `Exhausted`.
 pub fn finish_operand(
-    function: &MetricsFunction,
-    intervals: &Intervals,
+    (query, function): (&MetricsExpr, &MetricsFunction),
+    request: &MetricsRequest,
     detail: &Detail,
     batches: &[RecordBatch],
     held: Reservation,
 ) -> Result<Vec<Series>> {
-    let mut partial = Partial::new(detail.cell_kind(function), intervals.count(), held);
+    let mut partial = Partial::new(detail.cell_kind(function), request.intervals.count(), held);
     batches.iter().try_for_each(|batch| partial.merge_batch(batch))?;
-    series::finish(function, intervals, detail, partial)
+    // Nothing is done to the exemplars before they are taken in turn, nor is a series left out.
+    let in_turn = matches!(query, MetricsExpr::Pipeline { .. }) && (request.max_series == 0 || partial.len() <= request.max_series);
+    series::finish(function, &request.intervals, detail, partial, in_turn)
 }
 
 /// The answer to `query`, with at most `request.exemplars` exemplars, as many of each series.

@@ -156,8 +156,9 @@ fn slot_of(key: Key) -> Slot {
 #[derive(Debug, Clone)]
 pub struct Exemplars {
     slots: Vec<(Key, Candidate)>,
-    /// Places in `slots` by key.
+    /// Places in `slots` by key, of the first `indexed` ones.
     places: HashTable<u32>,
+    indexed: usize,
     hasher: DefaultHashBuilder,
     ceiling: u64,
     slots_max: usize,
@@ -165,7 +166,8 @@ pub struct Exemplars {
 
 impl Default for Exemplars {
     fn default() -> Self {
-        Self { slots: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default(), ceiling: u64::MAX, slots_max: SLOTS_MAX }
+        let (places, hasher) = (HashTable::new(), DefaultHashBuilder::default());
+        Self { slots: Vec::new(), places, indexed: 0, hasher, ceiling: u64::MAX, slots_max: SLOTS_MAX }
     }
 }
 
@@ -178,10 +180,7 @@ impl Exemplars {
 
     /// Makes room for `count` more slots, as far as there may be so many.
     pub fn reserve(&mut self, count: usize) {
-        let Self { slots, places, hasher, slots_max, .. } = self;
-        let count = count.min(slots_max.saturating_sub(slots.len()));
-        slots.reserve(count);
-        places.reserve(count, |&at| hasher.hash_one(slots[at as usize].0));
+        self.slots.reserve(count.min(self.slots_max.saturating_sub(self.slots.len())));
     }
 
     /// Takes the span with this hash that `candidate` makes, which is asked only where the hash may stay; it is told whether the slot has none.
@@ -190,7 +189,8 @@ impl Exemplars {
         if hash > self.ceiling {
             return Ok(());
         }
-        let Self { slots, places, hasher, .. } = self;
+        self.index();
+        let Self { slots, places, indexed, hasher, .. } = self;
         let key = key_of(slot);
         match places.entry(hasher.hash_one(key), |&at| slots[at as usize].0 == key, |&at| hasher.hash_one(slots[at as usize].0)) {
             Entry::Vacant(free) => {
@@ -198,6 +198,7 @@ impl Exemplars {
                 debug_assert_eq!(candidate.hash, hash);
                 free.insert(slots.len() as u32);
                 slots.push((key, candidate));
+                *indexed = slots.len();
             }
             Entry::Occupied(taken) => {
                 let known = &mut slots[*taken.get() as usize].1;
@@ -216,18 +217,41 @@ impl Exemplars {
         Ok(())
     }
 
+    /// Takes the span of a slot that has none. Cost: no look-up.
+    pub fn add(&mut self, slot: Slot, candidate: Candidate) {
+        if candidate.hash > self.ceiling {
+            return;
+        }
+        self.slots.push((key_of(slot), candidate));
+        if self.slots.len() > self.slots_max {
+            self.lower_ceiling();
+        }
+    }
+
+    /// Makes sure that the places of all slots are known.
+    fn index(&mut self) {
+        let Self { slots, places, indexed, hasher, .. } = self;
+        if *indexed == slots.len() {
+            return;
+        }
+        let hash_at = |&at: &u32| hasher.hash_one(slots[at as usize].0);
+        places.reserve(slots.len() - *indexed, hash_at);
+        for at in *indexed as u32..slots.len() as u32 {
+            places.insert_unique(hash_at(&at), at, hash_at);
+        }
+        *indexed = slots.len();
+    }
+
     /// Lets the spans with large hashes go, until there are no more than there may be.
     #[cold]
     fn lower_ceiling(&mut self) {
-        let Self { slots, places, hasher, ceiling, .. } = self;
-        while slots.len() > self.slots_max {
-            *ceiling /= 2;
-            slots.retain(|(_, candidate)| candidate.hash <= *ceiling);
+        while self.slots.len() > self.slots_max {
+            self.ceiling /= 2;
+            let ceiling = self.ceiling;
+            self.slots.retain(|(_, candidate)| candidate.hash <= ceiling);
         }
-        places.clear();
-        for (at, (key, _)) in slots.iter().enumerate() {
-            places.insert_unique(hasher.hash_one(key), at as u32, |&at| hasher.hash_one(slots[at as usize].0));
-        }
+        self.places.clear();
+        self.indexed = 0;
     }
 
     /// The same where the series have other places; of slots that fall together one span stays, in the order of the places they had.
@@ -372,7 +396,8 @@ mod tests {
             let mut parts = [empty(), empty(), empty()];
             offers.iter().rev().enumerate().for_each(|(at, (slot, candidate))| offer(&mut parts[at * at % 3], *slot, candidate));
             let mut merged = empty();
-            for part in &parts {
+            parts[0].in_order().for_each(|(slot, candidate)| merged.add(slot, candidate.clone()));
+            for part in &parts[1..] {
                 part.in_order().for_each(|(slot, candidate)| offer(&mut merged, slot, candidate));
             }
             assert!(all.in_order().eq(merged.in_order()));

@@ -134,17 +134,20 @@ impl IntervalFinder {
         Some(self.at)
     }
 
-    /// Adds the interval of each of the times `offsets` after `start` to `out`, or [`OUTSIDE`]. Cost: least where all are in the last one.
-    pub fn add_all(&mut self, start: u64, offsets: &[i64], out: &mut Vec<u32>) {
+    /// Adds the interval of each of the times `offsets` after `start` to `out`, or [`OUTSIDE`]. Returns the one in which all are, if there is one.
+    /// Cost: least where there is.
+    pub fn add_all(&mut self, start: u64, offsets: &[i64], out: &mut Vec<u32>) -> Option<u32> {
         let time = |offset: i64| start.wrapping_add(offset as u64);
-        let (first, length) = (self.after.wrapping_add(1), self.until - self.after);
-        // Without a branch in the loop: mostly all are.
-        let outside = offsets.iter().fold(false, |any, &offset| any | (time(offset).wrapping_sub(first) >= length));
-        if outside {
-            out.extend(offsets.iter().map(|&offset| self.find(time(offset)).unwrap_or(OUTSIDE)));
-        } else {
-            out.resize(out.len() + offsets.len(), self.at);
+        let alone = self.find(time(*offsets.first()?)).filter(|_| {
+            let (first, length) = (self.after + 1, self.until - self.after);
+            // Without a branch in the loop: mostly all are.
+            !offsets.iter().fold(false, |any, &offset| any | (time(offset).wrapping_sub(first) >= length))
+        });
+        match alone {
+            Some(at) => out.resize(out.len() + offsets.len(), at),
+            None => out.extend(offsets.iter().map(|&offset| self.find(time(offset)).unwrap_or(OUTSIDE))),
         }
+        alone
     }
 }
 
@@ -199,9 +202,11 @@ mod tests {
         let offsets = [0, 3, -3, 9, 10, 11, 40, i64::MAX, i64::MIN];
         for (start, length) in (0..80_u64).chain([u64::MAX - 2]).flat_map(|start| (0..=offsets.len()).map(move |length| (start, length))) {
             let mut found = vec![7];
-            finder.add_all(start, &offsets[..length], &mut found);
+            let alone = finder.add_all(start, &offsets[..length], &mut found);
             let one = |&offset: &i64| intervals.finder().find(start.wrapping_add(offset as u64)).unwrap_or(OUTSIDE);
             assert_eq!(found[1..], offsets[..length].iter().map(one).collect::<Vec<_>>(), "{length} times after {start}");
+            let is_alone = length > 0 && found[1] != OUTSIDE && found[1..].iter().all(|&at| at == found[1]);
+            assert_eq!(alone, is_alone.then(|| found[1]), "{length} times after {start}");
         }
     }
 }

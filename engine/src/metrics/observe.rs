@@ -59,6 +59,46 @@ pub struct Chosen {
     /// The interval of each.
     pub intervals: Vec<u32>,
     length: usize,
+    /// The first and the last interval that has a row; None without rows.
+    ends: Option<(u32, u32)>,
+    /// For each trace of the frame the interval that all of its rows are in, [`OUTSIDE`] where they are in several; None where nobody looked.
+    by_trace: Option<Vec<u32>>,
+}
+
+/// The chosen rows of a trace.
+pub struct ChosenTrace {
+    /// The start of the trace in Unix nanoseconds.
+    pub start: i64,
+    /// Its rows among the chosen.
+    pub spans: Range<usize>,
+    /// The interval that all of them are in, if that is known.
+    pub interval: Option<u32>,
+}
+
+/// The intervals of rows, trace by trace.
+struct OfTraces {
+    rows: Vec<u32>,
+    traces: Vec<u32>,
+    ends: Option<(u32, u32)>,
+    any_outside: bool,
+}
+
+impl OfTraces {
+    fn with_capacity(rows: usize, traces: usize) -> Self {
+        Self { rows: Vec::with_capacity(rows), traces: Vec::with_capacity(traces), ends: None, any_outside: false }
+    }
+
+    /// Notes a trace whose rows are those from `first` on, all of them in one interval if that is `alone`.
+    fn end_trace(&mut self, first: usize, alone: Option<u32>) {
+        self.traces.push(alone.unwrap_or(OUTSIDE));
+        let own = if alone.is_some() { &self.rows[first..=first] } else { &self.rows[first..] };
+        self.any_outside |= own.contains(&OUTSIDE);
+        self.ends = own.iter().filter(|&&at| at != OUTSIDE).fold(self.ends, |ends, &at| Some(with(ends, at)));
+    }
+}
+
+fn with(ends: Option<(u32, u32)>, at: u32) -> (u32, u32) {
+    ends.map_or((at, at), |(first, last)| (first.min(at), last.max(at)))
 }
 
 impl Chosen {
@@ -66,10 +106,13 @@ impl Chosen {
     pub fn of(frame: &Frame, traces: &FrameTraces<'_>, rows: &BooleanBuffer, intervals: &Intervals) -> Result<Self> {
         let offsets = frame.ints(Column::StartOffset)?.values();
         let (length, count) = (rows.len(), rows.count_set_bits());
-        let (mut finder, mut found) = (intervals.finder(), Vec::with_capacity(count));
-        let mut chosen = if count == length {
-            traces.iter().for_each(|(start, rows)| finder.add_all(start as u64, &offsets[rows], &mut found));
-            Self { rows: (0..length as u32).collect(), intervals: found, length }
+        let (mut finder, mut found) = (intervals.finder(), OfTraces::with_capacity(count, traces.count()));
+        let rows: Vec<u32> = if count == length {
+            for (start, rows) in traces.iter() {
+                let (first, alone) = (found.rows.len(), finder.add_all(start as u64, &offsets[rows], &mut found.rows));
+                found.end_trace(first, alone);
+            }
+            (0..length as u32).collect()
         } else {
             let rows: Vec<u32> = rows.set_indices().map(|row| row as u32).collect();
             let mut left = &rows[..];
@@ -77,11 +120,18 @@ impl Chosen {
                 let (here, rest) = left.split_at(left.iter().take_while(|&&row| (row as usize) < of_trace.end).count());
                 left = rest;
                 let time = |row: u32| (start as u64).wrapping_add(offsets[row as usize] as u64);
-                found.extend(here.iter().map(|&row| finder.find(time(row)).unwrap_or(OUTSIDE)));
+                let first = found.rows.len();
+                found.rows.extend(here.iter().map(|&row| finder.find(time(row)).unwrap_or(OUTSIDE)));
+                let is_alone = |at: &u32| *at != OUTSIDE && found.rows[first..].iter().all(|other| other == at);
+                let alone = found.rows.get(first).copied().filter(is_alone);
+                found.end_trace(first, alone);
             }
-            Self { rows, intervals: found, length }
+            rows
         };
-        if chosen.intervals.contains(&OUTSIDE) {
+        let OfTraces { rows: found, traces, ends, any_outside } = found;
+        let mut chosen = Self { rows, intervals: found, length, ends, by_trace: Some(traces) };
+        if any_outside {
+            chosen.by_trace = None;
             let mut inside = chosen.intervals.iter().map(|&at| at != OUTSIDE);
             chosen.rows.retain(|_| inside.next().unwrap_or(false));
             chosen.intervals.retain(|&at| at != OUTSIDE);
@@ -89,21 +139,39 @@ impl Chosen {
         Ok(chosen)
     }
 
+    /// Rows of a frame of `length` rows, which are in these intervals.
+    fn new(rows: Vec<u32>, intervals: Vec<u32>, length: usize) -> Self {
+        let ends = intervals.iter().fold(None, |ends, &at| Some(with(ends, at)));
+        Self { rows, intervals, length, ends, by_trace: None }
+    }
+
     /// All rows of a frame, which are in these intervals.
     #[cfg(test)]
     pub fn all_in(intervals: Vec<u32>) -> Self {
-        Self { rows: (0..intervals.len() as u32).collect(), length: intervals.len(), intervals }
+        let length = intervals.len();
+        Self::new((0..length as u32).collect(), intervals, length)
+    }
+
+    /// The same where it is known which traces, of a frame whose rows are all chosen, are in one interval.
+    #[cfg(test)]
+    pub fn with_traces(self, traces: &FrameTraces<'_>) -> Self {
+        let interval = |rows: Range<usize>| {
+            let first = self.intervals[rows.start];
+            if self.intervals[rows].iter().all(|&at| at == first) { first } else { OUTSIDE }
+        };
+        let by_trace = traces.iter().map(|(_, rows)| interval(rows)).collect();
+        Self { by_trace: Some(by_trace), ..self }
     }
 
     /// The first interval that has a row, and how many there are from it to the last that has one.
     pub fn range(&self) -> (u32, usize) {
-        let least = self.intervals.iter().copied().min().unwrap_or(0);
-        (least, self.intervals.iter().copied().max().map_or(0, |most| (most - least) as usize + 1))
+        self.ends.map_or((0, 0), |(first, last)| (first, (last - first) as usize + 1))
     }
 
     /// The same in a frame that has no other rows.
     pub fn alone(&self) -> Self {
-        Self { rows: (0..self.rows.len() as u32).collect(), intervals: self.intervals.clone(), length: self.rows.len() }
+        let length = self.rows.len();
+        Self { rows: (0..length as u32).collect(), intervals: self.intervals.clone(), length, ends: self.ends, by_trace: None }
     }
 
     /// A bit for each row of the frame, set for the chosen ones.
@@ -118,19 +186,19 @@ impl Chosen {
         let kept: Vec<usize> = (0..self.rows.len()).filter(|&at| keep(at)).collect();
         let rows = kept.iter().map(|&at| self.rows[at]).collect();
         let intervals = kept.iter().map(|&at| self.intervals[at]).collect();
-        (Self { rows, intervals, length: self.length }, kept.iter().map(|&at| beside[at]).collect())
+        (Self::new(rows, intervals, self.length), kept.iter().map(|&at| beside[at]).collect())
     }
 
-    /// The traces of the chosen rows: the start of each, and its rows among the chosen. `traces` are those of the frame. Cost: a look at each
-    /// row, of all rows at each trace.
-    pub fn traces<'a>(&'a self, traces: &'a FrameTraces<'_>) -> impl Iterator<Item = (i64, Range<usize>)> + 'a {
+    /// The traces of the chosen rows. `traces` are those of the frame. Cost: a look at each row, of all rows at each trace.
+    pub fn traces<'a>(&'a self, traces: &'a FrameTraces<'_>) -> impl Iterator<Item = ChosenTrace> + 'a {
         let mut from = 0;
-        let of_trace = move |(start, rows): (i64, Range<usize>)| {
+        let of_trace = move |(at, (start, rows)): (usize, (i64, Range<usize>))| {
             let count = if self.is_all() { rows.len() } else { self.rows[from..].iter().take_while(|&&row| (row as usize) < rows.end).count() };
             from += count;
-            (count > 0).then_some((start, from - count..from))
+            let interval = self.by_trace.as_ref().map(|by_trace| by_trace[at]).filter(|&interval| interval != OUTSIDE);
+            (count > 0).then_some(ChosenTrace { start, spans: from - count..from, interval })
         };
-        traces.iter().filter_map(of_trace)
+        traces.iter().enumerate().filter_map(of_trace)
     }
 
     /// Whether all rows of the frame are chosen.
@@ -202,6 +270,11 @@ impl Observer {
         Some(Reuse { shape: format!("{} | {:?} | {stretch}", self.function, self.detail).into(), by_window })
     }
 
+    /// Whether there are no series since they were last taken.
+    pub fn is_empty(&self) -> bool {
+        self.partial.is_empty()
+    }
+
     /// What was observed since it was last taken. Errors: `Internal`.
     pub fn take_partial(&mut self) -> Result<Partial> {
         if matches!(self.function, MetricsFunction::Compare { .. }) {
@@ -210,12 +283,9 @@ impl Observer {
         Ok(self.partial.take())
     }
 
-    /// Adds partial series of the same function and intervals. Errors: `Exhausted` for too many series, `Internal` for another batch.
-    pub fn merge(&mut self, series: &RecordBatch) -> Result<()> {
-        match self.function {
-            MetricsFunction::Compare { .. } => compare::merge((&mut self.partial, &mut self.distinct), series),
-            _ => self.partial.merge_batch(series),
-        }
+    /// Adds partial series of the same `compare()` in the same intervals. Errors: `Exhausted` for too many series, `Internal` for another batch.
+    pub fn merge_compared(&mut self, series: &RecordBatch) -> Result<()> {
+        compare::merge((&mut self.partial, &mut self.distinct), series)
     }
 
     /// The columns that observing reads: start times, the grouping, values, and what weights and exemplars are told by. Of spans that are
@@ -412,7 +482,7 @@ impl Observer {
         let weights = weights::weights_of(frame, &chosen.rows, extrapolation)?;
         let by_bucket = bucket_by(&self.detail, &self.function);
         let mut trace = TraceCells::default();
-        for (_, spans) in chosen.traces(traces) {
+        for ChosenTrace { spans, .. } in chosen.traces(traces) {
             for (at, &weight) in spans.clone().zip(&weights[spans]) {
                 let number = match numbers.map(|numbers| numbers.get(chosen.rows[at] as usize)) {
                     None => Number::Int(0),

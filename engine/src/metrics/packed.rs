@@ -1,4 +1,5 @@
-//! Record batches that stay in memory for long: a column of one value is kept once, repeated byte strings are kept once each.
+//! Record batches that stay in memory for long: what all such batches have in common is not kept, a column of one value is kept once, repeated
+//! byte strings are kept once each.
 
 use arrow::{
     array::{Array, ArrayRef, UInt32Array},
@@ -19,6 +20,8 @@ pub struct PackedBatch {
 
 #[derive(Debug)]
 enum PackedColumn {
+    /// The first rows of the column of the common batch.
+    Common,
     /// One row for all.
     One(ArrayRef),
     /// As a dictionary of its distinct values.
@@ -28,15 +31,16 @@ enum PackedColumn {
 }
 
 impl PackedBatch {
-    /// Packs `batch`. Cost: a copy, and a look-up for each byte string. Errors: `Internal`.
-    pub fn of(batch: &RecordBatch) -> Result<Self> {
-        let columns = batch.columns().iter().map(PackedColumn::of).collect::<Result<_>>()?;
-        Ok(Self { schema: batch.schema(), columns, rows: batch.num_rows() })
+    /// Packs `batch`; of `common`, a batch of the same schema, nothing is kept. Cost: a copy, and a look-up for each byte string.
+    /// Errors: `Internal`.
+    pub fn of(batch: &RecordBatch, common: &RecordBatch) -> Result<Self> {
+        let columns = batch.columns().iter().zip(common.columns()).map(|(column, common)| PackedColumn::of(column, common));
+        Ok(Self { schema: batch.schema(), columns: columns.collect::<Result<_>>()?, rows: batch.num_rows() })
     }
 
-    /// The batch as it was. Errors: `Internal`.
-    pub fn unpack(&self) -> Result<RecordBatch> {
-        let columns = self.columns.iter().zip(self.schema.fields()).map(|(column, field)| column.unpack(self.rows, field.data_type()));
+    /// The batch as it was; `common` is as it was then. Errors: `Internal`.
+    pub fn unpack(&self, common: &RecordBatch) -> Result<RecordBatch> {
+        let columns = self.columns.iter().zip(common.columns()).map(|(column, common)| column.unpack(self.rows, common));
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
         Ok(RecordBatch::try_new_with_options(self.schema.clone(), columns.collect::<Result<_>>()?, &options)?)
     }
@@ -44,6 +48,7 @@ impl PackedBatch {
     /// Bytes in memory, without the schema, which is shared.
     pub fn memory_bytes(&self) -> usize {
         let column = |column: &PackedColumn| match column {
+            PackedColumn::Common => 0,
             PackedColumn::One(array) | PackedColumn::Distinct(array) | PackedColumn::All(array) => array.get_array_memory_size(),
         };
         size_of::<Self>() + self.columns.iter().map(|one| size_of::<PackedColumn>() + column(one)).sum::<usize>()
@@ -51,8 +56,11 @@ impl PackedBatch {
 }
 
 impl PackedColumn {
-    fn of(array: &ArrayRef) -> Result<Self> {
+    fn of(array: &ArrayRef, common: &ArrayRef) -> Result<Self> {
         let rows = array.len();
+        if rows <= common.len() && *array == common.slice(0, rows) {
+            return Ok(Self::Common);
+        }
         // Each row equals the next: all are one.
         if rows > 0 && array.slice(1, rows - 1) == array.slice(0, rows - 1) {
             return Ok(Self::One(shrunk(take(array, &UInt32Array::from(vec![0]), None)?)));
@@ -65,10 +73,11 @@ impl PackedColumn {
         Ok(Self::All(shrunk(take(array, &UInt32Array::from_iter_values(0..rows as u32), None)?)))
     }
 
-    fn unpack(&self, rows: usize, data_type: &DataType) -> Result<ArrayRef> {
+    fn unpack(&self, rows: usize, common: &ArrayRef) -> Result<ArrayRef> {
         Ok(match self {
+            Self::Common => common.slice(0, rows),
             Self::One(array) => take(array, &UInt32Array::from(vec![0; rows]), None)?,
-            Self::Distinct(array) => cast(array, data_type)?,
+            Self::Distinct(array) => cast(array, common.data_type())?,
             Self::All(array) => array.clone(),
         })
     }
@@ -102,6 +111,10 @@ mod tests {
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
     }
 
+    fn nothing(rows: usize) -> RecordBatch {
+        batch(&vec![""; rows], &vec![7; rows], &vec![f64::INFINITY; rows])
+    }
+
     #[test]
     fn a_batch_comes_back_as_it_was() {
         for batch in [
@@ -110,7 +123,9 @@ mod tests {
             batch(&["a"], &[7], &[1.5]),
             batch(&[], &[], &[]),
         ] {
-            assert_eq!(PackedBatch::of(&batch).unwrap().unpack().unwrap(), batch);
+            for common in [&nothing(0), &nothing(2), &nothing(100), &batch] {
+                assert_eq!(PackedBatch::of(&batch, common).unwrap().unpack(common).unwrap(), batch);
+            }
         }
     }
 
@@ -119,8 +134,9 @@ mod tests {
         let (label, rows) = ("x".repeat(100), 1000);
         let (labels, numbers): (Vec<&str>, Vec<u32>) = (0..rows).map(|row| (if row % 2 == 0 { "y" } else { &*label }, row as u32)).unzip();
         let batch = batch(&labels, &numbers, &vec![2.5; rows]);
-        let bytes = PackedBatch::of(&batch).unwrap().memory_bytes();
+        let bytes = |common: &RecordBatch| PackedBatch::of(&batch, common).unwrap().memory_bytes();
         // A key and an interval for each row, and some hundred bytes for each array.
-        assert!((8 * rows..8 * rows + 2000).contains(&bytes), "{bytes}");
+        assert!((8 * rows..8 * rows + 2000).contains(&bytes(&nothing(0))), "{}", bytes(&nothing(0)));
+        assert!(bytes(&batch) < 200, "what is common has no place of its own: {}", bytes(&batch));
     }
 }

@@ -64,6 +64,17 @@ fn hold(memory: &Reservation, bytes: usize, count: usize) -> Result<()> {
     memory.grow(bytes).map_err(|error| too_many_series(error, count))
 }
 
+/// Reserves memory for an exemplar more, out of what was reserved to `spare`. Errors: `Exhausted`.
+fn hold_candidate((memory, spare): (&Reservation, &mut usize), candidate: &Candidate, series: usize) -> Result<()> {
+    let bytes = SLOT_BYTES + candidate_bytes(candidate);
+    if *spare < bytes {
+        hold(memory, bytes + SPARE_BYTES, series)?;
+        *spare += bytes + SPARE_BYTES;
+    }
+    *spare -= bytes;
+    Ok(())
+}
+
 /// `error`, which refuses memory for more than `count` series, with what to do about it.
 pub fn too_many_series(error: Error, count: usize) -> Error {
     error.context(format!("the query has more than {count} series: group by fewer values, or take a longer step"))
@@ -225,19 +236,20 @@ impl Partial {
     /// Takes the span with this hash that `candidate` makes, if it may become an exemplar. Errors: `Exhausted`, and those of `candidate`.
     pub fn offer(&mut self, slot: Slot, hash: u64, candidate: impl FnOnce() -> Result<Candidate>) -> Result<()> {
         let Self { exemplars, spare, memory, series, .. } = self;
-        let series = series.len();
         exemplars.offer(slot, hash, |is_new| {
             let candidate = candidate()?;
             if is_new {
-                let bytes = SLOT_BYTES + candidate_bytes(&candidate);
-                if *spare < bytes {
-                    hold(memory, bytes + SPARE_BYTES, series)?;
-                    *spare += bytes + SPARE_BYTES;
-                }
-                *spare -= bytes;
+                hold_candidate((memory, spare), &candidate, series.len())?;
             }
             Ok(candidate)
         })
+    }
+
+    /// Takes the span of a slot that has none. Errors: `Exhausted`.
+    fn add_exemplar(&mut self, slot: Slot, candidate: Candidate) -> Result<()> {
+        hold_candidate((&self.memory, &mut self.spare), &candidate, self.series.len())?;
+        self.exemplars.add(slot, candidate);
+        Ok(())
     }
 
     /// All series, by place. Errors: `Internal` for labels that are none.
@@ -252,13 +264,24 @@ impl Partial {
 
     /// Adds the series of a batch. Errors: `Internal` when it is not one of [`schema`](super::batch::schema), `Exhausted`.
     pub fn merge_batch(&mut self, batch: &RecordBatch) -> Result<()> {
-        // The labels of a batch are distinct: where there is nothing yet, nothing has to be looked up.
-        let first = self.is_empty();
-        self.merge_batch_by(batch, |partial, key| if first { partial.push(key) } else { partial.place_of_key(key) })
+        match self.is_empty() {
+            // The labels of a batch are distinct, and so are its slots: nothing has to be looked up.
+            true => self.merge_rows(batch, Self::push, Self::add_exemplar),
+            false => self.merge_batch_by(batch, Self::place_of_key),
+        }
     }
 
     /// The same where `place_of` says which series the rows of some labels are added to. It is asked once for each. Errors: also its own.
-    pub fn merge_batch_by(&mut self, batch: &RecordBatch, mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
+    pub fn merge_batch_by(&mut self, batch: &RecordBatch, place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>) -> Result<()> {
+        self.merge_rows(batch, place_of, |partial, slot, candidate| partial.offer(slot, candidate.hash, || Ok(candidate)))
+    }
+
+    fn merge_rows(
+        &mut self,
+        batch: &RecordBatch,
+        mut place_of: impl FnMut(&mut Self, &[u8]) -> Result<usize>,
+        mut take: impl FnMut(&mut Self, Slot, Candidate) -> Result<()>,
+    ) -> Result<()> {
         let columns = Columns::of(batch)?;
         let mut places: Vec<Option<usize>> = vec![None; columns.labels.len()];
         let mut labels = LabelsRead::new();
@@ -276,8 +299,7 @@ impl Partial {
                 self.merge_cell(&columns, row, place)?;
                 continue;
             }
-            let (slot, hash) = columns.slot(row, place);
-            self.offer(slot, hash, || columns.exemplar(row, labels.of(columns.exemplar_labels(row))?))?;
+            take(self, columns.slot(row, place), columns.exemplar(row, labels.of(columns.exemplar_labels(row))?)?)?;
         }
         Ok(())
     }

@@ -61,11 +61,14 @@ pub struct Exemplar {
 
 const NANOS: f64 = 1e9;
 
-/// The series of a function, without those that have no point. Ungrouped counts and rates have a series even if nothing was found.
+/// The series of a function, without those that have no point. Ungrouped counts and rates have a series even if nothing was found. Where the
+/// answer has the exemplars of all of them `in_turn`, as [`in_turn`] takes them, some may lack the last of theirs.
 ///
 /// Errors: `Internal` for labels that are none.
-pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail, partial: Partial) -> Result<Vec<Series>> {
-    let mut of_places = exemplars_by_place(&partial, intervals, detail.exemplars)?;
+pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail, partial: Partial, in_turn: bool) -> Result<Vec<Series>> {
+    // Those with values go to the series of their quantile or bucket, and some to none.
+    let in_turn = in_turn && value_field(function).is_none() && !matches!(function, MetricsFunction::Compare { .. });
+    let mut of_places = exemplars_by_place(&partial, intervals, detail.exemplars, in_turn)?;
     if let MetricsFunction::Compare { top_n, .. } = function {
         let top_n = usize::try_from(*top_n).unwrap_or(usize::MAX);
         return compared(&partial, of_places, top_n, intervals.count(), detail.exemplars as usize);
@@ -91,21 +94,37 @@ pub fn finish(function: &MetricsFunction, intervals: &Intervals, detail: &Detail
     Ok(series)
 }
 
-/// The best spread exemplars of each place. Errors: `Internal` for labels that are none.
-fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32) -> Result<HashMap<usize, Vec<Exemplar>>> {
+/// The best spread exemplars of each place; of those that are taken `in_turn` as many of each as have to be there. Errors: `Internal` for labels
+/// that are none.
+fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32, in_turn: bool) -> Result<HashMap<usize, Vec<Exemplar>>> {
+    let most = most as usize;
     if most == 0 {
         return Ok(HashMap::new());
     }
-    let slots: Vec<_> = partial.exemplars().in_order().collect();
-    let each = Stretches::of(intervals, most).exemplars_each();
-    let of_place = |slots: &[((u32, u64, i32), &Candidate)]| {
-        let place = slots[0].0.0 as usize;
-        let labels: Arc<[KeyValue]> = partial.labels(place)?.into();
-        let candidates: Vec<(u64, i32, &Candidate)> = slots.iter().map(|&((_, stretch, class), candidate)| (stretch, class, candidate)).collect();
-        let chosen = spread(&candidates, most as usize, each).into_iter().map(|candidate| exemplar(candidate, &labels));
-        Ok((place, chosen.collect()))
+    let (mut places, mut candidates): (Vec<(usize, usize)>, Vec<(u64, i32, &Candidate)>) = (Vec::new(), Vec::new());
+    for ((place, stretch, class), candidate) in partial.exemplars().in_order() {
+        if places.last().is_none_or(|&(last, _)| last != place as usize) {
+            places.push((place as usize, candidates.len()));
+        }
+        candidates.push((stretch, class, candidate));
+    }
+    let end = |at: usize| places.get(at + 1).map_or(candidates.len(), |&(_, from)| from);
+    let each = Stretches::of(intervals, most as u32).exemplars_each();
+    let spread_of = |(at, &(_, from)): (usize, &(usize, usize)), depth| spread(&candidates[from..end(at)], depth, each);
+    // A shorter list is the beginning of a longer one. All series have their first taken before one has its second.
+    let mut depth = if in_turn { most.div_ceil(places.len().max(1)) } else { most };
+    let lists = loop {
+        let lists: Vec<Vec<&Candidate>> = places.iter().enumerate().map(|place| spread_of(place, depth)).collect();
+        if depth >= most || lists.iter().map(Vec::len).sum::<usize>() >= most {
+            break lists;
+        }
+        depth *= 4;
     };
-    slots.chunk_by(|a, b| a.0.0 == b.0.0).map(of_place).collect()
+    let exemplars = |(&(place, _), list): (&(usize, usize), Vec<&Candidate>)| {
+        let labels: Arc<[KeyValue]> = partial.labels(place)?.into();
+        Ok((place, list.into_iter().map(|candidate| exemplar(candidate, &labels)).collect()))
+    };
+    places.iter().zip(lists).map(exemplars).collect()
 }
 
 fn exemplar(candidate: &Candidate, series: &Arc<[KeyValue]>) -> Exemplar {
@@ -559,7 +578,10 @@ fn shown_exemplar(exemplar: Exemplar, values: &[f64]) -> Option<tempo::Exemplar>
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+    use crate::{exec::memory::Reservation, metrics::cells::CellKind};
 
     fn buckets(filled: &[(usize, u64)]) -> [u64; BUCKETS] {
         let mut buckets = [0; BUCKETS];
@@ -574,6 +596,33 @@ mod tests {
         assert!([OverTime::Min, OverTime::Max, OverTime::Sum, OverTime::Avg].into_iter().all(|function| number(function, &cell).is_nan()));
         cell.add(2.0);
         assert_eq!([number(OverTime::Min, &cell), number(OverTime::Max, &cell)], [2.0, 2.0]);
+    }
+
+    #[test]
+    fn exemplars_that_are_taken_in_turn_are_those_of_whole_lists() {
+        let intervals = Intervals::of_range(10, 600, 10).unwrap();
+        let stretches = Stretches::of(&intervals, 100);
+        // Many series with few spans, few with many, and both together; some traces are in several slots of a series.
+        for (series, spans) in [(1, 40), (3, 9), (60, 1), (200, 3), (90, 70)] {
+            let mut partial = Partial::new(CellKind::Counts, intervals.count(), Reservation::default());
+            for number in 0..series {
+                let place = partial.place(vec![key_value("n", &Value::Int(number))]).unwrap() as u32;
+                for span in 0..1 + (number * 7919) % spans {
+                    let (interval, hash) = ((span * 31 % 59) as u32, (span * 977 % 1009) as u64);
+                    let slot = (place, stretches.of_interval(interval), (hash & 1) as i32);
+                    let trace = TraceId(u128::from(hash % 23).to_be_bytes());
+                    let candidate = Candidate { hash, interval, trace, start_unix_nano: span as u64, value: f64::NAN, labels: Arc::from([]) };
+                    partial.offer(slot, hash, || Ok(candidate)).unwrap();
+                }
+            }
+            for most in [1, 2, 100, 10_000] {
+                let taken = |turns: bool| {
+                    let lists: BTreeMap<_, _> = exemplars_by_place(&partial, &intervals, most, turns).unwrap().into_iter().collect();
+                    in_turn(lists.into_values().collect(), most as usize)
+                };
+                assert_eq!(taken(true), taken(false), "{most} of {series} series with up to {spans} spans");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use super::{
     exemplars::{Stretches, class_of, hash_in, hash_of_start},
     grid::Grid,
-    observe::{Chosen, Number, Numbers},
+    observe::{Chosen, ChosenTrace, Number, Numbers},
     traces::FrameTraces,
     weighted::BucketOf,
 };
@@ -114,18 +114,19 @@ struct Offers<'a> {
 }
 
 /// Spans that are looked at for each slot, on average, before the others are; and traces for each slot of a group that all of them have.
-const SPANS_FIRST: usize = 32;
+const SPANS_FIRST: usize = 12;
 const TRACES_FIRST: usize = 8;
 
 impl Offers<'_> {
-    /// The hash of each trace, and its spans.
-    fn traces(&self) -> impl Iterator<Item = (u64, Range<usize>)> {
-        self.grouped.chosen.traces(self.traces).map(|(start, spans)| (hash_of_start(start), spans))
+    /// The hash of each trace, its spans, and the interval that all of them are in, if that is known.
+    fn traces(&self) -> impl Iterator<Item = (u64, Range<usize>, Option<u32>)> {
+        let traces = self.grouped.chosen.traces(self.traces);
+        traces.map(|ChosenTrace { start, spans, interval }| (hash_of_start(start), spans, interval))
     }
 
     /// Offers spans that have `classes`.
     fn by_class(&self, heard: &mut Heard, classes: &Classes, ceiling: u64) {
-        for (trace, spans) in self.traces() {
+        for (trace, spans, _) in self.traces() {
             for at in spans {
                 if let Some(class) = classes.class(at) {
                     self.offer(heard, at, trace, class, ceiling);
@@ -150,15 +151,13 @@ impl Offers<'_> {
 
     fn by_trace_below(&self, heard: &mut Heard, bound: u64) {
         let intervals = &self.grouped.chosen.intervals;
-        for (trace, spans) in self.traces() {
+        for (trace, spans, interval) in self.traces() {
             let class = trace as usize % PARITIES;
-            let below = |slot: usize| trace ^ self.slots.salts[slot] <= bound;
-            let first = intervals[spans.start];
-            let own = &intervals[spans.clone()];
-            // A trace is mostly in one interval. Without a branch in the loop.
-            let may_win = match own.iter().fold(0, |differ, at| differ | (at ^ first)) {
-                0 => below(self.slots.of_interval(first) + class),
-                _ => own.iter().any(|&at| below(self.slots.of_interval(at) + class)),
+            let is_below = |interval: u32| trace ^ self.slots.salts[self.slots.of_interval(interval) + class] <= bound;
+            // A trace is mostly in one interval.
+            let may_win = match interval {
+                Some(interval) => is_below(interval),
+                None => intervals[spans.clone()].iter().any(|&interval| is_below(interval)),
             };
             if may_win {
                 spans.for_each(|at| self.offer(heard, at, trace, class, bound));
@@ -180,7 +179,7 @@ impl Offers<'_> {
         for at in grid.spans_in(&open) {
             let at = at as usize;
             while until <= at {
-                let Some((next, spans)) = traces.next() else { return };
+                let Some((next, spans, _)) = traces.next() else { return };
                 (trace, until) = (next, spans.end);
             }
             self.offer(heard, at, trace, trace as usize % PARITIES, ceiling);
@@ -321,10 +320,11 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
         #[test]
-        fn of_each_slot_the_smallest_hash_wins(spans in spans(), exemplars in select(vec![2, 6]), ceiling in select(vec![u64::MAX, u64::MAX / 3, u64::MAX / 500]), cells: bool) {
+        fn of_each_slot_the_smallest_hash_wins(spans in spans(), exemplars in select(vec![2, 6]), ceiling in select(vec![u64::MAX, u64::MAX / 3, u64::MAX / 500]), cells: bool, known: bool) {
             let stretches = Stretches::of(&Intervals::of_range(20, 100, 10).unwrap(), exemplars);
             let index = TraceIndex::of(&spans.traces);
             let chosen = Chosen::all_in(spans.intervals.clone());
+            let chosen = if known { chosen.with_traces(&FrameTraces::all(&index)) } else { chosen };
             let grid = if cells { Grid::of(&chosen, &spans.groups, GROUPS) } else { None };
             let grouped = Grouped { chosen: &chosen, groups: &spans.groups, places: &[None; GROUPS], grid };
             let found = winners(&stretches, (&grouped, &FrameTraces::all(&index)), None, ceiling);

@@ -76,7 +76,7 @@ impl<'a> ToldMetrics<'a> {
                 let batch = std::slice::from_ref(batch);
                 // Exemplars come with the whole.
                 let detail = Detail { exemplars: 0, ..detail.clone() };
-                operands.insert(key.to_owned(), finish_operand(function, &self.request.intervals, &detail, batch, self.memory.another())?);
+                operands.insert(key.to_owned(), finish_operand((query, function), self.request, &detail, batch, self.memory.another())?);
                 found.series = self.cut(evaluate::finish(query, operands, self.request, stats), from..until).series;
             }
         }

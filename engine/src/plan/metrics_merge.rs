@@ -59,6 +59,9 @@ impl MetricsMergeExec {
     }
 }
 
+/// Batches that a partition may be ahead: those of row groups whose series are kept are small and come faster than they are added.
+const BATCHES_AHEAD: usize = 8;
+
 /// What of the input has been added.
 enum Heard {
     /// A scan.
@@ -199,7 +202,7 @@ impl ExecutionPlan for MetricsMergeExec {
         let mut inputs = stream::SelectAll::new();
         for partition in 0..self.input.output_partitioning().partition_count() {
             // A task for each partition, so that they use all CPUs; it ends when the stream is dropped.
-            let driven = spawn_buffered(stop::inherited(self.input.execute(partition, context.clone())?), 1);
+            let driven = spawn_buffered(stop::inherited(self.input.execute(partition, context.clone())?), BATCHES_AHEAD);
             let end = stream::once(std::future::ready((partition, None)));
             inputs.push(driven.map(move |batch| (partition, Some(batch))).chain(end).boxed());
         }

@@ -42,10 +42,11 @@ use crate::{
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
-/// **Shape**: one batch of [`batch::schema`] for each partition; in a run with a [`Pace`] several, which add up, each marked with the number
-/// of the partition's row groups that are in it and those before ([`row_groups_in`]). Those of `compare()` are empty and say 0, but for the last.
-/// Row groups, newest first, are dealt out to the partitions in turn. **Memory**: the columns of a row group and all series, for each partition.
-/// What is known of a row group of a block from an earlier query ([`PartialCache`]) is not read again.
+/// **Shape**: batches of [`batch::schema`], which add up: one for each row group whose series are kept ([`PartialCache`]) or were so far, which is
+/// not read again, and one for all others of a partition. In a run with a [`Pace`] these come in several, and each batch is marked with the number
+/// of the partition's row groups that are in it and those before ([`row_groups_in`]). `compare()` has one batch for each partition, and at a pace
+/// empty ones before it, which say 0. Row groups, newest first, are dealt out to the partitions in turn.
+/// **Memory**: the columns of a row group and all series, for each partition.
 #[derive(Debug)]
 pub struct MetricsScanExec {
     sources: Arc<SourceSet>,
@@ -160,8 +161,13 @@ impl Running {
         }
         while let Some(unit) = self.units.as_mut().and_then(Iterator::next) {
             stop::check()?;
-            self.scan.observe(unit, &mut self.observer).await?;
+            let known = self.scan.observe(unit, &mut self.observer).await?;
             self.observed += 1;
+            match known {
+                Some(series) if self.whole_only => self.observer.merge_compared(&series)?,
+                Some(series) => return self.hand_on(series, watch).map(Some),
+                None => {}
+            }
             if self.beat.as_mut().is_some_and(|beat| beat.is_due_if(!self.whole_only)) {
                 return if self.whole_only { self.nothing_yet(watch) } else { self.output(watch) }.map(Some);
             }
@@ -172,9 +178,15 @@ impl Running {
 
     fn output(&mut self, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
         let batch = self.observer.take_partial()?.to_batch()?;
+        self.hand_on(batch, watch)
+    }
+
+    fn hand_on(&self, batch: RecordBatch, watch: Stopwatch) -> crate::error::Result<RecordBatch> {
         self.scan.metrics.busy(watch.elapsed());
         self.scan.metrics.output(batch.num_rows());
-        if self.beat.is_some() && !self.whole_only { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
+        // While others wait to be handed on, nobody is told how far that is.
+        let told = self.beat.is_some() && !self.whole_only && self.observer.is_empty();
+        if told { marked(batch, ROW_GROUPS, self.observed as u64) } else { Ok(batch) }
     }
 
     /// Lets those above tell how far the query is.
@@ -193,28 +205,28 @@ impl Scan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    /// Adds the spans of a row group, as they were found before if they were.
-    async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<()> {
+    /// The series of a row group that are kept or are now, or else adds its spans.
+    async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<Option<RecordBatch>> {
         let source = &self.sources.sources().await?[unit.source];
         let excluded = self.sources.excluded_rows(unit.source, source);
         let Some((cache, slot)) = self.cache_slot(unit, source, excluded) else {
-            return self.scan(unit, source, excluded, observer).await.map(drop);
+            return self.scan(unit, source, excluded, observer).await.map(|_| None);
         };
         match cache.get(&slot)? {
             Found::Series(series) => {
                 self.metrics.row_group_cached();
-                observer.merge(&series)
+                Ok(Some(series))
             }
-            Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(drop),
+            Found::TooLarge => self.scan(unit, source, excluded, observer).await.map(|_| None),
             Found::Nothing => {
                 let mut own = observer.in_intervals(*slot.own(), Reservation::new(HELD, &self.pool));
                 match self.scan(unit, source, excluded, &mut own).await {
                     // Known without reading: not worth its place.
-                    Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(()),
-                    Ok(Some(Pruned::Bloom) | None) => observer.merge(&cache.put(slot, &own.take_partial()?.to_batch()?)?),
+                    Ok(Some(Pruned::Window | Pruned::Resources | Pruned::Columns | Pruned::Limit | Pruned::Joined)) => Ok(None),
+                    Ok(Some(Pruned::Bloom) | None) => Ok(Some(cache.put(slot, &own.take_partial()?.to_batch()?)?)),
                     Err(error) if error.kind() == ErrorKind::Exhausted => {
                         cache.put_too_large(slot);
-                        self.scan(unit, source, excluded, observer).await.map(drop)
+                        self.scan(unit, source, excluded, observer).await.map(|_| None)
                     }
                     Err(error) => Err(error),
                 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use skein_engine::{
     clock::Stopwatch,
     error::{Error, Result},
+    spans::written::for_the_wire,
 };
 use skein_flight::sql::export::{Export, put, receive};
 
@@ -64,7 +65,7 @@ async fn measure(files: &[PathBuf], batch: usize, runs: usize, dir: &Path) -> Re
         let server = start(&dir.join(format!("otlp-{run}")))?;
         by_otlp.push(send(&server, &payloads).await?);
         if run == 0 {
-            batches = cut(&exported(&server).await?, batch)?;
+            batches = for_the_wire(&cut(&exported(&server).await?, batch)?)?;
         }
         stop(server).await?;
         let server = start(&dir.join(format!("table-{run}")))?;

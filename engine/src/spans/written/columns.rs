@@ -3,16 +3,16 @@
 use std::{fmt::Display, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, Int64Array, StringArray, UInt64Array},
+    array::{AnyDictionaryArray, Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, Int64Array, StringArray, UInt64Array},
     buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
     compute::{cast, filter, take},
     datatypes::{
-        DataType, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
-        UInt64Type,
+        DataType, Int8Type, Int16Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+        TimestampSecondType, UInt8Type, UInt16Type, UInt64Type,
     },
 };
 
-use super::super::read::Texts;
+use super::{super::read::Texts, TEXT_BYTES_MAX};
 use crate::error::{Error, Result};
 
 /// How much text a table may still spell out.
@@ -25,6 +25,11 @@ pub(super) struct Budget {
 impl Budget {
     pub(super) fn new(most: usize) -> Self {
         Self { most, spent: 0 }
+    }
+
+    /// For text that is counted elsewhere, or is no matter.
+    fn endless() -> Self {
+        Self::new(usize::MAX)
     }
 
     pub(super) fn spent(&self) -> usize {
@@ -146,14 +151,34 @@ pub(super) fn texts(given: &Given<'_>, budget: &mut Budget) -> Result<Option<Tex
     }
 }
 
-/// The same, where dictionaries may hold what no row uses.
+/// The same, where dictionaries may hold what no row uses: their text is not counted.
 pub(super) fn texts_as_sent(given: &Given<'_>, budget: &mut Budget) -> Result<Option<Texts>> {
-    match given.array.as_dictionary_opt::<Int32Type>() {
-        Some(dictionary) if *dictionary.values().data_type() == DataType::Utf8 && dictionary.values().null_count() == 0 => {
-            Texts::of(given.array).map(Some)
-        }
-        _ => texts(given, budget),
+    let Some(dictionary) = given.array.as_any_dictionary_opt().filter(|dictionary| is_text(dictionary.values().data_type())) else {
+        return texts(given, budget);
+    };
+    match dictionary.values().null_count() {
+        0 => dictionary_of(keys_of(dictionary)?, values_of(dictionary)?).map(Some),
+        _ => compact(given.array, &mut Budget::endless()).map(Some),
     }
+}
+
+/// The values of a dictionary of text. Errors: `Invalid` where views show more than a batch may have.
+fn values_of(dictionary: &dyn AnyDictionaryArray) -> Result<StringArray> {
+    plain(dictionary.values(), &mut Budget::new(TEXT_BYTES_MAX))
+}
+
+/// The keys of a dictionary in 32 bits. A key where there is a null may be any. Errors: `Internal` for keys that do not fit.
+fn keys_of(dictionary: &dyn AnyDictionaryArray) -> Result<Int32Array> {
+    let keys = dictionary.keys();
+    Ok(match keys.data_type() {
+        DataType::Int32 => keys.as_primitive::<Int32Type>().clone(),
+        // A cast to more bits that asks of no value whether it fits.
+        DataType::Int8 => keys.as_primitive::<Int8Type>().unary(i32::from),
+        DataType::Int16 => keys.as_primitive::<Int16Type>().unary(i32::from),
+        DataType::UInt8 => keys.as_primitive::<UInt8Type>().unary(i32::from),
+        DataType::UInt16 => keys.as_primitive::<UInt16Type>().unary(i32::from),
+        _ => cast(keys, &DataType::Int32)?.as_primitive::<Int32Type>().clone(),
+    })
 }
 
 /// Text one after another, in a form that holds nothing but its rows.
@@ -175,14 +200,13 @@ fn length_of<T: Copy + TryInto<usize>>(offsets: &[T]) -> usize {
 /// A dictionary of text with the values that its rows use and no others.
 fn compact(array: &ArrayRef, budget: &mut Budget) -> Result<Texts> {
     let dictionary = array.as_any_dictionary();
-    let keys = cast(dictionary.keys(), &DataType::Int32)?;
-    let keys = keys.as_primitive::<Int32Type>();
+    let keys = keys_of(dictionary)?;
     // What counts is what the rows show of it.
-    let values = plain(dictionary.values(), &mut Budget::new(usize::MAX))?;
-    let used = used_values(keys, &values, budget)?;
+    let values = values_of(dictionary)?;
+    let used = used_values(&keys, &values, budget)?;
     match used.iter().all(|used| *used) {
-        true => dictionary_of(keys.clone(), values),
-        false => without_unused(keys, dictionary.logical_nulls(), &values, used),
+        true => dictionary_of(keys, values),
+        false => without_unused(&keys, dictionary.logical_nulls(), &values, used),
     }
 }
 
@@ -300,7 +324,7 @@ pub(super) fn codes(given: &Given<'_>, names: &[&str]) -> Result<ScalarBuffer<i3
         return (0..values.len()).map(code).collect();
     }
     // Names are short and few: what they would take spelled out is no matter here.
-    match texts(given, &mut Budget::new(usize::MAX))? {
+    match texts(given, &mut Budget::endless())? {
         Some(Texts::Dictionary(dictionary, values)) => {
             let known: Vec<Option<i32>> = values.iter().map(|text| code_of(text.unwrap_or_default())).collect();
             let keys = dictionary.keys();

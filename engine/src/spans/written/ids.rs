@@ -1,5 +1,7 @@
 //! Ids as hexadecimal digits or as bytes, of the lengths that OTLP has.
 
+use std::sync::Arc;
+
 use arrow::{
     array::{
         Array, ArrayRef, AsArray, BinaryArray, BinaryViewArray, FixedSizeBinaryArray, LargeBinaryArray, LargeStringArray, StringArray,
@@ -39,6 +41,16 @@ pub(super) fn span_ids(given: &Given<'_>) -> Result<ScalarBuffer<i64>> {
 /// The id of every row, 0 where it is null or empty. Errors: `Invalid`.
 pub(super) fn parent_ids(given: &Given<'_>) -> Result<ScalarBuffer<i64>> {
     Ok(ids::<8>(given, true)?.into_iter().map(i64::from_be_bytes).collect())
+}
+
+/// Text of ids as bytes; None for what is no text, or no id in a row that has one.
+pub(super) fn as_bytes<const N: usize>(array: &ArrayRef) -> Option<ArrayRef> {
+    let texts = array.as_string_opt::<i32>()?;
+    let mut bytes = Vec::with_capacity(texts.len() * N);
+    for text in texts {
+        bytes.extend(text.map_or(Some([0; N]), |text| of_hex::<N>(text.as_bytes()))?);
+    }
+    Some(Arc::new(FixedSizeBinaryArray::try_new(N as i32, bytes.into(), texts.nulls().cloned()).ok()?))
 }
 
 fn expected<const N: usize>() -> String {

@@ -9,8 +9,9 @@
 //! | [`entries`] | events and links |
 //! | [`sparse`] | attributes that few spans have, as values of just these |
 //! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
-//! | [`keys`] | keys of dictionaries there, in fewer bytes |
+//! | [`keys`] | keys of dictionaries there and on the wire, in fewer bytes |
 //! | [`append`] | the checked table into a builder |
+//! | [`outgoing`] | a table as it is best sent, for clients |
 //!
 //! A table is looked at once, in [`SpanTable::try_new`]; what it holds afterwards is typed, compact and right, so that appending it cannot
 //! fail and a log that holds it need not be understood in all the forms that clients have.
@@ -20,6 +21,7 @@ mod columns;
 mod entries;
 mod ids;
 mod keys;
+mod outgoing;
 mod record;
 mod shared;
 mod sparse;
@@ -34,6 +36,7 @@ use arrow::{
 
 pub use arrow::record_batch::RecordBatch;
 
+pub use self::outgoing::for_the_wire;
 use self::{
     columns::{Budget, Given},
     entries::{Events, Links},
@@ -51,7 +54,7 @@ pub const ROWS_MAX: usize = 1 << 18;
 pub const ENTRIES_MAX: usize = 1 << 20;
 
 /// Most bytes of text that a table means when dictionaries and views are spelled out: four messages of Flight. What describes resources and
-/// scopes counts once for each of them where it comes in dictionaries with 32-bit keys.
+/// scopes counts once for each of them where it comes in dictionaries.
 pub const TEXT_BYTES_MAX: usize = 64 << 20;
 
 /// Columns that `SELECT *` gives and that follow from others: taken and ignored.

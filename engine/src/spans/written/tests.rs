@@ -8,7 +8,7 @@ use arrow::{
         NullArray, StringArray, StringViewArray, StructArray, TimestampMillisecondArray, TimestampNanosecondArray, UInt8Array, UInt64Array,
     },
     buffer::{NullBuffer, OffsetBuffer},
-    compute::cast,
+    compute::{cast, take},
     datatypes::{DataType, Field, Fields, Float32Type, Int8Type, Int32Type, Schema, TimeUnit, UInt32Type},
 };
 use prost::Message;
@@ -653,13 +653,13 @@ fn what_few_bytes_can_mean_is_bounded() {
         check_refused(&with(name, dictionary.clone()), &["longer than 64 MiB", "send fewer spans"]);
     }
     // Once for a resource, however many spans it has.
-    assert!(
-        SpanTable::try_new(&with(
-            "resource.a",
-            Arc::new(DictionaryArray::<Int8Type>::try_new(vec![0_i8; rows].into(), Arc::new(StringArray::from(vec!["z"]))).unwrap())
-        ))
-        .is_ok()
-    );
+    assert!(SpanTable::try_new(&with("resource.a", dictionary.clone())).is_ok());
+    // A dictionary whose values are one text many times over.
+    let shown = cast(&long, &DataType::Utf8View).and_then(|view| take(&view, &Int32Array::from(vec![0; rows]), None)).unwrap();
+    let shown: ArrayRef = Arc::new(DictionaryArray::<Int8Type>::try_new(vec![0_i8; rows].into(), shown).unwrap());
+    for name in ["span.a", "resource.a"] {
+        check_refused(&with(name, shown.clone()), &["longer than 64 MiB"]);
+    }
     let views: ArrayRef = Arc::new(cast(&dictionary.slice(0, rows), &DataType::Utf8View).unwrap());
     check_refused(&with("span.a", views), &["longer than 64 MiB"]);
     let many = NullArray::new(ROWS_MAX + 1);
