@@ -69,7 +69,7 @@ pub fn schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
-/// Rows of [`nothing`]. A row group of an hour has some cells of each of its series.
+/// Rows of [`nothing`], more than the series of a row group mostly have.
 const ROWS_OF_NOTHING: usize = 1 << 12;
 
 static NOTHING: LazyLock<RecordBatch> = LazyLock::new(|| {

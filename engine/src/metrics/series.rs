@@ -101,7 +101,8 @@ fn exemplars_by_place(partial: &Partial, intervals: &Intervals, most: u32, in_tu
     if most == 0 {
         return Ok(HashMap::new());
     }
-    let (mut places, mut candidates): (Vec<(usize, usize)>, Vec<(u64, i32, &Candidate)>) = (Vec::new(), Vec::new());
+    let mut places: Vec<(usize, usize)> = Vec::new();
+    let mut candidates: Vec<(u64, i32, &Candidate)> = Vec::new();
     for ((place, stretch, class), candidate) in partial.exemplars().in_order() {
         if places.last().is_none_or(|&(last, _)| last != place as usize) {
             places.push((place as usize, candidates.len()));

@@ -5,7 +5,7 @@
 use std::{hash::BuildHasher, sync::Arc};
 
 use arrow::{
-    array::{ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, DictionaryArray, Int32Array},
+    array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, DictionaryArray, Int32Array},
     buffer::ScalarBuffer,
     datatypes::Int32Type,
 };
@@ -14,11 +14,14 @@ use hashbrown::HashTable;
 
 use super::{
     columns::Budget,
-    values::{Attribute, Encoder, codes_of, codes_of_texts},
+    values::{Attribute, Encoder, Values, codes_of, codes_of_texts},
 };
 use crate::{
     error::Result,
-    spans::{read::Texts, wire::write_bytes_field},
+    spans::{
+        read::{Texts, Typed},
+        wire::write_bytes_field,
+    },
 };
 
 /// Messages and which of them each row has.
@@ -47,11 +50,8 @@ pub(super) struct Scope {
 /// The resource of every row: a `Resource` with its attributes in field 1; none where all are null.
 pub(super) fn resources(attributes: &[Attribute], rows: usize, budget: &mut Budget) -> Result<Coded> {
     let groups = Groups::of(rows, attributes.iter().map(|attribute| codes_of(attribute, rows)));
-    let mut encoder = Encoder::default();
-    groups.messages(budget, |row, out| {
-        let there = attributes.iter().filter(|attribute| attribute.is_valid(row));
-        there.for_each(|attribute| encoder.pair(out, 1, attribute, row));
-    })
+    let (mut encoder, mut pairs) = (Encoder::default(), Pairs::of(attributes, 1, rows));
+    groups.messages(budget, |row, out| pairs.iter_mut().for_each(|pairs| pairs.append(out, &mut encoder, row)))
 }
 
 /// The scope of every row: an `InstrumentationScope` with name, version and attributes in fields 1 to 3.
@@ -59,7 +59,7 @@ pub(super) fn scopes(scope: &Scope, rows: usize, budget: &mut Budget) -> Result<
     let texts = [(1, &scope.name), (2, &scope.version)];
     let named = texts.iter().filter_map(|(_, texts)| texts.as_ref()).map(|texts| codes_of_texts(texts, rows));
     let groups = Groups::of(rows, named.chain(scope.attributes.iter().map(|attribute| codes_of(attribute, rows))));
-    let mut encoder = Encoder::default();
+    let (mut encoder, mut pairs) = (Encoder::default(), Pairs::of(&scope.attributes, 3, rows));
     groups.messages(budget, |row, out| {
         for (number, texts) in &texts {
             let text = texts.as_ref().and_then(|texts| texts.get(row)).unwrap_or_default();
@@ -67,9 +67,50 @@ pub(super) fn scopes(scope: &Scope, rows: usize, budget: &mut Budget) -> Result<
                 write_bytes_field(out, *number, text.as_bytes());
             }
         }
-        let there = scope.attributes.iter().filter(|attribute| attribute.is_valid(row));
-        there.for_each(|attribute| encoder.pair(out, 3, attribute, row));
+        pairs.iter_mut().for_each(|pairs| pairs.append(out, &mut encoder, row));
     })
+}
+
+/// An attribute as a field of messages. A text of a dictionary is written once, and copied into each message that has it.
+struct Pairs<'a> {
+    attribute: &'a Attribute,
+    number: u32,
+    written: Vec<u8>,
+    /// Where in `written` each value of the dictionary is; from 0 to 0 it is not there yet. Empty for what is no dictionary, or one that was sent
+    /// for many batches.
+    of_keys: Vec<(u32, u32)>,
+}
+
+impl<'a> Pairs<'a> {
+    /// Those of each of `attributes`, of `rows` rows.
+    fn of(attributes: &'a [Attribute], number: u32, rows: usize) -> Vec<Self> {
+        let values = |attribute: &Attribute| match &attribute.values {
+            Values::Each(Typed::Text(Texts::Dictionary(_, values))) if values.len() <= rows => values.len(),
+            _ => 0,
+        };
+        let pairs = |attribute| Self { attribute, number, written: Vec::new(), of_keys: vec![(0, 0); values(attribute)] };
+        attributes.iter().map(pairs).collect()
+    }
+
+    /// Appends the field of a row that has one. What was written is no longer than all messages together.
+    fn append(&mut self, out: &mut Vec<u8>, encoder: &mut Encoder, row: usize) {
+        let Self { attribute, number, written, of_keys } = self;
+        if !attribute.is_valid(row) {
+            return;
+        }
+        match &attribute.values {
+            Values::Each(Typed::Text(Texts::Dictionary(dictionary, _))) if !of_keys.is_empty() => {
+                let known = &mut of_keys[dictionary.keys().value(row) as usize];
+                if known.1 == 0 {
+                    let from = written.len() as u32;
+                    encoder.pair(written, *number, attribute, row);
+                    *known = (from, written.len() as u32);
+                }
+                out.extend_from_slice(&written[known.0 as usize..known.1 as usize]);
+            }
+            _ => encoder.pair(out, *number, attribute, row),
+        }
+    }
 }
 
 /// Rows with equal values in some columns.
