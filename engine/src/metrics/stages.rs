@@ -75,7 +75,8 @@ fn best(mut series: Vec<Series>, k: i64, largest: bool) -> Vec<Series> {
     series
 }
 
-/// Which of two label sets `topk` prefers at equal values: smaller texts, larger numbers. Different sets are never equal.
+/// Which of two label sets `topk` prefers at equal values: smaller texts, larger whole numbers, and these before texts. Different sets are never
+/// equal.
 fn tie(a: &[KeyValue], b: &[KeyValue]) -> Ordering {
     let pair = |(a, b): (&KeyValue, &KeyValue)| a.key.cmp(&b.key).then_with(|| tie_values(a.value.as_ref(), b.value.as_ref()));
     a.iter().zip(b).map(pair).find(|order| order.is_ne()).unwrap_or_else(|| a.len().cmp(&b.len()))
@@ -84,6 +85,9 @@ fn tie(a: &[KeyValue], b: &[KeyValue]) -> Ordering {
 fn tie_values(a: Option<&AnyValue>, b: Option<&AnyValue>) -> Ordering {
     match (a.and_then(|a| a.value.as_ref()), b.and_then(|b| b.value.as_ref())) {
         (Some(OtlpValue::IntValue(a)), Some(OtlpValue::IntValue(b))) => b.cmp(a),
+        // By their texts they would be in a circle with texts: 2, 1, "15", 2.
+        (Some(OtlpValue::IntValue(_)), _) => Ordering::Less,
+        (_, Some(OtlpValue::IntValue(_))) => Ordering::Greater,
         _ => label_text(a).cmp(&label_text(b)).then_with(|| label_type(a).cmp(&label_type(b))),
     }
 }
@@ -198,6 +202,18 @@ mod tests {
         assert_eq!(shown(&apply(&SecondStage::TopK(1), all())), ["a=[NaN, 5.0]", "c=[3.0, NaN]"]);
         assert_eq!(shown(&apply(&SecondStage::BottomK(1), all())), ["a=[1.0, NaN]", "b=[NaN, 5.0]"]);
         assert_eq!(apply(&SecondStage::TopK(3), all()).len(), 3);
+    }
+
+    #[test]
+    fn labels_of_several_types_are_in_one_order() {
+        let values = (0..12).flat_map(|number: i64| [Value::Int(number), Value::from(&*number.to_string()), Value::Float(number as f64), Value::Nil]);
+        let all: Vec<Series> =
+            values.map(|value| Series { labels: vec![key_value("name", &value)], values: vec![1.0], ..Series::default() }).collect();
+        let before = |a: &Series, b: &Series| tie(&a.labels, &b.labels).is_lt();
+        for (a, b) in all.iter().flat_map(|a| all.iter().map(move |b| (a, b))).filter(|(a, b)| before(a, b)) {
+            assert!(!before(b, a) && all.iter().all(|c| !before(b, c) || before(a, c)), "{:?} and {:?}", a.labels, b.labels);
+        }
+        assert_eq!(shown(&apply(&SecondStage::TopK(2), all)), ["10=[1.0]", "11=[1.0]"], "the largest whole numbers");
     }
 
     #[test]
