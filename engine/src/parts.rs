@@ -1,7 +1,7 @@
 //! Answers that come in parts, for clients that show what is found while a query still runs.
 //!
 //! A plan is the same with and without parts: [`Pace`] goes with its run, in the task context, and tells the nodes how often they may hand on
-//! what is certain before they have read everything. Without a pace they hand on everything once, at the end.
+//! what is certain before they have read everything. Without a pace nobody is told how far they are.
 //!
 //! **Invariant PA-1: a part says only what the whole answer says too, and says it once.** Clients cannot take back what they have shown: Grafana
 //! keeps the first it hears of a trace for good. The one exception is a limit on series, names or values: it may cut from the whole answer

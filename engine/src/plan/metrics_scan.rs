@@ -42,8 +42,8 @@ use crate::{
 
 /// Runs a spanset pipeline over row groups and adds the spans that it leaves to series, each span once.
 ///
-/// **Shape**: batches of [`batch::schema`], which add up: one for each row group whose series are kept ([`PartialCache`]) or were so far, which is
-/// not read again, and one for all others of a partition. In a run with a [`Pace`] these come in several, and each batch is marked with the number
+/// **Shape**: batches of [`batch::schema`], which add up: one for each row group whose series are in the [`PartialCache`], found there and not read
+/// again or put there now, and one for all others of a partition. In a run with a [`Pace`] these come in several, and each batch is marked with the number
 /// of the partition's row groups that are in it and those before ([`row_groups_in`]). `compare()` has one batch for each partition, and at a pace
 /// empty ones before it, which say 0. Row groups, newest first, are dealt out to the partitions in turn.
 /// **Memory**: the columns of a row group and all series, for each partition.
@@ -205,7 +205,7 @@ impl Scan {
         Ok(units.into_iter().skip(partition).step_by(partitions).collect())
     }
 
-    /// The series of a row group that are kept or are now, or else adds its spans.
+    /// The series of a row group that the cache has, or takes now; None for others, whose spans are added to `observer`.
     async fn observe(&self, unit: ScanUnit, observer: &mut Observer) -> crate::error::Result<Option<RecordBatch>> {
         let source = &self.sources.sources().await?[unit.source];
         let excluded = self.sources.excluded_rows(unit.source, source);
