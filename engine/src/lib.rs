@@ -2,6 +2,7 @@
 //! a trait.
 
 pub mod block;
+pub mod buffers;
 pub mod catalog;
 pub mod clock;
 pub mod compact;

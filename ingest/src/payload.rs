@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use skein_engine::spans::{builder::SpanBuilder, written::SpanTable};
+use skein_engine::{
+    buffers::Buffers,
+    spans::{builder::SpanBuilder, written::SpanTable},
+};
 
 use crate::{
     decode::{DecodeError, check, decode},
@@ -29,11 +32,14 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// A table with its record. Errors: `Internal`.
-    pub fn of_table(table: SpanTable) -> Result<Self> {
-        let mut record = TABLE_MARK.to_vec();
-        table.write_record(&mut record)?;
-        Ok(Self::Table { table: Arc::new(table), record: record.into() })
+    /// A table with its record, which is in one of `buffers`. Errors: `Internal`.
+    pub fn of_table(table: SpanTable, buffers: &Buffers) -> Result<Self> {
+        let record = table.record(|bytes| {
+            let mut record = buffers.take(TABLE_MARK.len() + bytes);
+            record.extend_from_slice(&TABLE_MARK);
+            record
+        })?;
+        Ok(Self::Table { table: Arc::new(table), record: buffers.lend(record) })
     }
 
     /// Reads the payload of a record of the log. Errors: `Data` for a table that cannot be read; requests are not looked at.
@@ -110,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_table_comes_back_from_its_record() {
-        let payload = Payload::of_table(table()).unwrap();
+        let payload = Payload::of_table(table(), &Buffers::default()).unwrap();
         assert_eq!(payload.bytes()[0], 0);
         assert!(check(payload.bytes()).is_err(), "no request");
         let again = Payload::of_record(payload.bytes().clone()).unwrap();
@@ -130,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_table_that_cannot_be_read_is_damage() {
-        let whole = Payload::of_table(table()).unwrap().bytes().clone();
+        let whole = Payload::of_table(table(), &Buffers::default()).unwrap().bytes().clone();
         for length in [TABLE_MARK.len(), TABLE_MARK.len() + 1, whole.len() / 2] {
             assert_eq!(Payload::of_record(whole.slice(..length)).map(|_| ()).unwrap_err().kind(), ErrorKind::Data, "{length} bytes");
         }

@@ -7,7 +7,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::{
-    columns::{ATTRIBUTE_TYPES, AttributeColumn, AttributeType, BytesColumn, SparseColumn, Values},
+    columns::{ATTRIBUTE_TYPES, AttributeColumn, AttributeType, BytesColumn, SparseColumn, Values, take_leaving_room},
     pool::Pool,
     read::{Texts, Typed},
     wire::{AnyValue, KeyValue, WireError, write_bytes_field},
@@ -204,9 +204,9 @@ impl AttributeTable {
         let mut columns = Vec::new();
         for (id, growing) in self.columns.iter_mut().enumerate() {
             growing.pooled_before = growing.pool.len();
-            if !growing.rows.is_empty() {
-                let empty = Values::empty(growing.column.kind, growing.coded);
-                columns.push(SparseColumn { id: id as u32, rows: mem::take(&mut growing.rows), values: mem::replace(&mut growing.values, empty) });
+            let (rows, values) = (take_leaving_room(&mut growing.rows), growing.values.take_leaving_room());
+            if !rows.is_empty() {
+                columns.push(SparseColumn { id: id as u32, rows, values });
             }
         }
         for key in &mut self.keys {

@@ -49,6 +49,28 @@ impl Values {
             AttributeType::Bool => Self::Bool(Vec::new()),
         }
     }
+
+    /// Takes the values. What is left has room for as many.
+    pub(super) fn take_leaving_room(&mut self) -> Self {
+        match self {
+            Self::Coded(values) => Self::Coded(take_leaving_room(values)),
+            Self::Text { ends, bytes } => Self::Text { ends: take_leaving_room(ends), bytes: take_leaving_room(bytes) },
+            Self::Int(values) => Self::Int(take_leaving_room(values)),
+            Self::Double(values) => Self::Double(take_leaving_room(values)),
+            Self::Bool(values) => Self::Bool(take_leaving_room(values)),
+        }
+    }
+}
+
+/// Takes the values and leaves room for as many: the chunks of a stream of spans are alike, and what grows from nothing is copied again and
+/// again. What is taken has at most twice the room that it needs, as if it had grown.
+pub(super) fn take_leaving_room<T>(values: &mut Vec<T>) -> Vec<T> {
+    let room = Vec::with_capacity(values.len());
+    let mut taken = std::mem::replace(values, room);
+    if taken.capacity() > 2 * taken.len() {
+        taken.shrink_to_fit();
+    }
+    taken
 }
 
 /// Byte strings of some rows, one after another. Rows ascend.
@@ -116,4 +138,22 @@ pub struct AttributeColumn {
     pub key: Arc<str>,
     /// The type of its values.
     pub kind: AttributeType,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_leaves_room_for_as_many() {
+        let mut values: Vec<u64> = (0..100).collect();
+        let taken = take_leaving_room(&mut values);
+        assert_eq!((taken, values.len()), ((0..100).collect(), 0));
+        assert!(values.capacity() >= 100);
+        values.push(1);
+        let taken = take_leaving_room(&mut values);
+        assert_eq!((&*taken, values.len()), (&[1][..], 0));
+        assert!(taken.capacity() < 100 && values.capacity() < 100, "one value needs no room for a hundred");
+        assert_eq!(take_leaving_room(&mut Vec::<u64>::new()).capacity(), 0);
+    }
 }

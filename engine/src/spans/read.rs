@@ -7,6 +7,7 @@ use arrow::{
         Array, ArrayRef, AsArray, BinaryArray, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, ListArray, StringArray,
         StringViewArray,
     },
+    buffer::NullBuffer,
     datatypes::{Float64Type, Int32Type, Int64Type},
     record_batch::RecordBatch,
 };
@@ -37,13 +38,18 @@ impl Texts {
         array.as_string_opt::<i32>().cloned().map(Self::Plain).ok_or_else(|| wrong_type(array))
     }
 
+    /// Where there is no string. The values of a dictionary are strings, all of them.
+    pub fn nulls(&self) -> Option<&NullBuffer> {
+        match self {
+            Self::Dictionary(dictionary, _) => dictionary.keys().nulls(),
+            Self::Plain(values) => values.nulls(),
+            Self::View(values) => values.nulls(),
+        }
+    }
+
     /// Whether `row` has a string.
     pub fn is_valid(&self, row: usize) -> bool {
-        match self {
-            Self::Dictionary(dictionary, _) => dictionary.is_valid(row),
-            Self::Plain(values) => values.is_valid(row),
-            Self::View(values) => values.is_valid(row),
-        }
+        self.nulls().is_none_or(|nulls| nulls.is_valid(row))
     }
 
     /// The string of `row`, None where it is null.
@@ -82,14 +88,19 @@ impl Typed {
         Texts::of(array).map(Self::Text)
     }
 
+    /// Where there is no value.
+    pub fn nulls(&self) -> Option<&NullBuffer> {
+        match self {
+            Self::Text(texts) => texts.nulls(),
+            Self::Int(values) => values.nulls(),
+            Self::Double(values) => values.nulls(),
+            Self::Bool(values) => values.nulls(),
+        }
+    }
+
     /// Whether `row` has a value.
     pub fn is_valid(&self, row: usize) -> bool {
-        match self {
-            Self::Text(texts) => texts.is_valid(row),
-            Self::Int(values) => values.is_valid(row),
-            Self::Double(values) => values.is_valid(row),
-            Self::Bool(values) => values.is_valid(row),
-        }
+        self.nulls().is_none_or(|nulls| nulls.is_valid(row))
     }
 }
 

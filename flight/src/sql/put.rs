@@ -18,6 +18,7 @@ use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use prost::Message;
 use serde::Deserialize;
 use skein_engine::{
+    buffers::Buffers,
     error::{Error, Result},
     exec::writer::{SpanWriter, WriteRefusal},
     sql::session::{CATALOG, schema_name},
@@ -37,6 +38,9 @@ const TABLE: &str = "spans";
 /// Most bytes of dictionaries that a call may hold for the batches to come.
 const DICTIONARY_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 
+/// From this size on the body of a message has a buffer that is used again. Dictionaries are smaller, and many of them wait for their batch.
+const BODY_BYTES_MIN: usize = 128 << 10;
+
 /// What is put.
 #[derive(Debug)]
 enum Target {
@@ -55,10 +59,14 @@ impl FlightSql {
         let first = first.ok_or_else(|| Error::invalid("DoPut without a message: the first one has the descriptor and the schema"))?;
         let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
         let target = target(&caller.tenant, &descriptor)?;
-        let mut bounds = Bounds::default();
+        let (mut bounds, bodies) = (Bounds::default(), Buffers::default());
         let messages = stream::iter([Ok(first)]).chain(messages).map(move |message| -> std::result::Result<FlightData, FlightError> {
-            let message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
+            let mut message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
             bounds.check(&message).map_err(|error| FlightError::DecodeError(error.to_string()))?;
+            // Arrow would copy what is not aligned, as nothing is that gRPC has received, each time into fresh memory.
+            if message.data_body.len() >= BODY_BYTES_MIN {
+                message.data_body = bodies.lend_aligned(&message.data_body);
+            }
             Ok(message)
         });
         if let Target::Parameters(handle) = target {

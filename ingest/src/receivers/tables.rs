@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use skein_engine::{
+    buffers::Buffers,
     exec::writer::{SpanWriter, WriteRefusal},
     spans::written::{RecordBatch, SpanTable},
     tenant::TenantId,
@@ -20,12 +21,14 @@ const SOURCE: Source = Source { receiver: "arrow/flight", transport: "grpc" };
 /// Takes tables for a distributor.
 pub struct TableReceiver {
     distributor: Arc<Distributor>,
+    /// For what the log holds of tables.
+    records: Buffers,
 }
 
 impl TableReceiver {
     /// A receiver in front of `distributor`.
     pub fn new(distributor: Arc<Distributor>) -> Self {
-        Self { distributor }
+        Self { distributor, records: Buffers::default() }
     }
 }
 
@@ -36,7 +39,7 @@ impl SpanWriter for TableReceiver {
         let checked = SpanTable::try_new(&batch).inspect_err(|_| self.distributor.refuse(SOURCE, tenant, "invalid_table", spans))?;
         // What a client sent is larger than what is kept of it.
         drop(batch);
-        let pushed = self.distributor.push(SOURCE, tenant, Payload::of_table(checked)?, spans).await;
+        let pushed = self.distributor.push(SOURCE, tenant, Payload::of_table(checked, &self.records)?, spans).await;
         match pushed {
             Ok(_) => Ok(spans),
             Err(error) => Err(WriteRefusal { retry_after: self.distributor.retry_after(tenant, &error), error }),

@@ -1,6 +1,6 @@
 //! Ids as hexadecimal digits or as bytes, of the lengths that OTLP has.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arrow::{
     array::{
@@ -11,7 +11,7 @@ use arrow::{
     datatypes::DataType,
 };
 
-use super::columns::Given;
+use super::columns::{Given, keys_of};
 use crate::{error::Result, spans::TraceId};
 
 /// The value of each hexadecimal digit; 255 for what is none.
@@ -29,18 +29,22 @@ const DIGITS: [u8; 256] = {
 /// Both halves of the id of every row. Errors: `Invalid`.
 pub(super) fn trace_ids(given: &Given<'_>) -> Result<(ScalarBuffer<i64>, ScalarBuffer<i64>)> {
     let ids = ids::<16>(given, false)?;
-    let (high, low): (Vec<i64>, Vec<i64>) = ids.into_iter().map(|id| TraceId(id).halves()).unzip();
-    Ok((high.into(), low.into()))
+    let half = |of: fn((i64, i64)) -> i64| ids.iter().map(|&id| of(TraceId(id).halves())).collect();
+    Ok((half(|(high, _)| high), half(|(_, low)| low)))
 }
 
 /// The id of every row. Errors: `Invalid`.
 pub(super) fn span_ids(given: &Given<'_>) -> Result<ScalarBuffer<i64>> {
-    Ok(ids::<8>(given, false)?.into_iter().map(i64::from_be_bytes).collect())
+    Ok(numbers(&ids(given, false)?))
 }
 
 /// The id of every row, 0 where it is null or empty. Errors: `Invalid`.
 pub(super) fn parent_ids(given: &Given<'_>) -> Result<ScalarBuffer<i64>> {
-    Ok(ids::<8>(given, true)?.into_iter().map(i64::from_be_bytes).collect())
+    Ok(numbers(&ids(given, true)?))
+}
+
+fn numbers(ids: &[[u8; 8]]) -> ScalarBuffer<i64> {
+    ids.iter().map(|&id| i64::from_be_bytes(id)).collect()
 }
 
 /// Text of ids as bytes; None for what is no text, or no id in a row that has one.
@@ -57,23 +61,32 @@ fn expected<const N: usize>() -> String {
     format!("{} hexadecimal digits or {N} bytes", N * 2)
 }
 
-/// Whether null, or nothing at all, stands for no id.
-fn ids<const N: usize>(given: &Given<'_>, optional: bool) -> Result<Vec<[u8; N]>> {
+/// The ids of all rows. `optional` is whether null, or nothing at all, stands for none.
+fn ids<'a, const N: usize>(given: &Given<'a>, optional: bool) -> Result<Cow<'a, [[u8; N]]>> {
     if *given.array.data_type() == DataType::Null && optional {
-        return Ok(vec![[0; N]; given.len()]);
+        return Ok(vec![[0; N]; given.len()].into());
     }
     if !optional {
         given.whole(&expected::<N>())?;
     }
+    if let Some(bytes) = given.array.as_fixed_size_binary_opt().filter(|bytes| bytes.value_length() as usize == N) {
+        return Ok(fixed(bytes));
+    }
     let Some(dictionary) = given.array.as_any_dictionary_opt() else {
         let values = Bytes::of(given.array).ok_or_else(|| given.wrong_type(&expected::<N>()))?;
-        return (0..given.len()).map(|row| values.id(row, optional).ok_or_else(|| wrong::<N>(given, row, &values, row))).collect();
+        return (0..given.len())
+            .map(|row| values.id(row, optional).ok_or_else(|| wrong::<N>(given, row, &values, row)))
+            .collect::<Result<_>>()
+            .map(Cow::Owned);
     };
-    let keys = arrow::compute::cast(dictionary.keys(), &DataType::Int64)?;
-    let keys = keys.as_primitive::<arrow::datatypes::Int64Type>();
+    let keys = keys_of(dictionary)?;
     let values = Bytes::of(dictionary.values()).ok_or_else(|| given.wrong_type(&expected::<N>()))?;
     // A dictionary may have been sent for many batches.
     let known: Option<Vec<Option<[u8; N]>>> = (values.len() <= given.len()).then(|| (0..values.len()).map(|key| values.id(key, optional)).collect());
+    let all: Option<Vec<[u8; N]>> = known.as_ref().filter(|_| keys.null_count() == 0).and_then(|known| known.iter().copied().collect());
+    if let Some(all) = all {
+        return Ok(keys.values().iter().map(|&key| all[key as usize]).collect());
+    }
     let id = |row: usize| {
         if keys.is_null(row) {
             return Ok([0; N]);
@@ -82,7 +95,16 @@ fn ids<const N: usize>(given: &Given<'_>, optional: bool) -> Result<Vec<[u8; N]>
         let id = known.as_ref().map_or_else(|| values.id(key, optional), |known| known[key]);
         id.ok_or_else(|| wrong::<N>(given, row, &values, key))
     };
-    (0..given.len()).map(id).collect()
+    (0..given.len()).map(id).collect::<Result<_>>().map(Cow::Owned)
+}
+
+/// The ids of an array of `N` bytes each, zeros where it is null.
+fn fixed<const N: usize>(bytes: &FixedSizeBinaryArray) -> Cow<'_, [[u8; N]]> {
+    let ids = &bytes.value_data().as_chunks().0[..bytes.len()];
+    match bytes.nulls() {
+        None => ids.into(),
+        Some(nulls) => ids.iter().zip(nulls).map(|(&id, valid)| if valid { id } else { [0; N] }).collect(),
+    }
 }
 
 fn wrong<const N: usize>(given: &Given<'_>, row: usize, values: &Bytes<'_>, at: usize) -> crate::error::Error {

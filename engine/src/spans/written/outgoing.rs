@@ -72,9 +72,7 @@ mod tests {
     }
 
     fn record(batch: &RecordBatch) -> Vec<u8> {
-        let mut record = Vec::new();
-        SpanTable::try_new(batch).unwrap().write_record(&mut record).unwrap();
-        record
+        SpanTable::try_new(batch).unwrap().record(Vec::with_capacity).unwrap()
     }
 
     #[test]

@@ -41,16 +41,18 @@ const SPAN: &str = "span";
 /// The end of an IPC stream.
 const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
-/// What a stream takes beside its columns, roughly.
+/// What a stream takes beside its columns, and each of these beside its buffers: its schema, the head of a dictionary, padding. Rather too
+/// much: a record that outgrows its buffer is copied.
 const STREAM_BYTES: usize = 1 << 10;
+const COLUMN_BYTES: usize = 1 << 10;
 
 /// Bytes to which buffers are padded: a record of few spans is mostly padding otherwise.
 const ALIGNMENT: usize = 8;
 
 impl SpanTable {
-    /// Appends the table to `out` as IPC streams that need nothing else to be read. Errors: `Internal`.
-    /// Cost: a copy of the columns.
-    pub fn write_record(&self, out: &mut Vec<u8>) -> Result<()> {
+    /// The table as IPC streams that need nothing else to be read, behind what is in the buffer that `room` gives for so many bytes, roughly.
+    /// Errors: `Internal`. Cost: a copy of the columns.
+    pub fn record(&self, room: impl FnOnce(usize) -> Vec<u8>) -> Result<Vec<u8>> {
         let mut batches = vec![keys::narrowed(&self.batch()?)?];
         for sparse in &self.sparse {
             batches.push(keys::narrowed(&sparse.batch(SPAN)?)?);
@@ -58,11 +60,13 @@ impl SpanTable {
         // Of columns that show a part of what a client sent only that part is written.
         let bytes_of = |column: &ArrayRef| column.to_data().get_slice_memory_size();
         let bytes = batches.iter().flat_map(RecordBatch::columns).map(bytes_of).sum::<Result<usize, _>>()?;
-        out.reserve(bytes + batches.len() * STREAM_BYTES);
-        batches.iter().try_for_each(|batch| write_stream(out, batch))
+        let columns = batches.iter().map(RecordBatch::num_columns).sum::<usize>();
+        let mut out = room(bytes + batches.len() * STREAM_BYTES + columns * COLUMN_BYTES);
+        batches.iter().try_for_each(|batch| write_stream(&mut out, batch))?;
+        Ok(out)
     }
 
-    /// Reads what [`SpanTable::write_record`] wrote. Errors: `Data` for anything else.
+    /// Reads what [`SpanTable::record`] wrote. Errors: `Data` for anything else.
     pub fn read_record(record: Bytes) -> Result<Self> {
         let mut rest = Buffer::from(record);
         // Text was bounded when the table was made; what is spent here is only counted.

@@ -5,8 +5,8 @@
 use std::{hash::BuildHasher, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, DictionaryArray, Int32Array},
-    buffer::ScalarBuffer,
+    array::{Array, ArrayRef, BinaryArray, DictionaryArray, Int32Array},
+    buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
     datatypes::Int32Type,
 };
 use foldhash::fast::FixedState;
@@ -14,7 +14,7 @@ use hashbrown::HashTable;
 
 use super::{
     columns::Budget,
-    values::{Attribute, Encoder, Values, codes_of, codes_of_texts},
+    values::{Attribute, Encoder, Values, codes_of, mark_changes},
 };
 use crate::{
     error::Result,
@@ -49,7 +49,7 @@ pub(super) struct Scope {
 
 /// The resource of every row: a `Resource` with its attributes in field 1; none where all are null.
 pub(super) fn resources(attributes: &[Attribute], rows: usize, budget: &mut Budget) -> Result<Coded> {
-    let groups = Groups::of(rows, attributes.iter().map(|attribute| codes_of(attribute, rows)));
+    let groups = Groups::of(rows, &attributes.iter().map(|attribute| &attribute.values).collect::<Vec<_>>());
     let (mut encoder, mut pairs) = (Encoder::default(), Pairs::of(attributes, 1, rows));
     groups.messages(budget, |row, out| pairs.iter_mut().for_each(|pairs| pairs.append(out, &mut encoder, row)))
 }
@@ -57,8 +57,8 @@ pub(super) fn resources(attributes: &[Attribute], rows: usize, budget: &mut Budg
 /// The scope of every row: an `InstrumentationScope` with name, version and attributes in fields 1 to 3.
 pub(super) fn scopes(scope: &Scope, rows: usize, budget: &mut Budget) -> Result<Coded> {
     let texts = [(1, &scope.name), (2, &scope.version)];
-    let named = texts.iter().filter_map(|(_, texts)| texts.as_ref()).map(|texts| codes_of_texts(texts, rows));
-    let groups = Groups::of(rows, named.chain(scope.attributes.iter().map(|attribute| codes_of(attribute, rows))));
+    let named: Vec<Values> = texts.iter().filter_map(|(_, texts)| texts.as_ref()).map(|texts| Values::Each(Typed::Text(texts.clone()))).collect();
+    let groups = Groups::of(rows, &named.iter().chain(scope.attributes.iter().map(|attribute| &attribute.values)).collect::<Vec<_>>());
     let (mut encoder, mut pairs) = (Encoder::default(), Pairs::of(&scope.attributes, 3, rows));
     groups.messages(budget, |row, out| {
         for (number, texts) in &texts {
@@ -113,6 +113,9 @@ impl<'a> Pairs<'a> {
     }
 }
 
+/// Most bytes for messages that room is made for before they are there.
+const MESSAGES_BYTES: usize = 1 << 20;
+
 /// Rows with equal values in some columns.
 struct Groups {
     rows: usize,
@@ -124,22 +127,17 @@ struct Groups {
 }
 
 impl Groups {
-    fn of(rows: usize, columns: impl Iterator<Item = (Vec<u32>, usize)>) -> Self {
-        let mut columns: Vec<(Vec<u32>, usize)> = columns.collect();
+    fn of(rows: usize, columns: &[&Values]) -> Self {
+        let mut begins = vec![false; rows];
+        columns.iter().for_each(|values| mark_changes(values, &mut begins));
+        let runs: Vec<usize> = (0..rows).filter(|&row| row == 0 || begins[row]).collect();
+        let mut columns: Vec<(Vec<u32>, usize)> = columns.iter().map(|values| codes_of(values, &runs)).collect();
         // Many values first: what they tell apart, the others mostly tell apart no further.
         columns.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-        let mut begins = vec![false; rows];
-        for (codes, _) in &columns {
-            for (begins, pair) in begins.iter_mut().skip(1).zip(codes.windows(2)) {
-                *begins |= pair[0] != pair[1];
-            }
-        }
-        let runs: Vec<usize> = (0..rows).filter(|&row| row == 0 || begins[row]).collect();
         let (mut group_of_run, mut groups) = (vec![0; runs.len()], usize::from(rows > 0));
         for (codes, size) in columns {
-            let codes = || runs.iter().map(|&row| codes[row]);
-            if !is_one_each(&group_of_run, groups, codes()) {
-                groups = fold(&mut group_of_run, groups, codes(), size);
+            if !is_one_each(&group_of_run, groups, &codes) {
+                groups = fold(&mut group_of_run, groups, &codes, size);
             }
         }
         Self { rows, runs, group_of_run, groups }
@@ -147,29 +145,37 @@ impl Groups {
 
     /// The message of each group, which `write` makes of a row of it.
     fn messages(&self, budget: &mut Budget, mut write: impl FnMut(usize, &mut Vec<u8>)) -> Result<Coded> {
-        let (mut messages, mut message) = (BinaryBuilder::new(), Vec::new());
+        let (mut messages, mut ends, mut valid) = (Vec::new(), vec![0_i32], Vec::with_capacity(self.groups));
         let mut codes = Vec::with_capacity(self.rows);
         for (run, (&row, &group)) in self.runs.iter().zip(&self.group_of_run).enumerate() {
-            if group as usize == messages.len() {
-                message.clear();
-                write(row, &mut message);
-                budget.take(message.len())?;
-                messages.append_option((!message.is_empty()).then_some(&message));
+            if group as usize == valid.len() {
+                let before = messages.len();
+                write(row, &mut messages);
+                if group == 0 {
+                    // They are of similar length.
+                    messages.reserve(messages.len().saturating_mul(self.groups).min(MESSAGES_BYTES));
+                }
+                budget.take(messages.len() - before)?;
+                valid.push(messages.len() > before);
+                // The budget is far below 2 GiB.
+                ends.push(messages.len() as i32);
             }
             let end = self.runs.get(run + 1).copied().unwrap_or(self.rows);
             codes.resize(end, group as i32);
         }
-        debug_assert_eq!(messages.len(), self.groups);
-        Ok(Coded { codes: codes.into(), messages: messages.finish() })
+        debug_assert_eq!(valid.len(), self.groups);
+        let nulls = NullBuffer::from(valid);
+        let messages = BinaryArray::new(OffsetBuffer::new(ends.into()), messages.into(), Some(nulls).filter(|nulls| nulls.null_count() > 0));
+        Ok(Coded { codes: codes.into(), messages })
     }
 }
 
 const NONE: u32 = u32::MAX;
 
 /// Whether each group has one code.
-fn is_one_each(numbers: &[u32], count: usize, codes: impl Iterator<Item = u32>) -> bool {
+fn is_one_each(numbers: &[u32], count: usize, codes: &[u32]) -> bool {
     let mut known = vec![NONE; count];
-    numbers.iter().zip(codes).all(|(&number, code)| {
+    numbers.iter().zip(codes).all(|(&number, &code)| {
         let known = &mut known[number as usize];
         if *known == NONE {
             *known = code;
@@ -179,7 +185,7 @@ fn is_one_each(numbers: &[u32], count: usize, codes: impl Iterator<Item = u32>) 
 }
 
 /// Splits groups by one more column: `numbers` become those of the pairs of number and code, again in order of first sight. Returns how many.
-fn fold(numbers: &mut [u32], count: usize, codes: impl Iterator<Item = u32>, size: usize) -> usize {
+fn fold(numbers: &mut [u32], count: usize, codes: &[u32], size: usize) -> usize {
     let mut next = 0;
     let fresh = |next: &mut u32| {
         *next += 1;
@@ -188,7 +194,7 @@ fn fold(numbers: &mut [u32], count: usize, codes: impl Iterator<Item = u32>, siz
     let places = count.saturating_mul(size);
     if places <= 4 * numbers.len() + 1024 {
         let mut known = vec![NONE; places];
-        for (number, code) in numbers.iter_mut().zip(codes) {
+        for (number, &code) in numbers.iter_mut().zip(codes) {
             let place = &mut known[*number as usize * size + code as usize];
             if *place == NONE {
                 *place = fresh(&mut next);
@@ -198,7 +204,7 @@ fn fold(numbers: &mut [u32], count: usize, codes: impl Iterator<Item = u32>, siz
     } else {
         let hasher = FixedState::default();
         let mut known: HashTable<(u64, u32)> = HashTable::new();
-        for (number, code) in numbers.iter_mut().zip(codes) {
+        for (number, &code) in numbers.iter_mut().zip(codes) {
             let pair = u64::from(*number) << 32 | u64::from(code);
             let entry = known.entry(hasher.hash_one(pair), |(known, _)| *known == pair, |(known, _)| hasher.hash_one(known));
             *number = entry.or_insert_with(|| (pair, fresh(&mut next))).get().1;
@@ -209,14 +215,24 @@ fn fold(numbers: &mut [u32], count: usize, codes: impl Iterator<Item = u32>, siz
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use arrow::array::StringArray;
+
     use super::*;
+
+    /// A column of these codes, 0 being null.
+    fn column(codes: &[u32], pad: usize) -> Values {
+        let keys: Int32Array = codes.iter().map(|&code| code.checked_sub(1).map(|key| key as i32)).collect();
+        let values = Arc::new(StringArray::from_iter_values((0..codes.iter().max().map_or(0, |&most| most as usize) + pad).map(|_| "")));
+        Values::Each(Typed::Text(Texts::Dictionary(DictionaryArray::try_new(keys, values.clone()).unwrap(), values)))
+    }
 
     /// The group of every row, both ways, against comparing rows.
     fn check(columns: &[&[u32]]) {
         let rows = columns[0].len();
         let of = |pad: usize| {
-            let sized = columns.iter().map(|codes| (codes.to_vec(), codes.iter().max().map_or(1, |most| *most as usize + 1) + pad));
-            let groups = Groups::of(rows, sized);
+            let values: Vec<Values> = columns.iter().map(|codes| column(codes, pad)).collect();
+            let groups = Groups::of(rows, &values.iter().collect::<Vec<_>>());
             let run_of = |row: usize| groups.runs.partition_point(|&first| first <= row) - 1;
             (0..rows).map(|row| groups.group_of_run[run_of(row)]).collect::<Vec<_>>()
         };

@@ -390,8 +390,7 @@ async fn read_back(builder: &mut SpanBuilder) -> BTreeMap<String, usize> {
 }
 
 fn recorded(table: &SpanTable) -> (SpanTable, usize) {
-    let mut record = Vec::new();
-    table.write_record(&mut record).unwrap();
+    let record = table.record(Vec::with_capacity).unwrap();
     let bytes = record.len();
     (SpanTable::read_record(record.into()).unwrap(), bytes)
 }
@@ -692,8 +691,7 @@ fn damaged_records_never_panic() {
     while round < 20_000 || started.elapsed() < at_least {
         if round % 100 == 0 {
             let spans: Vec<Whole> = (0..random.below(8)).map(|at| random_span(&mut random, at)).collect();
-            record.clear();
-            SpanTable::try_new(&table_of(&mut random, &spans)).unwrap().write_record(&mut record).unwrap();
+            record = SpanTable::try_new(&table_of(&mut random, &spans)).unwrap().record(Vec::with_capacity).unwrap();
         }
         round += 1;
         let mut damaged = record.clone();

@@ -75,10 +75,20 @@ impl Attribute {
     }
 
     pub(super) fn is_valid(&self, row: usize) -> bool {
-        match &self.values {
-            Values::Each(values) => values.is_valid(row),
-            Values::Lists(lists) => lists.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row)),
+        self.values.is_valid(row)
+    }
+}
+
+impl Values {
+    fn nulls(&self) -> Option<&NullBuffer> {
+        match self {
+            Self::Each(values) => values.nulls(),
+            Self::Lists(lists) => lists.nulls.as_ref(),
         }
+    }
+
+    fn is_valid(&self, row: usize) -> bool {
+        self.nulls().is_none_or(|nulls| nulls.is_valid(row))
     }
 }
 
@@ -139,6 +149,13 @@ impl Lists {
             _ => error.context("in lists"),
         })?;
         Ok(Self { offsets, nulls, items })
+    }
+
+    /// Whether two rows that have lists have the same.
+    fn is_same(&self, a: usize, b: usize) -> bool {
+        let entries = |row: usize| self.offsets[row] as usize..self.offsets[row + 1] as usize;
+        let (a, b) = (entries(a), entries(b));
+        a.len() == b.len() && self.items.as_ref().is_none_or(|items| a.zip(b).all(|(a, b)| is_same(items, a, b)))
     }
 }
 
@@ -212,72 +229,82 @@ pub(super) fn rest_of(attributes: &[Attribute], rows: usize, budget: &mut Budget
     Ok(Some(BinaryArray::new(OffsetBuffer::new(ends.into()), bytes.into(), Some(NullBuffer::from(valid)))))
 }
 
-/// The numbers of the distinct values of an attribute, row by row: 0 where it is missing, else from 1; and how many numbers there are.
-pub(super) fn codes_of(attribute: &Attribute, rows: usize) -> (Vec<u32>, usize) {
-    match &attribute.values {
-        Values::Each(Typed::Text(texts)) => codes_of_texts(texts, rows),
+/// Marks in `begins` the rows whose value is not that of the row before. Cost: nothing for nulls, else a comparison a row.
+pub(super) fn mark_changes(values: &Values, begins: &mut [bool]) {
+    let runs: Vec<(usize, usize)> = match values.nulls() {
+        None => vec![(0, begins.len())],
+        Some(nulls) => nulls.valid_slices().collect(),
+    };
+    for (from, to) in runs.into_iter().filter(|(from, to)| from < to) {
+        let fresh = begins[from + 1..to].iter_mut();
+        match values {
+            Values::Each(Typed::Text(Texts::Dictionary(dictionary, _))) => {
+                let keys = dictionary.keys().values()[from..to].windows(2);
+                fresh.zip(keys).for_each(|(fresh, pair)| *fresh |= pair[0] != pair[1]);
+            }
+            Values::Each(values) => fresh.zip(from..).for_each(|(fresh, before)| *fresh |= !is_same(values, before, before + 1)),
+            Values::Lists(lists) => fresh.zip(from..).for_each(|(fresh, before)| *fresh |= !lists.is_same(before, before + 1)),
+        }
+        // What is there begins, and so does what is not there.
+        begins[from] = true;
+        begins.get_mut(to).into_iter().for_each(|fresh| *fresh = true);
+    }
+}
+
+/// Whether two rows have the same value, or both none.
+fn is_same(values: &Typed, a: usize, b: usize) -> bool {
+    let valid = values.is_valid(a);
+    let is_equal = || match values {
+        Typed::Text(texts) => texts.get(a) == texts.get(b),
+        Typed::Int(values) => values.value(a) == values.value(b),
+        Typed::Double(values) => values.value(a).to_bits() == values.value(b).to_bits(),
+        Typed::Bool(values) => values.value(a) == values.value(b),
+    };
+    valid == values.is_valid(b) && (!valid || is_equal())
+}
+
+/// The numbers of the distinct values that `rows` have: 0 where there is none, else from 1; and how many numbers there are.
+pub(super) fn codes_of(attribute: &Values, rows: &[usize]) -> (Vec<u32>, usize) {
+    match attribute {
+        Values::Each(Typed::Text(Texts::Dictionary(dictionary, values))) => {
+            let keys = dictionary.keys();
+            let code = |&row: &usize| if keys.is_valid(row) { keys.value(row) as u32 + 1 } else { 0 };
+            (rows.iter().map(code).collect(), values.len() + 1)
+        }
         Values::Each(Typed::Bool(values)) => {
-            let code = |row: usize| if values.is_valid(row) { 1 + u32::from(values.value(row)) } else { 0 };
-            ((0..rows).map(code).collect(), 3)
+            let code = |&row: &usize| if values.is_valid(row) { 1 + u32::from(values.value(row)) } else { 0 };
+            (rows.iter().map(code).collect(), 3)
         }
-        Values::Each(Typed::Int(values)) => interned(rows, |row, out| value_bytes(out, values.is_valid(row), || values.value(row).to_le_bytes())),
-        Values::Each(Typed::Double(values)) => {
-            interned(rows, |row, out| value_bytes(out, values.is_valid(row), || values.value(row).to_bits().to_le_bytes()))
-        }
+        Values::Each(values) => interned(rows, |row, out| {
+            let valid = values.is_valid(row);
+            if valid {
+                write_any(out, values, row);
+            }
+            valid
+        }),
         Values::Lists(lists) => {
             let mut encoder = Encoder::default();
             interned(rows, |row, out| {
-                if !attribute.is_valid(row) {
-                    return false;
+                let valid = attribute.is_valid(row);
+                if valid {
+                    encoder.value.clear();
+                    encoder.list(lists, row);
+                    out.extend_from_slice(&encoder.value);
                 }
-                encoder.value.clear();
-                encoder.list(lists, row);
-                out.extend_from_slice(&encoder.value);
-                true
+                valid
             })
         }
     }
 }
 
-fn value_bytes(out: &mut Vec<u8>, valid: bool, bytes: impl FnOnce() -> [u8; 8]) -> bool {
-    if valid {
-        out.extend_from_slice(&bytes());
-    }
-    valid
-}
-
-/// The same of texts.
-pub(super) fn codes_of_texts(texts: &Texts, rows: usize) -> (Vec<u32>, usize) {
-    match texts {
-        Texts::Dictionary(dictionary, values) => {
-            let keys = dictionary.keys();
-            let codes = match keys.nulls() {
-                None => keys.values().iter().map(|&key| key as u32 + 1).collect(),
-                Some(nulls) => {
-                    let mut codes = vec![0; rows];
-                    nulls.valid_indices().for_each(|row| codes[row] = keys.value(row) as u32 + 1);
-                    codes
-                }
-            };
-            (codes, values.len() + 1)
-        }
-        texts => interned(rows, |row, out| {
-            texts.get(row).is_some_and(|text| {
-                out.extend_from_slice(text.as_bytes());
-                true
-            })
-        }),
-    }
-}
-
-/// Numbers of byte strings, which `write` gives row by row unless there is none.
-fn interned(rows: usize, mut write: impl FnMut(usize, &mut Vec<u8>) -> bool) -> (Vec<u32>, usize) {
+/// Numbers of the byte strings of `rows`, which `write` gives unless there is none.
+fn interned(rows: &[usize], mut write: impl FnMut(usize, &mut Vec<u8>) -> bool) -> (Vec<u32>, usize) {
     let (mut pool, mut bytes) = (crate::spans::pool::Pool::default(), Vec::new());
-    let mut code = |row: usize| {
+    let mut code = |&row: &usize| {
         bytes.clear();
         if write(row, &mut bytes) { pool.intern(&bytes) + 1 } else { 0 }
     };
-    let codes = (0..rows).map(&mut code).collect();
+    let codes = rows.iter().map(&mut code).collect();
     (codes, pool.len() + 1)
 }
 

@@ -27,7 +27,7 @@ pub(super) fn are_texts(kind: &DataType) -> bool {
 
 /// The codes of one key's values: numbers from 0 in the order in which the values come, null like any other.
 pub(super) enum Codes {
-    Texts(Texts),
+    Texts(Box<Texts>),
     Numbers(Numbers),
 }
 
@@ -35,7 +35,7 @@ impl Codes {
     /// Codes of values of the type `kind`, one of those that [`have_codes`].
     pub(super) fn new(kind: &DataType) -> Self {
         match kind {
-            kind if are_texts(kind) => Self::Texts(Texts::new(kind.clone())),
+            kind if are_texts(kind) => Self::Texts(Box::new(Texts::new(kind.clone()))),
             kind => Self::Numbers(Numbers { kind: kind.clone(), values: Vec::new(), codes: HashMap::new(), null: None }),
         }
     }
@@ -57,16 +57,11 @@ impl Codes {
         }
     }
 
-    /// The values that have `codes`. Errors: `ResourcesExhausted` for more than 2 GiB of texts.
-    pub(super) fn values(&self, codes: &[u32]) -> Result<ArrayRef> {
-        let null = match self {
-            Self::Texts(texts) => texts.null(),
-            Self::Numbers(numbers) => numbers.null,
-        };
-        let nulls = null.map(|null| codes.iter().map(|&code| code != null).collect::<NullBuffer>());
+    /// All values, by their codes. Errors: `ResourcesExhausted` for more than 2 GiB of texts, unless they are views.
+    pub(super) fn all(self) -> Result<ArrayRef> {
         match self {
-            Self::Texts(texts) => texts.values(codes, nulls),
-            Self::Numbers(numbers) => numbers.values(codes, nulls),
+            Self::Texts(texts) => texts.all(),
+            Self::Numbers(numbers) => numbers.all(),
         }
     }
 
@@ -121,13 +116,12 @@ impl Numbers {
         }
     }
 
-    fn values(&self, codes: &[u32], nulls: Option<NullBuffer>) -> Result<ArrayRef> {
-        let values = codes.iter().map(|&code| self.values[code as usize]);
+    fn all(self) -> Result<ArrayRef> {
+        let nulls = self.null.map(|null| (0..self.values.len() as u32).map(|code| code != null).collect::<NullBuffer>());
         if self.kind == DataType::Boolean {
-            return Ok(Arc::new(BooleanArray::new(values.map(|value| value == 1).collect(), nulls)));
+            return Ok(Arc::new(BooleanArray::new(self.values.iter().map(|&value| value == 1).collect(), nulls)));
         }
-        let values = Buffer::from_vec(values.collect::<Vec<u64>>());
-        let data = ArrayData::builder(self.kind.clone()).len(codes.len()).add_buffer(values).nulls(nulls);
+        let data = ArrayData::builder(self.kind).len(self.values.len()).add_buffer(Buffer::from_vec(self.values)).nulls(nulls);
         Ok(make_array(data.build()?))
     }
 }

@@ -252,11 +252,11 @@ impl Grouping {
             // Functions that are no columns do not even know how many columns they would have.
             return Ok(RecordBatch::new_empty(self.schema.clone()));
         }
-        let mut columns = self.groups.values()?;
+        let groups = std::mem::replace(&mut self.groups, Groups::new(&self.kinds));
+        let mut columns = groups.values()?;
         for function in &mut self.functions {
             columns.extend(function.take(self.mode.output_mode())?);
         }
-        self.groups = Groups::new(&self.kinds);
         self.memory.try_resize(self.size())?;
         Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
     }

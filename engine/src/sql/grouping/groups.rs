@@ -1,6 +1,10 @@
 //! The groups of rows by the codes of their keys.
 
-use arrow::{array::ArrayRef, datatypes::DataType};
+use arrow::{
+    array::{ArrayRef, UInt32Array},
+    compute::take,
+    datatypes::DataType,
+};
 use datafusion::common::Result;
 use hashbrown::HashMap;
 
@@ -122,16 +126,17 @@ impl Groups {
         self.widths = widths;
     }
 
-    /// The values of each key, a row a group. Errors: `ResourcesExhausted` for more than 2 GiB of texts.
-    pub(super) fn values(&self) -> Result<Vec<ArrayRef>> {
-        if let [codes] = &*self.keys {
-            return Ok(vec![codes.values(&(0..codes.count() as u32).collect::<Vec<_>>())?]);
+    /// The values of each key, a row a group. Errors: `ResourcesExhausted` for more than 2 GiB of texts, unless they are views.
+    pub(super) fn values(self) -> Result<Vec<ArrayRef>> {
+        if self.keys.len() == 1 {
+            return self.keys.into_iter().map(Codes::all).collect();
         }
         let mut shift = 0;
-        let of_key = self.keys.iter().zip(&self.widths).map(|(key, width)| {
-            let codes: Vec<u32> = self.groups.iter().map(|codes| (codes >> shift & ((1 << width) - 1)) as u32).collect();
+        let of_key = self.keys.into_iter().zip(self.widths).map(|(key, width)| {
+            let codes = self.groups.iter().map(|codes| (codes >> shift & ((1 << width) - 1)) as u32);
+            let codes = UInt32Array::from_iter_values(codes);
             shift += width;
-            key.values(&codes)
+            Ok(take(&key.all()?, &codes, None)?)
         });
         of_key.collect()
     }

@@ -3,11 +3,12 @@
 use std::{hash::BuildHasher, hint::black_box, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayAccessor, ArrayRef, AsArray, DictionaryArray, Int32Array, StringArray, StringBuilder, StringViewBuilder},
-    buffer::{Buffer, NullBuffer, OffsetBuffer},
+    array::{Array, ArrayAccessor, ArrayBuilder, ArrayRef, AsArray, DictionaryArray, Int32Array, StringArray, StringViewArray, StringViewBuilder},
+    buffer::NullBuffer,
+    compute::cast,
     datatypes::{DataType, Int32Type},
 };
-use datafusion::common::{Result, resources_datafusion_err};
+use datafusion::common::{Result, resources_err};
 use hashbrown::DefaultHashBuilder;
 
 /// In place of the code of a dictionary's entry that no row had yet.
@@ -16,17 +17,18 @@ const UNKNOWN: u32 = u32::MAX;
 /// Slots of a table with any.
 const SLOTS_MIN: usize = 1 << 10;
 
-/// Texts, one after the other, and the code of each by its hash.
+/// How many times its size a table becomes at least.
+const GROWTH: usize = 4;
+
+/// Texts, and the code of each by its hash: its row in `texts`.
 pub(super) struct Texts {
     kind: DataType,
-    texts: String,
-    /// Where each begins, and the last ends.
-    bounds: Vec<usize>,
-    /// Half of a text's hash above the number of the text, counted from 1; 0 where there is none. It is at the first free place from the one that the hash says. A power of two of
-    /// them, a quarter free at least.
+    texts: StringViewBuilder,
+    /// Half of a text's hash above the number of the text, counted from 1; 0 where there is none. It is at the first free place from the one that
+    /// the hash says. A power of two of them, a quarter free at least.
     slots: Vec<u64>,
     hasher: DefaultHashBuilder,
-    /// The code of null, which has an empty text that no slot knows.
+    /// The code of null, which no slot knows.
     null: Option<u32>,
     /// The hashes of a batch, and what is at their places.
     hashes: Vec<u32>,
@@ -40,21 +42,17 @@ pub(super) struct Texts {
 impl Texts {
     /// Of arrays of the type `kind`, one of those that are texts.
     pub(super) fn new(kind: DataType) -> Self {
-        let (texts, bounds, slots, hasher) = (String::new(), vec![0], Vec::new(), DefaultHashBuilder::default());
-        Self { kind, texts, bounds, slots, hasher, null: None, hashes: Vec::new(), found: Vec::new(), dictionary: None, of_keys: Vec::new() }
+        let (texts, slots, hasher) = (StringViewBuilder::new(), Vec::new(), DefaultHashBuilder::default());
+        Self { kind, texts, slots, hasher, null: None, hashes: Vec::new(), found: Vec::new(), dictionary: None, of_keys: Vec::new() }
     }
 
     pub(super) fn count(&self) -> usize {
-        self.bounds.len() - 1
-    }
-
-    pub(super) fn null(&self) -> Option<u32> {
-        self.null
+        self.texts.len()
     }
 
     pub(super) fn size(&self) -> usize {
         let numbers = self.of_keys.capacity() + self.hashes.capacity();
-        self.texts.capacity() + 8 * (self.bounds.capacity() + self.slots.capacity() + self.found.capacity()) + 4 * numbers
+        self.texts.allocated_size() + 8 * (self.slots.capacity() + self.found.capacity()) + 4 * numbers
     }
 
     pub(super) fn of_rows(&mut self, values: &ArrayRef, found: &mut Vec<u32>) {
@@ -113,11 +111,11 @@ impl Texts {
         let mut found = std::mem::take(&mut self.found);
         found.clear();
         found.extend(hashes.iter().map(|&hash| self.slots[self.place(hash)]));
-        let first_byte = |slot: u64| self.texts.as_bytes().get(self.bounds[code_of(slot.max(1)) as usize]).copied().unwrap_or_default();
+        let first_byte = |slot: u64| if slot == 0 { 0 } else { self.text(code_of(slot)).first().copied().unwrap_or_default() };
         black_box(found.iter().fold(0, |bytes, &slot| bytes ^ first_byte(slot)));
         codes.extend(hashes.iter().zip(&found).enumerate().map(|(row, (&hash, &slot))| match () {
             () if is_null(row) => null_code,
-            () if slot != 0 && hash_of(slot) == hash && self.text(code_of(slot)) == values.value(row) => code_of(slot),
+            () if slot != 0 && hash_of(slot) == hash && self.text(code_of(slot)) == values.value(row).as_bytes() => code_of(slot),
             () => self.code(values.value(row), hash),
         }));
         (self.hashes, self.found) = (hashes, found);
@@ -138,25 +136,28 @@ impl Texts {
         loop {
             match self.slots[place] {
                 0 => break,
-                slot if hash_of(slot) == hash && self.text(code_of(slot)) == text => return code_of(slot),
+                slot if hash_of(slot) == hash && self.text(code_of(slot)) == text.as_bytes() => return code_of(slot),
                 _ => place = (place + 1) & (self.slots.len() - 1),
             }
         }
-        let code = self.add(text);
+        let code = self.next_code();
+        self.texts.append_value(text);
         self.slots[place] = u64::from(hash) << 32 | (u64::from(code) + 1);
         code
     }
 
-    fn add(&mut self, text: &str) -> u32 {
-        self.texts.push_str(text);
-        self.bounds.push(self.texts.len());
-        self.bounds.len() as u32 - 2
-    }
-
     fn code_of_null(&mut self) -> u32 {
-        let code = self.null.unwrap_or_else(|| self.add(""));
+        if let Some(code) = self.null {
+            return code;
+        }
+        let code = self.next_code();
+        self.texts.append_null();
         self.null = Some(code);
         code
+    }
+
+    fn next_code(&self) -> u32 {
+        self.count() as u32
     }
 
     /// Makes room for `count` texts more.
@@ -165,6 +166,7 @@ impl Texts {
         if wanted <= self.slots.len() {
             return;
         }
+        let wanted = wanted.max(GROWTH * self.slots.len());
         let old = std::mem::replace(&mut self.slots, vec![0; wanted]);
         for slot in old.into_iter().filter(|&slot| slot != 0) {
             let mut place = self.place(hash_of(slot));
@@ -175,38 +177,32 @@ impl Texts {
         }
     }
 
-    fn text(&self, code: u32) -> &str {
-        &self.texts[self.bounds[code as usize]..self.bounds[code as usize + 1]]
+    fn text(&self, code: u32) -> &[u8] {
+        self.texts.get_value(code as usize)
     }
 
-    pub(super) fn values(&self, codes: &[u32], nulls: Option<NullBuffer>) -> Result<ArrayRef> {
-        let texts = codes.iter().map(|&code| (Some(code) != self.null).then(|| self.text(code)));
+    /// All texts, by their codes.
+    pub(super) fn all(mut self) -> Result<ArrayRef> {
+        let null = self.null;
+        let texts = self.texts.finish();
         Ok(match &self.kind {
-            DataType::Utf8View => {
-                let mut values = StringViewBuilder::with_capacity(codes.len());
-                texts.for_each(|text| values.append_option(text));
-                Arc::new(values.finish())
-            }
-            DataType::Utf8 => {
-                self.check_length()?;
-                let mut values = StringBuilder::with_capacity(codes.len(), self.texts.len());
-                texts.for_each(|text| values.append_option(text));
-                Arc::new(values.finish())
-            }
+            DataType::Utf8View => Arc::new(texts),
+            DataType::Utf8 => cast_texts(&texts)?,
             _ => {
-                self.check_length()?;
-                let offsets: Vec<i32> = self.bounds.iter().map(|&bound| bound as i32).collect();
-                let texts = StringArray::try_new(OffsetBuffer::new(offsets.into()), Buffer::from(self.texts.as_bytes()), None)?;
-                let keys = Int32Array::new(codes.iter().map(|&code| code as i32).collect(), nulls);
-                Arc::new(DictionaryArray::try_new(keys, Arc::new(texts))?)
+                let keys = (0..texts.len() as u32).map(|code| (Some(code) != null).then_some(code as i32));
+                Arc::new(DictionaryArray::try_new(keys.collect::<Int32Array>(), cast_texts(&texts)?)?)
             }
         })
     }
+}
 
-    fn check_length(&self) -> Result<()> {
-        let too_long = || resources_datafusion_err!("the texts of all groups have {} bytes, at most 2 GiB are possible", self.texts.len());
-        i32::try_from(self.texts.len()).map(drop).map_err(|_| too_long())
+/// As texts behind 32-bit offsets. Errors: `ResourcesExhausted` for more than 2 GiB.
+fn cast_texts(texts: &StringViewArray) -> Result<ArrayRef> {
+    let bytes = texts.lengths().map(u64::from).sum::<u64>();
+    if bytes > i32::MAX as u64 {
+        return resources_err!("the texts of all groups have {bytes} bytes, at most 2 GiB are possible");
     }
+    Ok(cast(texts, &DataType::Utf8)?)
 }
 
 fn hash_of(slot: u64) -> u32 {

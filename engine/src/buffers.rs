@@ -1,0 +1,120 @@
+//! Buffers that are used again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+/// Most buffers that wait, and most bytes of one that does.
+const WAITING_MAX: usize = 2;
+const BYTES_MAX: usize = 8 << 20;
+
+/// Where Arrow wants the body of a message to begin.
+const ALIGNMENT: usize = 64;
+
+/// Buffers for what comes again and again in some megabytes and is soon forgotten: the next takes the memory of the last. Else the allocator
+/// gives what was freed to smaller things, and takes fresh memory for the next, whose pages the kernel has to clear first: a tenth of what
+/// a table of spans costs. **Memory**: what is lent, and up to [`WAITING_MAX`] buffers of [`BYTES_MAX`] that wait.
+#[derive(Debug, Clone, Default)]
+pub struct Buffers {
+    waiting: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+/// A buffer that goes back.
+struct Lent {
+    buffer: Vec<u8>,
+    /// Where in it the bytes begin.
+    from: usize,
+    home: Buffers,
+}
+
+impl Buffers {
+    /// An empty buffer for `bytes` bytes. Those that follow may be somewhat longer: it has room for a quarter more.
+    pub fn take(&self, bytes: usize) -> Vec<u8> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop().filter(|buffer| buffer.capacity() >= bytes);
+        waiting.unwrap_or_else(|| Vec::with_capacity(bytes + bytes / 4))
+    }
+
+    /// The bytes of `buffer`, which comes here when nobody has them any more.
+    pub fn lend(&self, buffer: Vec<u8>) -> Bytes {
+        self.lend_from(buffer, 0)
+    }
+
+    /// A copy of `bytes` where Arrow can read them without another.
+    pub fn lend_aligned(&self, bytes: &[u8]) -> Bytes {
+        let mut buffer = self.take(bytes.len() + ALIGNMENT);
+        let from = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        buffer.resize(from, 0);
+        buffer.extend_from_slice(bytes);
+        self.lend_from(buffer, from)
+    }
+
+    fn lend_from(&self, buffer: Vec<u8>, from: usize) -> Bytes {
+        Bytes::from_owner(Lent { buffer, from, home: self.clone() })
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[self.from..]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut waiting = self.home.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffer.capacity() <= BYTES_MAX && waiting.len() < WAITING_MAX {
+            waiting.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(buffers: &Buffers) -> Vec<usize> {
+        buffers.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Vec::capacity).collect()
+    }
+
+    #[test]
+    fn a_buffer_comes_back_when_the_last_has_let_go() {
+        let buffers = Buffers::default();
+        let mut buffer = buffers.take(20);
+        buffer.extend_from_slice(b"spans");
+        let (room, place) = (buffer.capacity(), buffer.as_ptr());
+        let lent = buffers.lend(buffer);
+        let part = lent.slice(1..3);
+        assert_eq!((&lent[..], &part[..]), (&b"spans"[..], &b"pa"[..]));
+        drop(lent);
+        assert_eq!((&part[..], waiting(&buffers)), (&b"pa"[..], Vec::new()));
+        drop(part);
+        assert_eq!(waiting(&buffers), [room]);
+        let again = buffers.take(25);
+        assert_eq!((again.as_ptr(), again.len()), (place, 0));
+        drop(buffers.lend(again));
+        assert!(buffers.take(26).capacity() >= 26, "too short ones are of no use");
+    }
+
+    #[test]
+    fn copies_begin_where_arrow_wants_them() {
+        let buffers = Buffers::default();
+        let bytes: Vec<u8> = (0..=255).collect();
+        for length in [0, 1, 63, 64, 65, 256, 7] {
+            let lent = buffers.lend_aligned(&bytes[..length]);
+            assert_eq!((&lent[..], lent.as_ptr() as usize % ALIGNMENT), (&bytes[..length], 0), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn few_wait_and_none_that_is_large() {
+        let buffers = Buffers::default();
+        let lent: Vec<Bytes> = (0..WAITING_MAX + 1).map(|_| buffers.lend(vec![0; 10])).collect();
+        drop(lent);
+        assert_eq!(waiting(&buffers).len(), WAITING_MAX);
+        let buffers = Buffers::default();
+        drop(buffers.lend(Vec::with_capacity(BYTES_MAX + 1)));
+        assert_eq!(waiting(&buffers), Vec::<usize>::new());
+    }
+}
