@@ -25,6 +25,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1000;
+/// Most bytes of an HTTP/2 frame: a message with a table of spans has some megabytes, and comes in fewer pieces. What a client may send ahead is
+/// bounded by the windows, which are larger.
+const FRAME_BYTES: u32 = 256 << 10;
 /// Pause after the system had no file or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -58,7 +61,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).max_concurrent_streams(STREAMS_MAX);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).max_concurrent_streams(STREAMS_MAX).max_frame_size(FRAME_BYTES);
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let router = grpc.as_ref().filter(|_| is_grpc(&request)).unwrap_or(&http).clone();
         router.oneshot(request.map(Body::new))
