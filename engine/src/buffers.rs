@@ -12,8 +12,8 @@ const BYTES_MAX: usize = 8 << 20;
 const ALIGNMENT: usize = 64;
 
 /// Buffers for what comes again and again in some megabytes and is soon forgotten: the next takes the memory of the last. Else the allocator
-/// gives what was freed to smaller things, and takes fresh memory for the next, whose pages the kernel has to clear first: a tenth of what
-/// a table of spans costs. **Memory**: what is lent, and up to [`WAITING_MAX`] buffers of [`BYTES_MAX`] that wait.
+/// gives what was freed to smaller things, and takes fresh memory for the next, whose pages the kernel has to clear first: a twentieth of
+/// what a table of spans costs. **Memory**: what is lent, and up to [`WAITING_MAX`] buffers of [`BYTES_MAX`] that wait.
 #[derive(Debug, Clone, Default)]
 pub struct Buffers {
     waiting: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -28,10 +28,13 @@ struct Lent {
 }
 
 impl Buffers {
-    /// An empty buffer for `bytes` bytes. Those that follow may be somewhat longer: it has room for a quarter more.
+    /// An empty buffer for `bytes` bytes. What follows may be somewhat longer: a fresh one has room for a quarter more, if it comes back then.
     pub fn take(&self, bytes: usize) -> Vec<u8> {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop().filter(|buffer| buffer.capacity() >= bytes);
-        waiting.unwrap_or_else(|| Vec::with_capacity(bytes + bytes / 4))
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.iter().position(|buffer| buffer.capacity() >= bytes) {
+            Some(at) => waiting.swap_remove(at),
+            None => Vec::with_capacity((bytes + bytes / 4).min(BYTES_MAX).max(bytes)),
+        }
     }
 
     /// The bytes of `buffer`, which comes here when nobody has them any more.
@@ -63,9 +66,15 @@ impl Drop for Lent {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
+        if buffer.capacity() > BYTES_MAX {
+            return;
+        }
         let mut waiting = self.home.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffer.capacity() <= BYTES_MAX && waiting.len() < WAITING_MAX {
-            waiting.push(buffer);
+        waiting.push(buffer);
+        if waiting.len() > WAITING_MAX {
+            // What is long enough for much is long enough for little.
+            waiting.sort_unstable_by_key(Vec::capacity);
+            waiting.remove(0);
         }
     }
 }
@@ -95,6 +104,7 @@ mod tests {
         assert_eq!((again.as_ptr(), again.len()), (place, 0));
         drop(buffers.lend(again));
         assert!(buffers.take(26).capacity() >= 26, "too short ones are of no use");
+        assert_eq!(waiting(&buffers), [room], "and wait on");
     }
 
     #[test]
@@ -110,9 +120,9 @@ mod tests {
     #[test]
     fn few_wait_and_none_that_is_large() {
         let buffers = Buffers::default();
-        let lent: Vec<Bytes> = (0..WAITING_MAX + 1).map(|_| buffers.lend(vec![0; 10])).collect();
+        let lent: Vec<Bytes> = [30, 10, 20].map(|bytes| buffers.lend(Vec::with_capacity(bytes))).into();
         drop(lent);
-        assert_eq!(waiting(&buffers).len(), WAITING_MAX);
+        assert_eq!(waiting(&buffers), [20, 30], "the longest {WAITING_MAX}");
         let buffers = Buffers::default();
         drop(buffers.lend(Vec::with_capacity(BYTES_MAX + 1)));
         assert_eq!(waiting(&buffers), Vec::<usize>::new());

@@ -37,7 +37,6 @@ struct Growing {
     column: AttributeColumn,
     pool: Pool,
     pooled_before: usize,
-    coded: bool,
     rows: Vec<u32>,
     values: Values,
 }
@@ -184,8 +183,7 @@ impl AttributeTable {
         let key = &mut self.keys[at as usize];
         key.columns[kind as usize] = id;
         let column = AttributeColumn { key: key.name.clone(), kind };
-        let coded = kind == AttributeType::String;
-        self.columns.push(Growing { column, pool: Pool::default(), pooled_before: 0, coded, rows: Vec::new(), values: Values::empty(kind, coded) });
+        self.columns.push(Growing { column, pool: Pool::default(), pooled_before: 0, rows: Vec::new(), values: Values::empty(kind) });
         Some(id)
     }
 
@@ -359,6 +357,5 @@ impl Growing {
             ends.push(bytes.len() as u32);
         }
         self.values = Values::Text { ends, bytes };
-        self.coded = false;
     }
 }

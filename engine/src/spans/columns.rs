@@ -39,11 +39,10 @@ pub enum Values {
 }
 
 impl Values {
-    /// No values of type `kind`; strings coded when `coded`.
-    pub fn empty(kind: AttributeType, coded: bool) -> Self {
+    /// No values of type `kind`; strings are coded.
+    pub fn empty(kind: AttributeType) -> Self {
         match kind {
-            AttributeType::String if coded => Self::Coded(Vec::new()),
-            AttributeType::String => Self::Text { ends: Vec::new(), bytes: Vec::new() },
+            AttributeType::String => Self::Coded(Vec::new()),
             AttributeType::Int => Self::Int(Vec::new()),
             AttributeType::Double => Self::Double(Vec::new()),
             AttributeType::Bool => Self::Bool(Vec::new()),

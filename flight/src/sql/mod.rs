@@ -41,6 +41,7 @@ pub use datafusion::common::ParamValues;
 use futures::stream::BoxStream;
 use prometheus::Registry;
 use skein_engine::{
+    buffers::Buffers,
     error::Result,
     exec::writer::SpanWriter,
     sql::{SqlRows, SqlStatement, Tail, TailPass, TailRequest},
@@ -105,6 +106,8 @@ pub struct FlightState {
     waiting: Kept<WaitingStatement>,
     prepared: Kept<PreparedStatement>,
     tails: Arc<Tails>,
+    /// For the bodies of tables of spans.
+    bodies: Buffers,
 }
 
 impl FlightState {
@@ -114,6 +117,7 @@ impl FlightState {
             waiting: Kept::new(statements::WAITING),
             prepared: Kept::new(prepared::PREPARED),
             tails: Arc::new(Tails::new(TailMetrics::new(registry)?)),
+            bodies: Buffers::default(),
         })
     }
 

@@ -18,7 +18,6 @@ use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use prost::Message;
 use serde::Deserialize;
 use skein_engine::{
-    buffers::Buffers,
     error::{Error, Result},
     exec::writer::{SpanWriter, WriteRefusal},
     sql::session::{CATALOG, schema_name},
@@ -38,7 +37,7 @@ const TABLE: &str = "spans";
 /// Most bytes of dictionaries that a call may hold for the batches to come.
 const DICTIONARY_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 
-/// From this size on the body of a message has a buffer that is used again. Dictionaries are smaller, and many of them wait for their batch.
+/// From this size on the body of a batch has a buffer that is used again.
 const BODY_BYTES_MIN: usize = 128 << 10;
 
 /// What is put.
@@ -59,12 +58,12 @@ impl FlightSql {
         let first = first.ok_or_else(|| Error::invalid("DoPut without a message: the first one has the descriptor and the schema"))?;
         let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
         let target = target(&caller.tenant, &descriptor)?;
-        let (mut bounds, bodies) = (Bounds::default(), Buffers::default());
+        let (mut bounds, bodies) = (Bounds::default(), self.state.bodies.clone());
         let messages = stream::iter([Ok(first)]).chain(messages).map(move |message| -> std::result::Result<FlightData, FlightError> {
             let mut message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
-            bounds.check(&message).map_err(|error| FlightError::DecodeError(error.to_string()))?;
-            // Arrow would copy what is not aligned, as nothing is that gRPC has received, each time into fresh memory.
-            if message.data_body.len() >= BODY_BYTES_MIN {
+            let what = bounds.check(&message).map_err(|error| FlightError::DecodeError(error.to_string()))?;
+            // Arrow would copy the body of a batch, which is not aligned where gRPC has received it, each time into fresh memory.
+            if what == Some(MessageHeader::RecordBatch) && message.data_body.len() >= BODY_BYTES_MIN {
                 message.data_body = bodies.lend_aligned(&message.data_body);
             }
             Ok(message)
@@ -141,15 +140,18 @@ struct Bounds {
 }
 
 impl Bounds {
+    /// What the message is; None where it is no message of Arrow, which is told by whoever decodes it.
     /// Errors: `Invalid` for compressed batches, of which a few bytes can mean as many as one likes, for dictionaries that are too large
     /// together, and for buffers that are not in the message.
-    fn check(&mut self, message: &FlightData) -> Result<()> {
-        // What is no message is told by whoever decodes it.
-        let Ok(header) = ipc::root_as_message(&message.data_header) else { return Ok(()) };
+    fn check(&mut self, message: &FlightData) -> Result<Option<MessageHeader>> {
+        let Ok(header) = ipc::root_as_message(&message.data_header) else { return Ok(None) };
+        let what = Some(header.header_type());
         let batch = match header.header_type() {
             MessageHeader::RecordBatch => header.header_as_record_batch(),
             MessageHeader::DictionaryBatch => header.header_as_dictionary_batch().and_then(|dictionary| {
-                self.dictionaries.insert(dictionary.id(), message.data_body.len());
+                let held = self.dictionaries.entry(dictionary.id()).or_default();
+                // What a delta has is added to what is there.
+                *held = message.data_body.len() + if dictionary.isDelta() { *held } else { 0 };
                 dictionary.data()
             }),
             _ => None,
@@ -158,7 +160,7 @@ impl Bounds {
             let most = DICTIONARY_BYTES_MAX >> 20;
             return Err(Error::invalid(format!("the dictionaries of all columns together have more than {most} MiB: send plain values")));
         }
-        let Some(batch) = batch else { return Ok(()) };
+        let Some(batch) = batch else { return Ok(what) };
         if batch.compression().is_some() {
             return Err(Error::invalid("batches are taken uncompressed: send them without IPC compression"));
         }
@@ -167,7 +169,7 @@ impl Bounds {
             buffer.offset() >= 0 && buffer.length() >= 0 && end.is_some_and(|end| end as u64 <= message.data_body.len() as u64)
         };
         match batch.buffers().is_none_or(|buffers| buffers.iter().all(within)) {
-            true => Ok(()),
+            true => Ok(what),
             false => Err(Error::invalid("a buffer of a batch lies outside of its message")),
         }
     }
@@ -246,6 +248,12 @@ impl Putting {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use datafusion::arrow::{
+        array::{ArrayRef, DictionaryArray},
+        datatypes::Int32Type,
+        ipc::writer::{DictionaryHandling, DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
+    };
+
     use super::*;
     use crate::sql::service::Refused;
 
@@ -279,6 +287,34 @@ mod tests {
         let system = TenantId::parse("system").unwrap();
         assert!(may_ingest(&system, &CommandStatementIngest { schema: Some("tenant_system".into()), ..ingest() }).is_ok());
         assert!(may_ingest(&system, &CommandStatementIngest { schema: Some("system".into()), ..ingest() }).is_err());
+    }
+
+    /// Messages with a dictionary, and with what is added to it, of 30 MiB each.
+    fn dictionaries() -> [FlightData; 2] {
+        let options = IpcWriteOptions::default().with_dictionary_handling(DictionaryHandling::Delta);
+        let (generator, mut tracker) = (IpcDataGenerator::default(), DictionaryTracker::new(false));
+        let batches = [&["a"][..], &["a", "b"]].map(|values| {
+            let column: ArrayRef = Arc::new(values.iter().copied().collect::<DictionaryArray<Int32Type>>());
+            RecordBatch::try_from_iter([("column", column)]).unwrap()
+        });
+        generator.schema_to_bytes_with_dictionary_tracker(batches[0].schema_ref(), &mut tracker, &options);
+        batches.map(|batch| {
+            let (dictionaries, _) = generator.encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default()).unwrap();
+            let message = FlightData::from(dictionaries.into_iter().next().unwrap());
+            FlightData { data_body: vec![0; 30 << 20].into(), ..message }
+        })
+    }
+
+    #[test]
+    fn dictionaries_are_counted_as_long_as_they_are_held() {
+        let ([whole, delta], mut bounds) = (dictionaries(), Bounds::default());
+        for _ in 0..5 {
+            assert_eq!(bounds.check(&whole).unwrap(), Some(MessageHeader::DictionaryBatch), "in place of the last");
+        }
+        assert!(bounds.check(&delta).is_ok());
+        let refused = bounds.check(&delta).unwrap_err().to_string();
+        assert!(refused.contains("more than 64 MiB"), "{refused}");
+        assert_eq!(Bounds::default().check(&FlightData::default()).unwrap(), None);
     }
 
     #[test]

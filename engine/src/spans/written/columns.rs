@@ -5,7 +5,7 @@ use std::{fmt::Display, sync::Arc};
 use arrow::{
     array::{AnyDictionaryArray, Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, Int64Array, StringArray, UInt64Array},
     buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
-    compute::{cast, filter, take},
+    compute::{CastOptions, cast, cast_with_options, filter, take},
     datatypes::{
         DataType, Int8Type, Int16Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
         TimestampSecondType, UInt8Type, UInt16Type, UInt64Type,
@@ -177,7 +177,7 @@ pub(super) fn keys_of(dictionary: &dyn AnyDictionaryArray) -> Result<Int32Array>
         DataType::Int16 => keys.as_primitive::<Int16Type>().unary(i32::from),
         DataType::UInt8 => keys.as_primitive::<UInt8Type>().unary(i32::from),
         DataType::UInt16 => keys.as_primitive::<UInt16Type>().unary(i32::from),
-        _ => cast(keys, &DataType::Int32)?.as_primitive::<Int32Type>().clone(),
+        _ => cast_with_options(keys, &DataType::Int32, &CastOptions { safe: false, ..CastOptions::default() })?.as_primitive::<Int32Type>().clone(),
     })
 }
 

@@ -126,7 +126,8 @@ impl Groups {
         self.widths = widths;
     }
 
-    /// The values of each key, a row a group. Errors: `ResourcesExhausted` for more than 2 GiB of texts, unless they are views.
+    /// The values of each key, a row a group. Errors: `ResourcesExhausted` for more than 2 GiB of texts, unless they are views; Arrow's where
+    /// groups by several keys repeat them until there are as many.
     pub(super) fn values(self) -> Result<Vec<ArrayRef>> {
         if self.keys.len() == 1 {
             return self.keys.into_iter().map(Codes::all).collect();
