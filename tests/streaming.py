@@ -21,6 +21,8 @@ from grpc_tools import protoc
 folder, address, tenant, start, end = sys.argv[1:6]
 start, end = int(start), int(end)
 METADATA = [("x-scope-orgid", tenant)]
+#: Times that something is asked until a part of its answer comes before the whole: an answer may be too quick for that.
+ATTEMPTS = 20
 
 
 def generated():
@@ -40,13 +42,23 @@ querier = services.StreamingQuerierStub(grpc.insecure_channel(address, options=[
 
 def http(path, message, **params):
     """HTTP's answer as a message."""
-    query = urllib.parse.urlencode({**params, "start": start, "end": end})
+    query = urllib.parse.urlencode({"start": start, "end": end, **params})
     request = urllib.request.Request(f"http://{address}{path}?{query}", headers={"X-Scope-OrgID": tenant})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json_format.Parse(response.read(), message)
 
 
-def stream(what, call, parts_wanted=True):
+def until_parts_come(check):
+    """Checks again and again until `check`, which is given the number of the attempt, returns parts."""
+
+    def checked(*arguments):
+        came = any(check(*arguments, attempt) for attempt in range(1, ATTEMPTS + 1))
+        assert came, f"{check.__name__} {arguments}: no part came before the end"
+
+    return checked
+
+
+def stream(what, call):
     """All messages of a call; the last one is the whole answer."""
     began = time.monotonic()
     messages, times = [], []
@@ -54,7 +66,6 @@ def stream(what, call, parts_wanted=True):
         messages.append(message)
         times.append(time.monotonic() - began)
     print(f"{what}: {len(messages)} messages, the first after {times[0] * 1000:.1f} ms, the last after {times[-1] * 1000:.1f} ms")
-    assert len(messages) > 1 or not parts_wanted, f"{what}: no part came before the end"
     return messages[:-1], messages[-1]
 
 
@@ -65,7 +76,8 @@ def grows(metrics):
     assert metrics[-1].completedJobs == metrics[-1].totalJobs > 0, metrics[-1]
 
 
-def check_search(query, limit):
+@until_parts_come
+def check_search(query, limit, _attempt):
     request = tempo.SearchRequest(Query=query, Limit=limit, start=start, end=end)
     parts, whole = stream(f"search {query}", querier.Search(request, metadata=METADATA))
     expected = http("/api/search", tempo.SearchResponse(), q=query, limit=limit)
@@ -73,58 +85,70 @@ def check_search(query, limit):
     said = [trace for part in parts for trace in part.traces]
     assert said == list(whole.traces)[: len(said)], f"{query}: parts are the beginning of the whole"
     grows([part.metrics for part in parts] + [whole.metrics])
+    return parts
 
 
 def samples(series):
     return {(str(one.labels), sample.timestamp_ms): sample.value for one in series for sample in one.samples}
 
 
-def check_range(query):
+@until_parts_come
+def check_range(query, attempt):
     second = 1_000_000_000
-    request = tempo.QueryRangeRequest(query=query, start=start * second, end=end * second, step=second)
+    # Another step, since what is known already is told at once.
+    request = tempo.QueryRangeRequest(query=query, start=start * second, end=end * second, step=attempt * second)
     parts, whole = stream(f"range {query}", querier.MetricsQueryRange(request, metadata=METADATA))
-    expected = http("/api/metrics/query_range", tempo.QueryRangeResponse(), q=query, step="1s")
+    expected = http("/api/metrics/query_range", tempo.QueryRangeResponse(), q=query, step=f"{attempt}s")
     found = samples(whole.series)
     assert found and found == samples(expected.series), query
     for part in parts:
         said = samples(part.series)
         assert all(found[key] == value for key, value in said.items()), query
     grows([part.metrics for part in parts] + [whole.metrics])
+    return parts
 
 
-def check_instant(query):
+@until_parts_come
+def check_instant(query, attempt):
     second = 1_000_000_000
-    request = tempo.QueryInstantRequest(query=query, start=start * second, end=end * second)
-    _, whole = stream(f"instant {query}", querier.MetricsQueryInstant(request, metadata=METADATA))
-    expected = http("/api/metrics/query", tempo.QueryInstantResponse(), q=query)
+    # Another end, for the same reason.
+    until = end + attempt
+    request = tempo.QueryInstantRequest(query=query, start=start * second, end=until * second)
+    parts, whole = stream(f"instant {query}", querier.MetricsQueryInstant(request, metadata=METADATA))
+    expected = http("/api/metrics/query", tempo.QueryInstantResponse(), q=query, end=until)
     assert len(whole.series) > 0 and list(whole.series) == list(expected.series), query
+    return parts
 
 
-def check_values(tag):
+@until_parts_come
+def check_values(tag, _attempt):
     request = tempo.SearchTagValuesRequest(tagName=tag, start=start, end=end)
     parts, whole = stream(f"values of {tag}", querier.SearchTagValuesV2(request, metadata=METADATA))
     expected = http(f"/api/v2/search/tag/{tag}/values", tempo.SearchTagValuesV2Response())
     assert len(whole.tagValues) > 0 and list(whole.tagValues) == list(expected.tagValues), tag
     said = [value for part in parts for value in part.tagValues]
-    assert said and all(value in whole.tagValues for value in said), tag
+    assert all(value in whole.tagValues for value in said), tag
+    return said
 
 
-def check_names(query):
+@until_parts_come
+def check_names(query, _attempt):
     request = tempo.SearchTagsRequest(query=query, start=start, end=end)
     parts, whole = stream(f"names {query}", querier.SearchTagsV2(request, metadata=METADATA))
     expected = http("/api/v2/search/tags", tempo.SearchTagsV2Response(), q=query)
     assert list(whole.scopes) == list(expected.scopes), query
     names = {(scope.name, tag) for scope in whole.scopes for tag in scope.tags}
     said = [(scope.name, tag) for part in parts for scope in part.scopes for tag in scope.tags]
-    assert said and names.issuperset(said) and len(set(said)) == len(said), query
+    assert names.issuperset(said) and len(set(said)) == len(said), query
+    return said
 
 
 def check_flat():
     request = tempo.SearchTagsRequest(start=start, end=end)
-    _, whole = stream("flat names", querier.SearchTags(request, metadata=METADATA), parts_wanted=False)
+    _, whole = stream("flat names", querier.SearchTags(request, metadata=METADATA))
     assert list(whole.tagNames) == list(http("/api/search/tags", tempo.SearchTagsResponse()).tagNames)
     request = tempo.SearchTagValuesRequest(tagName="service.name", start=start, end=end)
-    _, whole = stream("flat values", querier.SearchTagValues(request, metadata=METADATA), parts_wanted=False)
+    _, whole = stream("flat values", querier.SearchTagValues(request, metadata=METADATA))
     assert list(whole.tagValues) == list(http("/api/search/tag/service.name/values", tempo.SearchTagValuesResponse()).tagValues)
 
 
