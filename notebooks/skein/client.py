@@ -11,36 +11,14 @@ from types import TracebackType
 from typing import Union
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from . import errors
+from . import errors, outgoing
 from .transport import Flight, Parameters, Transport, open_transport
 
 #: A point in time: Unix seconds, text as in RFC 3339, or a `datetime` (pandas' Timestamp is one). Without a zone it is UTC.
 Time = Union[int, float, str, datetime]
 
 DEFAULT_URL = "http://localhost:3200"
-
-#: Most bytes of a batch of spans that is written, a quarter of what a server reads in one message, and most spans.
-BATCH_BYTES = 4 << 20
-BATCH_SPANS = 16_384
-#: A dictionary is one message too. Longer ones are spelled out.
-DICTIONARY_BYTES = 1 << 20
-#: Columns of `spans` that follow from others: a server ignores them, so they are not sent.
-DERIVED = (
-    "trace_start_time",
-    "trace_duration_nanos",
-    "root_service_name",
-    "root_name",
-    "child_count",
-    "self_time_nanos",
-    "spanset",
-    "critical_path_nanos",
-)
-#: Bytes of ids by column.
-ID_BYTES = {"trace_id": 16, "span_id": 8, "parent_span_id": 8}
-#: Keys of dictionaries, narrowest first, and how many values they reach.
-NARROW_KEYS = ((pa.int8(), 1 << 7), (pa.int16(), 1 << 15))
 
 
 def connect(
@@ -157,9 +135,8 @@ class Client:
         """
         if not isinstance(table, pa.Table):
             raise errors.InvalidRequest(f"spans are written as a pyarrow.Table, not as {type(table).__name__}: pa.Table.from_pandas(…) makes one of a data frame")
-        table = table.drop_columns([name for name in DERIVED if name in table.column_names])
-        table = _with_bytes_of_ids(_with_narrow_keys(_with_short_dictionaries(_plain(table))))
-        return self._transport.write(table.schema, _cut(table))
+        table = outgoing.shortest(_plain(table))
+        return self._transport.write(table.schema, outgoing.cut(table))
 
     def close(self) -> None:
         """Gives connections back."""
@@ -183,74 +160,6 @@ def _plain(table: pa.Table) -> pa.Table:
         if pa.types.is_dictionary(field.type) and not all(_is_distinct(chunk.dictionary) for chunk in table.column(at).chunks):
             table = table.set_column(at, field, table.column(at).cast(field.type.value_type).dictionary_encode())
     return table
-
-
-def _with_short_dictionaries(table: pa.Table) -> pa.Table:
-    """With dictionaries that fit into a message, the others spelled out."""
-    for at, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type) and any(chunk.dictionary.nbytes > DICTIONARY_BYTES for chunk in table.column(at).chunks):
-            plain = pa.field(field.name, field.type.value_type, field.nullable, field.metadata)
-            table = table.set_column(at, plain, table.column(at).cast(plain.type))
-    return table
-
-
-def _with_narrow_keys(table: pa.Table) -> pa.Table:
-    """With dictionaries by the narrowest keys that reach their values: in a table of spans most columns are dictionaries of few."""
-    for at, field in enumerate(table.schema):
-        if not pa.types.is_dictionary(field.type):
-            continue
-        chunks = table.column(at).chunks
-        values = max((len(chunk.dictionary) for chunk in chunks), default=0)
-        index = next((index for index, most in NARROW_KEYS if values <= most), field.type.index_type)
-        if index.bit_width < field.type.index_type.bit_width:
-            kind = pa.dictionary(index, field.type.value_type, field.type.ordered)
-            narrow = [pa.DictionaryArray.from_arrays(chunk.indices.cast(index), chunk.dictionary, ordered=kind.ordered) for chunk in chunks]
-            table = table.set_column(at, field.with_type(kind), pa.chunked_array(narrow, kind))
-    return table
-
-
-def _with_bytes_of_ids(table: pa.Table) -> pa.Table:
-    """With ids as bytes, which are half as long as their digits. What is no id stays as it is: the server tells what is wrong with it."""
-    for at, field in enumerate(table.schema):
-        if field.name in ID_BYTES and field.type == pa.string():
-            chunks = [_bytes_of_ids(chunk, ID_BYTES[field.name]) for chunk in table.column(at).chunks]
-            if None not in chunks:
-                kind = pa.binary(ID_BYTES[field.name])
-                table = table.set_column(at, field.with_type(kind), pa.chunked_array(chunks, kind))
-    return table
-
-
-def _bytes_of_ids(ids: pa.Array, width: int) -> pa.Array | None:
-    digits = ids.fill_null("0" * 2 * width)
-    if not pc.all(pc.equal(pc.binary_length(digits), 2 * width), min_count=0).as_py():
-        return None
-    try:
-        values = bytes.fromhex("".join(digits.to_pylist()))
-    except ValueError:
-        return None
-    # Blanks are skipped.
-    if len(values) != width * len(ids):
-        return None
-    bytes_of = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(ids), [None, pa.py_buffer(values)])
-    return pc.if_else(ids.is_valid(), bytes_of, pa.scalar(None, bytes_of.type)) if ids.null_count else bytes_of
-
-
-def _cut(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """The rows in batches that fit into a message, as far as a single row does."""
-    waiting = table.to_batches(max_chunksize=BATCH_SPANS)[::-1]
-    while waiting:
-        batch = waiting.pop()
-        if batch.num_rows > 1 and _own_bytes(batch) > BATCH_BYTES:
-            half = batch.num_rows // 2
-            waiting += [batch.slice(half), batch.slice(0, half)]
-        elif batch.num_rows > 0:
-            yield batch
-
-
-def _own_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes of the rows, without dictionaries."""
-    own = (column.indices if pa.types.is_dictionary(column.type) else column for column in batch.columns)
-    return sum(int(column.nbytes) for column in own)
 
 
 def _is_distinct(values: pa.Array) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import skein
-from skein import client as cutting
+from skein import client, outgoing
 
 START = 1_700_000_000_000_000_000
 
@@ -82,31 +82,59 @@ def test_large_tables_are_cut_into_messages(server: skein.Client, monkeypatch: p
     assert server.write(table) == 1000
     found = server.sql("SELECT sum(length(attr('long'))) AS long, sum(length(attr('rare'))) AS rare FROM spans").to_pylist()
     assert found == [{"long": 24_000_992, "rare": sum(len(f"{at}-") + 20_000 for at in range(1000))}]
-    monkeypatch.setattr(cutting, "BATCH_BYTES", 1)
-    assert [batch.num_rows for batch in cutting._cut(spans(3))] == [1, 1, 1]
+    monkeypatch.setattr(outgoing, "BATCH_BYTES", 1)
+    assert [batch.num_rows for batch in outgoing.cut(spans(3))] == [1, 1, 1]
 
 
 def test_little_is_sent_that_says_nothing() -> None:
     few = pa.chunked_array([pa.array(["a", None, "b"]).dictionary_encode(), pa.array(["c", "a", "b"]).dictionary_encode()])
     many = pa.array([f"value-{at}" for at in range(40_000)])
-    table = cutting._plain(pa.table({"span.few": few}))
+    table = client._plain(pa.table({"span.few": few}))
     for column, values, index in (("few", 128, "int8"), ("some", 129, "int16"), ("more", 1 << 15, "int16"), ("most", (1 << 15) + 1, "int32")):
         coded = many.slice(0, values).dictionary_encode().take(pa.array([values - 1, None, 0]))
         table = table.append_column(f"span.{column}s", pa.chunked_array([coded, coded]))
-        narrow = cutting._with_narrow_keys(table)
+        narrow = outgoing._with_narrow_keys(table)
         assert str(narrow.schema.field(f"span.{column}s").type.index_type) == index
         assert narrow.to_pydict() == table.to_pydict()
     assert str(narrow.schema.field("span.few").type.index_type) == "int8"
 
 
+def test_text_that_repeats_is_sent_once() -> None:
+    repeated, distinct = ["a", "b", "a", None, "b", "a"], ["a", "b", "c", "d", None, "a"]
+    table = pa.table({"name": pa.chunked_array([repeated[:2], repeated[2:]]), "span.distinct": distinct, "parent_span_id": repeated})
+    sent = outgoing.shortest(table)
+    assert [str(kind) for kind in sent.schema.types] == ["dictionary<values=string, indices=int8, ordered=0>", "string", "string"]
+    assert sent.to_pydict() == table.to_pydict()
+    assert outgoing.shortest(table.slice(0, 0)).schema.types == table.schema.types, "of nothing, nothing repeats"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [
+        ([-128, None, 127], pa.int8()),
+        ([-129, 127], pa.int16()),
+        ([0, 32_768], pa.uint16()),
+        ([-1, 32_768], pa.int32()),
+        ([0, 4_294_967_295], pa.uint32()),
+        ([-1, 4_294_967_295], pa.int64()),
+        ([None, None], pa.int8()),
+    ],
+)
+def test_numbers_are_sent_in_few_bytes(numbers: list[int | None], kind: pa.DataType) -> None:
+    table = pa.table({"span.number": pa.chunked_array([numbers[:1], numbers[1:]], pa.int64())})
+    sent = outgoing.shortest(table)
+    assert sent.schema.types == [kind]
+    assert sent.to_pydict() == table.to_pydict()
+
+
 def test_ids_are_sent_as_bytes() -> None:
     ids = ["b7ad6b7169203331", None, "B7AD6B71692033fF"]
-    sent = cutting._with_bytes_of_ids(pa.table({"span_id": pa.chunked_array([ids[:1], ids[1:], []], pa.string()), "name": ids}))
+    sent = outgoing._with_bytes_of_ids(pa.table({"span_id": pa.chunked_array([ids[:1], ids[1:], []], pa.string()), "name": ids}))
     assert sent.column("span_id").to_pylist() == [None if id is None else bytes.fromhex(id) for id in ids]
     assert sent.column("name").to_pylist() == ids
     for wrong in ("b7ad6b716920333", "b7ad6b716920333x", "b7ad6b71 6920333", "b7ad 6b7169203 3", "", "é7ad6b716920333"):
         table = pa.table({"span_id": ids, "parent_span_id": [wrong, *ids[1:]]})
-        assert cutting._with_bytes_of_ids(table).column("parent_span_id") == table.column("parent_span_id"), wrong
+        assert outgoing._with_bytes_of_ids(table).column("parent_span_id") == table.column("parent_span_id"), wrong
 
 
 def test_what_a_server_ignores_is_not_sent(server: skein.Client) -> None:
@@ -116,7 +144,7 @@ def test_what_a_server_ignores_is_not_sent(server: skein.Client) -> None:
 
 
 def test_a_refusal_says_where_and_what_was_written(server: skein.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutting, "BATCH_SPANS", 10)
+    monkeypatch.setattr(outgoing, "BATCH_SPANS", 10)
     bad = spans(30, kind=["server"] * 24 + ["sever"] + ["server"] * 5)
     with pytest.raises(skein.InvalidRequest, match=r'batch 2: column "kind", row 4: expected one of .*"sever" \(20 spans'):
         server.write(bad)

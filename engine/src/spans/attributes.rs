@@ -232,6 +232,7 @@ impl ColumnAppender<'_> {
         let growing = &mut *self.growing;
         match (values, &mut growing.values) {
             (Typed::Text(Texts::Dictionary(dictionary, values)), _) => growing.extend_dictionary(row, dictionary.keys(), values, range),
+            (Typed::Text(Texts::Plain(texts)), Values::Text { ends, bytes }) => extend_text((&mut growing.rows, ends, bytes), row, texts, range),
             (Typed::Text(texts), _) => {
                 for (at, place) in range.enumerate() {
                     if let Some(text) = texts.get(place) {
@@ -261,6 +262,28 @@ fn for_each_key(row: impl Fn(usize) -> u32, keys: &Int32Array, range: Range<usiz
             let nulls = nulls.slice(range.start, range.len());
             nulls.valid_indices().for_each(|at| take(row(at), keys.value(range.start + at) as usize));
         }
+    }
+}
+
+/// Appends the texts of `range`, nulls left out, with a copy of all that lie together.
+fn extend_text(
+    (to_rows, ends, bytes): (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u8>),
+    row: impl Fn(usize) -> u32,
+    from: &StringArray,
+    range: Range<usize>,
+) {
+    let offsets = from.value_offsets();
+    let runs: Vec<(usize, usize)> = match from.nulls() {
+        None => vec![(range.start, range.end)],
+        Some(nulls) => nulls.slice(range.start, range.len()).valid_slices().map(|(first, last)| (range.start + first, range.start + last)).collect(),
+    };
+    bytes.reserve((offsets[range.end] - offsets[range.start]) as usize);
+    for (first, last) in runs {
+        // Where the first one's text begins, in the column and here: both are below 4 GiB, and so is what lies between them, either way around.
+        let moved = (bytes.len() as u32).wrapping_sub(offsets[first] as u32);
+        bytes.extend_from_slice(&from.value_data()[offsets[first] as usize..offsets[last] as usize]);
+        ends.extend(offsets[first + 1..=last].iter().map(|&end| (end as u32).wrapping_add(moved)));
+        to_rows.extend((first - range.start..last - range.start).map(&row));
     }
 }
 

@@ -61,10 +61,10 @@ impl Values {
     }
 }
 
-/// Takes the values and leaves room for as many: the chunks of a stream of spans are alike, and what grows from nothing is copied again and
-/// again. What is taken has at most twice the room that it needs, as if it had grown.
+/// Takes the values and leaves room for as many and an eighth more: the chunks of a stream of spans are alike, and what grows from nothing is
+/// copied again and again. What is taken has at most twice the room that it needs, as if it had grown.
 pub(super) fn take_leaving_room<T>(values: &mut Vec<T>) -> Vec<T> {
-    let room = Vec::with_capacity(values.len());
+    let room = Vec::with_capacity(values.len() + values.len() / 8);
     let mut taken = std::mem::replace(values, room);
     if taken.capacity() > 2 * taken.len() {
         taken.shrink_to_fit();

@@ -6,6 +6,7 @@
 //! | `asks` | descriptors and tickets, Flight SQL's and plain ones in JSON, as statements |
 //! | `statements` | `GetFlightInfo` and `DoGet`: statements that wait for their ticket, run, or are cancelled |
 //! | `prepared` | prepared statements and their parameters |
+//! | `incoming` | messages as batches: bounded and checked |
 //! | `put` | `DoPut`: spans as record batches, and whose parameters they are otherwise |
 //! | `tail` | `DoExchange`: matches of a search as they arrive |
 //! | `metadata` | catalogs, schemas, tables, what the server can do |
@@ -23,6 +24,7 @@ mod asks;
 mod auth;
 mod encode;
 pub mod export;
+mod incoming;
 mod kept;
 mod metadata;
 mod prepared;

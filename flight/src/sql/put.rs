@@ -1,20 +1,15 @@
 //! `DoPut`: spans as record batches, and the parameters of prepared statements.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::sync::Arc;
 
 use arrow_flight::{
     FlightData, FlightDescriptor, PutResult,
-    decode::FlightRecordBatchStream,
-    error::FlightError,
     flight_descriptor::DescriptorType,
     sql::{Any, Command, CommandStatementIngest, DoPutUpdateResult, TableDefinitionOptions, TableExistsOption},
 };
 use bytes::Bytes;
-use datafusion::arrow::{
-    ipc::{self, MessageHeader},
-    record_batch::RecordBatch,
-};
-use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
+use datafusion::arrow::record_batch::RecordBatch;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use prost::Message;
 use serde::Deserialize;
 use skein_engine::{
@@ -26,19 +21,14 @@ use skein_engine::{
 use tonic::{Status, Streaming};
 
 use super::{
-    MESSAGE_BYTES_MAX, Messages,
+    Messages,
+    incoming::batches,
     service::{Caller, FlightSql, Reply, no_transaction, one, unimplemented, unreadable},
 };
 use crate::status::refusal_status;
 
 /// The one table that is written.
 const TABLE: &str = "spans";
-
-/// Most bytes of dictionaries that a call may hold for the batches to come.
-const DICTIONARY_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
-
-/// From this size on the body of a batch has a buffer that is used again.
-const BODY_BYTES_MIN: usize = 128 << 10;
 
 /// What is put.
 #[derive(Debug)]
@@ -58,22 +48,13 @@ impl FlightSql {
         let first = first.ok_or_else(|| Error::invalid("DoPut without a message: the first one has the descriptor and the schema"))?;
         let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
         let target = target(&caller.tenant, &descriptor)?;
-        let (mut bounds, bodies) = (Bounds::default(), self.state.bodies.clone());
-        let messages = stream::iter([Ok(first)]).chain(messages).map(move |message| -> std::result::Result<FlightData, FlightError> {
-            let mut message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
-            let what = bounds.check(&message).map_err(|error| FlightError::DecodeError(error.to_string()))?;
-            // Arrow would copy the body of a batch, which is not aligned where gRPC has received it, each time into fresh memory.
-            if what == Some(MessageHeader::RecordBatch) && message.data_body.len() >= BODY_BYTES_MIN {
-                message.data_body = bodies.lend_aligned(&message.data_body);
-            }
-            Ok(message)
-        });
+        let batches = batches(stream::iter([Ok(first)]).chain(messages), self.state.bodies.clone());
         if let Target::Parameters(handle) = target {
-            let result = self.bind_prepared(caller, handle, batches_of(messages)).await?;
+            let result = self.bind_prepared(caller, handle, batches).await?;
             return Ok(one(PutResult { app_metadata: result.encode_to_vec().into() }));
         }
         let writer = self.backend.writer().ok_or_else(|| unimplemented("this process takes no spans: put them to one that runs an ingester"))?;
-        let putting = Putting { batches: batches_of(messages).boxed(), writer, tenant: caller.tenant.clone(), batch: 0, spans: 0 };
+        let putting = Putting { batches: batches.boxed(), writer, tenant: caller.tenant.clone(), batch: 0, spans: 0 };
         Ok(match target {
             Target::Ingest => stream::once(putting.all()).boxed(),
             _ => putting.each().boxed(),
@@ -132,70 +113,6 @@ fn may_ingest(tenant: &TenantId, ingest: &CommandStatementIngest) -> Result<()> 
     Ok(())
 }
 
-/// What a call may send, beside the length of each message.
-#[derive(Debug, Default)]
-struct Bounds {
-    /// Bytes of the dictionaries that are kept for the batches to come, by id.
-    dictionaries: std::collections::HashMap<i64, usize>,
-}
-
-impl Bounds {
-    /// What the message is; None where it is no message of Arrow, which is told by whoever decodes it.
-    /// Errors: `Invalid` for compressed batches, of which a few bytes can mean as many as one likes, for dictionaries that are too large
-    /// together, and for buffers that are not in the message.
-    fn check(&mut self, message: &FlightData) -> Result<Option<MessageHeader>> {
-        let Ok(header) = ipc::root_as_message(&message.data_header) else { return Ok(None) };
-        let what = Some(header.header_type());
-        let batch = match header.header_type() {
-            MessageHeader::RecordBatch => header.header_as_record_batch(),
-            MessageHeader::DictionaryBatch => header.header_as_dictionary_batch().and_then(|dictionary| {
-                let held = self.dictionaries.entry(dictionary.id()).or_default();
-                // What a delta has is added to what is there.
-                *held = message.data_body.len() + if dictionary.isDelta() { *held } else { 0 };
-                dictionary.data()
-            }),
-            _ => None,
-        };
-        if self.dictionaries.values().sum::<usize>() > DICTIONARY_BYTES_MAX {
-            let most = DICTIONARY_BYTES_MAX >> 20;
-            return Err(Error::invalid(format!("the dictionaries of all columns together have more than {most} MiB: send plain values")));
-        }
-        let Some(batch) = batch else { return Ok(what) };
-        if batch.compression().is_some() {
-            return Err(Error::invalid("batches are taken uncompressed: send them without IPC compression"));
-        }
-        let within = |buffer: &ipc::Buffer| {
-            let end = buffer.offset().checked_add(buffer.length());
-            buffer.offset() >= 0 && buffer.length() >= 0 && end.is_some_and(|end| end as u64 <= message.data_body.len() as u64)
-        };
-        match batch.buffers().is_none_or(|buffers| buffers.iter().all(within)) {
-            true => Ok(what),
-            false => Err(Error::invalid("a buffer of a batch lies outside of its message")),
-        }
-    }
-}
-
-/// The batches in `messages`. Errors: `Invalid` for what is no Arrow.
-fn batches_of(
-    messages: impl Stream<Item = std::result::Result<FlightData, FlightError>> + Send + 'static,
-) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
-    let batches = FlightRecordBatchStream::new_from_flight_data(messages);
-    stream::try_unfold(batches, |mut batches| async move {
-        // Arrow's reader asserts some of what a message says of itself instead of refusing it.
-        let next = AssertUnwindSafe(batches.try_next()).catch_unwind().await;
-        let next = next.map_err(|_| Error::invalid("the record batches that were sent contradict their schema"))?;
-        Ok(next.map_err(no_arrow)?.map(|batch| (batch, batches)))
-    })
-}
-
-/// What a client sent is no Arrow.
-fn no_arrow(error: FlightError) -> Error {
-    match error {
-        FlightError::Tonic(status) => unreadable(&status),
-        error => Error::invalid("reading the record batches that were sent").with_source(error),
-    }
-}
-
 /// Spans being put. One batch is under way; the next is read after it is acknowledged.
 struct Putting {
     batches: stream::BoxStream<'static, Result<RecordBatch>>,
@@ -248,12 +165,6 @@ impl Putting {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use datafusion::arrow::{
-        array::{ArrayRef, DictionaryArray},
-        datatypes::Int32Type,
-        ipc::writer::{DictionaryHandling, DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
-    };
-
     use super::*;
     use crate::sql::service::Refused;
 
@@ -287,34 +198,6 @@ mod tests {
         let system = TenantId::parse("system").unwrap();
         assert!(may_ingest(&system, &CommandStatementIngest { schema: Some("tenant_system".into()), ..ingest() }).is_ok());
         assert!(may_ingest(&system, &CommandStatementIngest { schema: Some("system".into()), ..ingest() }).is_err());
-    }
-
-    /// Messages with a dictionary, and with what is added to it, of 30 MiB each.
-    fn dictionaries() -> [FlightData; 2] {
-        let options = IpcWriteOptions::default().with_dictionary_handling(DictionaryHandling::Delta);
-        let (generator, mut tracker) = (IpcDataGenerator::default(), DictionaryTracker::new(false));
-        let batches = [&["a"][..], &["a", "b"]].map(|values| {
-            let column: ArrayRef = Arc::new(values.iter().copied().collect::<DictionaryArray<Int32Type>>());
-            RecordBatch::try_from_iter([("column", column)]).unwrap()
-        });
-        generator.schema_to_bytes_with_dictionary_tracker(batches[0].schema_ref(), &mut tracker, &options);
-        batches.map(|batch| {
-            let (dictionaries, _) = generator.encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default()).unwrap();
-            let message = FlightData::from(dictionaries.into_iter().next().unwrap());
-            FlightData { data_body: vec![0; 30 << 20].into(), ..message }
-        })
-    }
-
-    #[test]
-    fn dictionaries_are_counted_as_long_as_they_are_held() {
-        let ([whole, delta], mut bounds) = (dictionaries(), Bounds::default());
-        for _ in 0..5 {
-            assert_eq!(bounds.check(&whole).unwrap(), Some(MessageHeader::DictionaryBatch), "in place of the last");
-        }
-        assert!(bounds.check(&delta).is_ok());
-        let refused = bounds.check(&delta).unwrap_err().to_string();
-        assert!(refused.contains("more than 64 MiB"), "{refused}");
-        assert_eq!(Bounds::default().check(&FlightData::default()).unwrap(), None);
     }
 
     #[test]

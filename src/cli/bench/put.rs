@@ -37,11 +37,20 @@ struct Cost {
     seconds: f64,
     /// Until the last acknowledgement.
     cpu_micros: u64,
+    /// The same of the first time, on a server that has just started.
+    first_cpu_micros: u64,
     /// Until all of it is in blocks.
     cpu_micros_with_blocks: u64,
 }
 
-/// Runs the measurement: each way `runs` times, in turns, each time on a server without spans.
+impl Cost {
+    fn after(self, first: Self) -> Self {
+        Self { first_cpu_micros: first.cpu_micros, ..self }
+    }
+}
+
+/// Runs the measurement: each way `runs` times, in turns, each time on a server that has written the same spans into blocks once, which is told by
+/// itself: what a process does for the first time costs as much as some ten thousand spans.
 pub(super) async fn run(files: &[PathBuf], batch: usize, runs: usize, as_json: bool) -> Result<ExitCode> {
     let dir = super::temporary_folder();
     let result = measure(files, batch, runs, &dir).await;
@@ -63,20 +72,22 @@ async fn measure(files: &[PathBuf], batch: usize, runs: usize, dir: &Path) -> Re
     let (mut by_otlp, mut by_table, mut batches) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..runs {
         let server = start(&dir.join(format!("otlp-{run}")))?;
-        by_otlp.push(send(&server, &payloads).await?);
+        let first = send(&server, &payloads).await?;
         if run == 0 {
             batches = for_the_wire(&cut(&exported(&server).await?, batch)?)?;
         }
+        by_otlp.push(send(&server, &payloads).await?.after(first));
         stop(server).await?;
         let server = start(&dir.join(format!("table-{run}")))?;
-        by_table.push(write(&server, &batches).await?);
+        let first = write(&server, &batches).await?;
+        by_table.push(write(&server, &batches).await?.after(first));
         stop(server).await?;
     }
     let columns = batches.first().map_or(0, RecordBatch::num_columns);
     let (otlp, tables) = (figures(&by_otlp), figures(&by_table));
     let ratio = |key: &str| tables[key].as_f64().unwrap_or(0.0) / otlp[key].as_f64().unwrap_or(0.0).max(1e-9);
-    let (cpu, with_blocks) = (ratio("server_cpu_nanos_per_span"), ratio("server_cpu_nanos_per_span_with_blocks"));
-    Ok(json!({ "runs": runs, "batch": batch, "columns": columns, "otlp": otlp, "table": tables, "cpu_ratio": cpu,
+    let [cpu, first, with_blocks] = ["", "_first", "_with_blocks"].map(|which| ratio(&format!("server_cpu_nanos_per_span{which}")));
+    Ok(json!({ "runs": runs, "batch": batch, "columns": columns, "otlp": otlp, "table": tables, "cpu_ratio": cpu, "cpu_ratio_first": first,
                 "cpu_ratio_with_blocks": with_blocks }))
 }
 
@@ -116,7 +127,7 @@ async fn cost(server: &Server, work: impl Future<Output = Result<(u64, u64)>>) -
     let seconds = watch.seconds();
     let cpu_micros = child::cpu_micros(server.pid())? - before;
     Api::new(&server.http, None)?.post("/flush").await?;
-    Ok(Cost { spans, bytes, seconds, cpu_micros, cpu_micros_with_blocks: child::cpu_micros(server.pid())? - before })
+    Ok(Cost { spans, bytes, seconds, cpu_micros, cpu_micros_with_blocks: child::cpu_micros(server.pid())? - before, ..Cost::default() })
 }
 
 /// All spans as a table, with their events and links where there are any. In parts by trace: a join has one of its sides in memory.
@@ -199,6 +210,7 @@ fn figures(costs: &[Cost]) -> Value {
         "bytes_per_span": sum(|cost| cost.bytes) / spans,
         "spans_per_second": spans / costs.iter().map(|cost| cost.seconds).sum::<f64>().max(1e-9),
         "server_cpu_nanos_per_span": sum(|cost| cost.cpu_micros) * 1e3 / spans,
+        "server_cpu_nanos_per_span_first": sum(|cost| cost.first_cpu_micros) * 1e3 / spans,
         "server_cpu_nanos_per_span_with_blocks": sum(|cost| cost.cpu_micros_with_blocks) * 1e3 / spans,
     })
 }
@@ -215,6 +227,7 @@ fn print(report: &Value) {
     row("bytes/span on the wire", "bytes_per_span", 1);
     row("spans/s", "spans_per_second", 0);
     row("server's CPU, ns/span", "server_cpu_nanos_per_span", 0);
+    row("of the first, ns/span", "server_cpu_nanos_per_span_first", 0);
     row("with blocks, ns/span", "server_cpu_nanos_per_span_with_blocks", 0);
     println!("{} runs each; tables in batches of {} spans with {} columns", report["runs"], report["batch"], report["columns"]);
 }

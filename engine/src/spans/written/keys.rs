@@ -1,4 +1,4 @@
-//! Keys of dictionaries and small numbers in fewer bytes, for the log and for the wire: most dictionaries of a table have few values.
+//! Keys of dictionaries and small numbers in fewer bytes: most dictionaries of a table have few values.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::error::Result;
 /// The batch with keys of 8 or 16 bits instead of 32, and numbers of 8, where these are enough. Cost: a pass over such columns.
 /// Errors: `Internal`.
 pub(super) fn narrowed(batch: &RecordBatch) -> Result<RecordBatch> {
-    with_columns(batch, |_, array| match array.data_type() {
+    with_columns(batch, |array| match array.data_type() {
         DataType::Int32 => {
             let numbers: &Int32Array = array.as_primitive();
             let fits = numbers.null_count() == 0 && numbers.values().iter().all(|&number| i8::try_from(number).is_ok());
@@ -24,22 +24,13 @@ pub(super) fn narrowed(batch: &RecordBatch) -> Result<RecordBatch> {
     })
 }
 
-/// Batches of one schema with dictionaries whose keys have 8 or 16 bits instead of 32 where these are enough in all of them, as one schema again.
-/// Cost: a pass over such columns. Errors: `Internal`.
-pub(super) fn with_narrow_keys(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
-    let columns = batches.first().map_or(0, RecordBatch::num_columns);
-    let most = |column: usize| batches.iter().map(|batch| values_in(batch.column(column))).max().unwrap_or(0);
-    let values: Vec<usize> = (0..columns).map(most).collect();
-    batches.iter().map(|batch| with_columns(batch, |column, array| with_keys_for(values[column], array))).collect()
-}
-
 /// How many values the dictionary of a column has; 0 without one.
-fn values_in(array: &ArrayRef) -> usize {
+pub(super) fn values_in(array: &ArrayRef) -> usize {
     array.as_any_dictionary_opt().map_or(0, |dictionary| dictionary.values().len())
 }
 
-/// A dictionary with 32-bit keys by the narrowest that reach `values` values; other columns as they are.
-fn with_keys_for(values: usize, array: &ArrayRef) -> Result<ArrayRef> {
+/// A dictionary with 32-bit keys by the narrowest that reach `values` values; other columns as they are. Errors: `Internal`.
+pub(super) fn with_keys_for(values: usize, array: &ArrayRef) -> Result<ArrayRef> {
     let Some(dictionary) = array.as_dictionary_opt::<Int32Type>() else { return Ok(array.clone()) };
     match values {
         0..=0x80 => by_keys::<Int8Type>(dictionary, |key| key as i8),
@@ -51,7 +42,7 @@ fn with_keys_for(values: usize, array: &ArrayRef) -> Result<ArrayRef> {
 /// The batch that was [`narrowed`]. Errors: `Internal`.
 pub(super) fn widened(batch: &RecordBatch) -> Result<RecordBatch> {
     let is_narrow = |kind: &DataType| matches!(kind, DataType::Int8 | DataType::Int16);
-    with_columns(batch, |_, array| match array.data_type() {
+    with_columns(batch, |array| match array.data_type() {
         DataType::Dictionary(key, values) if is_narrow(key) => Ok(cast(array, &DataType::Dictionary(Box::new(DataType::Int32), values.clone()))?),
         kind if is_narrow(kind) => Ok(cast(array, &DataType::Int32)?),
         _ => Ok(array.clone()),
@@ -63,8 +54,8 @@ fn by_keys<K: ArrowDictionaryKeyType>(dictionary: &DictionaryArray<Int32Type>, k
     Ok(Arc::new(DictionaryArray::<K>::try_new(dictionary.keys().unary(key), dictionary.values().clone())?))
 }
 
-fn with_columns(batch: &RecordBatch, column: impl Fn(usize, &ArrayRef) -> Result<ArrayRef>) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().enumerate().map(|(at, array)| column(at, array)).collect::<Result<Vec<_>>>()?;
+fn with_columns(batch: &RecordBatch, column: impl Fn(&ArrayRef) -> Result<ArrayRef>) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().map(column).collect::<Result<Vec<_>>>()?;
     let typed = |(field, column): (&Arc<Field>, &ArrayRef)| field.as_ref().clone().with_data_type(column.data_type().clone());
     let fields: Vec<Field> = batch.schema_ref().fields().iter().zip(&columns).map(typed).collect();
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
@@ -113,22 +104,5 @@ mod tests {
             assert_eq!(kind, expected);
             assert_eq!(widened(&narrow).unwrap(), batch);
         }
-    }
-
-    #[test]
-    fn batches_stay_of_one_schema() {
-        let number: ArrayRef = Arc::new(Int32Array::from_iter_values(0..40_000));
-        let batch =
-            |few, more| RecordBatch::try_from_iter([("few", dictionary(few)), ("more", dictionary(more)), ("number", number.clone())]).unwrap();
-        let sent = [batch(2, 100), batch(128, 129)];
-        let narrow = with_narrow_keys(&sent).unwrap();
-        let key_of = |column: &ArrayRef| column.as_any_dictionary().keys().data_type().clone();
-        for (narrow, sent) in narrow.iter().zip(&sent) {
-            assert_eq!([0, 1].map(|at| key_of(narrow.column(at))), [DataType::Int8, DataType::Int16]);
-            assert_eq!(narrow.column(2), &number, "numbers stay as they are");
-            assert_eq!(widened(narrow).unwrap(), *sent);
-        }
-        assert_eq!(narrow[0].schema(), narrow[1].schema());
-        assert!(with_narrow_keys(&[]).unwrap().is_empty());
     }
 }

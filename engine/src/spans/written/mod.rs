@@ -9,9 +9,10 @@
 //! | [`entries`] | events and links |
 //! | [`sparse`] | attributes that few spans have, as values of just these |
 //! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
-//! | [`keys`] | keys of dictionaries there and on the wire, in fewer bytes |
+//! | [`keys`] | keys of dictionaries there, in fewer bytes |
 //! | [`append`] | the checked table into a builder |
 //! | [`outgoing`] | a table as it is best sent, for clients |
+//! | [`shortest`] | columns of it in the types that take the fewest bytes |
 //!
 //! A table is looked at once, in [`SpanTable::try_new`]; what it holds afterwards is typed, compact and right, so that appending it cannot
 //! fail and a log that holds it need not be understood in all the forms that clients have.
@@ -24,6 +25,7 @@ mod keys;
 mod outgoing;
 mod record;
 mod shared;
+mod shortest;
 mod sparse;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use hashbrown::HashTable;
 
 use super::{
     columns::Budget,
-    values::{Attribute, Encoder, Values, codes_of, mark_changes},
+    values::{Attribute, Codes, Encoder, Values, mark_changes},
 };
 use crate::{
     error::Result,
@@ -129,16 +129,28 @@ struct Groups {
 impl Groups {
     fn of(rows: usize, columns: &[&Values]) -> Self {
         let mut begins = vec![false; rows];
-        columns.iter().for_each(|values| mark_changes(values, &mut begins));
+        // What all rows have tells none apart.
+        let changing: Vec<&Values> = columns.iter().copied().filter(|values| mark_changes(values, &mut begins)).collect();
         let runs: Vec<usize> = (0..rows).filter(|&row| row == 0 || begins[row]).collect();
-        let mut columns: Vec<(Vec<u32>, usize)> = columns.iter().map(|values| codes_of(values, &runs)).collect();
+        let mut columns: Vec<Codes<'_>> = changing.into_iter().map(|values| Codes::of(values, &runs)).collect();
         // Many values first: what they tell apart, the others mostly tell apart no further.
-        columns.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+        columns.sort_by_key(|codes| std::cmp::Reverse(codes.count()));
         let (mut group_of_run, mut groups) = (vec![0; runs.len()], usize::from(rows > 0));
-        for (codes, size) in columns {
-            if !is_one_each(&group_of_run, groups, &codes) {
-                groups = fold(&mut group_of_run, groups, &codes, size);
-            }
+        for codes in &columns {
+            let valid = |nulls: Option<&NullBuffer>, row: usize| nulls.is_none_or(|nulls| nulls.is_valid(row));
+            groups =
+                match codes {
+                    Codes::Keys(keys, _) if keys.nulls().is_none() => {
+                        split(&mut group_of_run, groups, codes.count(), |run| keys.value(runs[run]) as u32 + 1)
+                    }
+                    Codes::Keys(keys, _) => split(&mut group_of_run, groups, codes.count(), |run| {
+                        if valid(keys.nulls(), runs[run]) { keys.value(runs[run]) as u32 + 1 } else { 0 }
+                    }),
+                    Codes::Bools(values) => split(&mut group_of_run, groups, codes.count(), |run| {
+                        if valid(values.nulls(), runs[run]) { 1 + u32::from(values.value(runs[run])) } else { 0 }
+                    }),
+                    Codes::Numbers(numbers, _) => split(&mut group_of_run, groups, codes.count(), |run| numbers[run]),
+                };
         }
         Self { rows, runs, group_of_run, groups }
     }
@@ -172,11 +184,20 @@ impl Groups {
 
 const NONE: u32 = u32::MAX;
 
+/// Splits groups by one more column, of `size` codes: `numbers` become those of the pairs of number and code, in order of first sight.
+/// Returns how many there are.
+fn split(numbers: &mut [u32], count: usize, size: usize, code_of: impl Fn(usize) -> u32) -> usize {
+    match is_one_each(numbers, count, &code_of) {
+        true => count,
+        false => fold(numbers, count, size, code_of),
+    }
+}
+
 /// Whether each group has one code.
-fn is_one_each(numbers: &[u32], count: usize, codes: &[u32]) -> bool {
+fn is_one_each(numbers: &[u32], count: usize, code_of: impl Fn(usize) -> u32) -> bool {
     let mut known = vec![NONE; count];
-    numbers.iter().zip(codes).all(|(&number, &code)| {
-        let known = &mut known[number as usize];
+    numbers.iter().enumerate().all(|(run, &number)| {
+        let (known, code) = (&mut known[number as usize], code_of(run));
         if *known == NONE {
             *known = code;
         }
@@ -184,8 +205,7 @@ fn is_one_each(numbers: &[u32], count: usize, codes: &[u32]) -> bool {
     })
 }
 
-/// Splits groups by one more column: `numbers` become those of the pairs of number and code, again in order of first sight. Returns how many.
-fn fold(numbers: &mut [u32], count: usize, codes: &[u32], size: usize) -> usize {
+fn fold(numbers: &mut [u32], count: usize, size: usize, code_of: impl Fn(usize) -> u32) -> usize {
     let mut next = 0;
     let fresh = |next: &mut u32| {
         *next += 1;
@@ -194,8 +214,8 @@ fn fold(numbers: &mut [u32], count: usize, codes: &[u32], size: usize) -> usize 
     let places = count.saturating_mul(size);
     if places <= 4 * numbers.len() + 1024 {
         let mut known = vec![NONE; places];
-        for (number, &code) in numbers.iter_mut().zip(codes) {
-            let place = &mut known[*number as usize * size + code as usize];
+        for (run, number) in numbers.iter_mut().enumerate() {
+            let place = &mut known[*number as usize * size + code_of(run) as usize];
             if *place == NONE {
                 *place = fresh(&mut next);
             }
@@ -204,8 +224,8 @@ fn fold(numbers: &mut [u32], count: usize, codes: &[u32], size: usize) -> usize 
     } else {
         let hasher = FixedState::default();
         let mut known: HashTable<(u64, u32)> = HashTable::new();
-        for (number, &code) in numbers.iter_mut().zip(codes) {
-            let pair = u64::from(*number) << 32 | u64::from(code);
+        for (run, number) in numbers.iter_mut().enumerate() {
+            let pair = u64::from(*number) << 32 | u64::from(code_of(run));
             let entry = known.entry(hasher.hash_one(pair), |(known, _)| *known == pair, |(known, _)| hasher.hash_one(known));
             *number = entry.or_insert_with(|| (pair, fresh(&mut next))).get().1;
         }

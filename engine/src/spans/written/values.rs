@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, StringArray},
+    array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Int32Array, StringArray},
     buffer::{NullBuffer, OffsetBuffer},
     compute::cast,
     datatypes::{DataType, Field, Float64Type},
@@ -229,26 +229,42 @@ pub(super) fn rest_of(attributes: &[Attribute], rows: usize, budget: &mut Budget
     Ok(Some(BinaryArray::new(OffsetBuffer::new(ends.into()), bytes.into(), Some(NullBuffer::from(valid)))))
 }
 
-/// Marks in `begins` the rows whose value is not that of the row before. Cost: nothing for nulls, else a comparison a row.
-pub(super) fn mark_changes(values: &Values, begins: &mut [bool]) {
+/// Marks in `begins` the rows whose value is not that of the row before; whether there are any. Cost: nothing for nulls, else a comparison a row.
+pub(super) fn mark_changes(values: &Values, begins: &mut [bool]) -> bool {
     let runs: Vec<(usize, usize)> = match values.nulls() {
         None => vec![(0, begins.len())],
         Some(nulls) => nulls.valid_slices().collect(),
     };
+    let mut changes = false;
     for (from, to) in runs.into_iter().filter(|(from, to)| from < to) {
-        let fresh = begins[from + 1..to].iter_mut();
-        match values {
-            Values::Each(Typed::Text(Texts::Dictionary(dictionary, _))) => {
-                let keys = dictionary.keys().values()[from..to].windows(2);
-                fresh.zip(keys).for_each(|(fresh, pair)| *fresh |= pair[0] != pair[1]);
-            }
-            Values::Each(values) => fresh.zip(from..).for_each(|(fresh, before)| *fresh |= !is_same(values, before, before + 1)),
-            Values::Lists(lists) => fresh.zip(from..).for_each(|(fresh, before)| *fresh |= !lists.is_same(before, before + 1)),
-        }
+        let (fresh, rows) = (&mut begins[from + 1..to], from..to - 1);
+        changes |= match values {
+            Values::Each(Typed::Text(Texts::Dictionary(dictionary, _))) => mark(fresh, differences(&dictionary.keys().values()[from..to])),
+            Values::Each(Typed::Int(values)) => mark(fresh, differences(&values.values()[from..to])),
+            Values::Each(values) => mark(fresh, rows.map(|row| !is_same(values, row, row + 1))),
+            Values::Lists(lists) => mark(fresh, rows.map(|row| !lists.is_same(row, row + 1))),
+        };
         // What is there begins, and so does what is not there.
+        changes |= from > 0 || to < begins.len();
         begins[from] = true;
         begins.get_mut(to).into_iter().for_each(|fresh| *fresh = true);
     }
+    changes
+}
+
+/// Whether each but the first is not the one before.
+fn differences<T: PartialEq>(values: &[T]) -> impl Iterator<Item = bool> {
+    values.windows(2).map(|pair| pair[0] != pair[1])
+}
+
+/// Marks what changed, and whether anything did. Without a branch for each, so that many are marked at once.
+fn mark(begins: &mut [bool], changed: impl Iterator<Item = bool>) -> bool {
+    let mut any = false;
+    for (begins, changed) in begins.iter_mut().zip(changed) {
+        *begins |= changed;
+        any |= changed;
+    }
+    any
 }
 
 /// Whether two rows have the same value, or both none.
@@ -263,49 +279,61 @@ fn is_same(values: &Typed, a: usize, b: usize) -> bool {
     valid == values.is_valid(b) && (!valid || is_equal())
 }
 
-/// The numbers of the distinct values that `rows` have: 0 where there is none, else from 1; and how many numbers there are.
-pub(super) fn codes_of(attribute: &Values, rows: &[usize]) -> (Vec<u32>, usize) {
-    match attribute {
-        Values::Each(Typed::Text(Texts::Dictionary(dictionary, values))) => {
-            let keys = dictionary.keys();
-            let code = |&row: &usize| if keys.is_valid(row) { keys.value(row) as u32 + 1 } else { 0 };
-            (rows.iter().map(code).collect(), values.len() + 1)
-        }
-        Values::Each(Typed::Bool(values)) => {
-            let code = |&row: &usize| if values.is_valid(row) { 1 + u32::from(values.value(row)) } else { 0 };
-            (rows.iter().map(code).collect(), 3)
-        }
-        Values::Each(values) => interned(rows, |row, out| {
-            let valid = values.is_valid(row);
-            if valid {
-                write_any(out, values, row);
-            }
-            valid
-        }),
-        Values::Lists(lists) => {
-            let mut encoder = Encoder::default();
-            interned(rows, |row, out| {
-                let valid = attribute.is_valid(row);
+/// The values of some rows as numbers: 0 where there is none, else from 1.
+pub(super) enum Codes<'a> {
+    /// Of the values of a dictionary, of which there are so many.
+    Keys(&'a Int32Array, usize),
+    Bools(&'a BooleanArray),
+    /// Of the distinct values, one after another for the rows that were asked for; and how many numbers there are.
+    Numbers(Vec<u32>, usize),
+}
+
+impl<'a> Codes<'a> {
+    pub(super) fn of(attribute: &'a Values, rows: &[usize]) -> Self {
+        match attribute {
+            Values::Each(Typed::Text(Texts::Dictionary(dictionary, values))) => Self::Keys(dictionary.keys(), values.len()),
+            Values::Each(Typed::Bool(values)) => Self::Bools(values),
+            Values::Each(values) => interned(rows, |row, out| {
+                let valid = values.is_valid(row);
                 if valid {
-                    encoder.value.clear();
-                    encoder.list(lists, row);
-                    out.extend_from_slice(&encoder.value);
+                    write_any(out, values, row);
                 }
                 valid
-            })
+            }),
+            Values::Lists(lists) => {
+                let mut encoder = Encoder::default();
+                interned(rows, |row, out| {
+                    let valid = attribute.is_valid(row);
+                    if valid {
+                        encoder.value.clear();
+                        encoder.list(lists, row);
+                        out.extend_from_slice(&encoder.value);
+                    }
+                    valid
+                })
+            }
+        }
+    }
+
+    /// How many numbers there are.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Keys(_, values) => values + 1,
+            Self::Bools(_) => 3,
+            Self::Numbers(_, count) => *count,
         }
     }
 }
 
 /// Numbers of the byte strings of `rows`, which `write` gives unless there is none.
-fn interned(rows: &[usize], mut write: impl FnMut(usize, &mut Vec<u8>) -> bool) -> (Vec<u32>, usize) {
+fn interned(rows: &[usize], mut write: impl FnMut(usize, &mut Vec<u8>) -> bool) -> Codes<'static> {
     let (mut pool, mut bytes) = (crate::spans::pool::Pool::default(), Vec::new());
     let mut code = |&row: &usize| {
         bytes.clear();
         if write(row, &mut bytes) { pool.intern(&bytes) + 1 } else { 0 }
     };
     let codes = rows.iter().map(&mut code).collect();
-    (codes, pool.len() + 1)
+    Codes::Numbers(codes, pool.len() + 1)
 }
 
 /// A typed column in Arrow.

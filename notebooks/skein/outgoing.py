@@ -1,0 +1,139 @@
+"""Tables of spans as they are sent: in the fewest bytes, and in batches that fit into messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+#: Most bytes of a batch of spans that is written, a quarter of what a server reads in one message, and most spans.
+BATCH_BYTES = 4 << 20
+BATCH_SPANS = 16_384
+#: A dictionary is one message too. Longer ones are spelled out.
+DICTIONARY_BYTES = 1 << 20
+#: Columns of `spans` that follow from others: a server ignores them, so they are not sent.
+DERIVED = (
+    "trace_start_time",
+    "trace_duration_nanos",
+    "root_service_name",
+    "root_name",
+    "child_count",
+    "self_time_nanos",
+    "spanset",
+    "critical_path_nanos",
+)
+#: Bytes of ids by column.
+ID_BYTES = {"trace_id": 16, "span_id": 8, "parent_span_id": 8}
+#: Keys of dictionaries, narrowest first, and how many values they reach.
+NARROW_KEYS = ((pa.int8(), 1 << 7), (pa.int16(), 1 << 15))
+#: Types of whole numbers, narrowest first.
+NARROW_INTS = (pa.int8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32())
+
+
+def shortest(table: pa.Table) -> pa.Table:
+    """`table` without columns that are ignored, ids as bytes, text that repeats as dictionaries, keys and whole numbers as narrow as they can be.
+
+    Its dictionaries have each value once. What would be refused stays as it is: the server tells what is wrong with it.
+    """
+    table = table.drop_columns([name for name in DERIVED if name in table.column_names])
+    table = _with_bytes_of_ids(table)
+    return _with_narrow_ints(_with_narrow_keys(_with_short_dictionaries(_with_dictionaries(table))))
+
+
+def cut(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """The rows in batches that fit into a message, as far as a single row does."""
+    waiting = table.to_batches(max_chunksize=BATCH_SPANS)[::-1]
+    while waiting:
+        batch = waiting.pop()
+        if batch.num_rows > 1 and _own_bytes(batch) > BATCH_BYTES:
+            half = batch.num_rows // 2
+            waiting += [batch.slice(half), batch.slice(0, half)]
+        elif batch.num_rows > 0:
+            yield batch
+
+
+def _own_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of the rows, without dictionaries."""
+    own = (column.indices if pa.types.is_dictionary(column.type) else column for column in batch.columns)
+    return sum(int(column.nbytes) for column in own)
+
+
+def _with_dictionaries(table: pa.Table) -> pa.Table:
+    """With text as dictionaries where a value is there twice on average. Ids have a form of their own."""
+    for at, field in enumerate(table.schema):
+        if field.type == pa.string() and field.name not in ID_BYTES:
+            coded = table.column(at).dictionary_encode()
+            values = len(coded.chunk(0).dictionary) if coded.num_chunks else 0
+            if 0 < 2 * values <= len(coded) - coded.null_count:
+                table = table.set_column(at, field.with_type(coded.type), coded)
+    return table
+
+
+def _with_short_dictionaries(table: pa.Table) -> pa.Table:
+    """With dictionaries that fit into a message, the others spelled out."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and any(chunk.dictionary.nbytes > DICTIONARY_BYTES for chunk in table.column(at).chunks):
+            plain = pa.field(field.name, field.type.value_type, field.nullable, field.metadata)
+            table = table.set_column(at, plain, table.column(at).cast(plain.type))
+    return table
+
+
+def _with_narrow_keys(table: pa.Table) -> pa.Table:
+    """With dictionaries by the narrowest keys that reach their values: in a table of spans most columns are dictionaries of few."""
+    for at, field in enumerate(table.schema):
+        if not pa.types.is_dictionary(field.type):
+            continue
+        chunks = table.column(at).chunks
+        values = max((len(chunk.dictionary) for chunk in chunks), default=0)
+        index = next((index for index, most in NARROW_KEYS if values <= most), field.type.index_type)
+        if index.bit_width < field.type.index_type.bit_width:
+            kind = pa.dictionary(index, field.type.value_type, field.type.ordered)
+            narrow = [pa.DictionaryArray.from_arrays(chunk.indices.cast(index), chunk.dictionary, ordered=kind.ordered) for chunk in chunks]
+            table = table.set_column(at, field.with_type(kind), pa.chunked_array(narrow, kind))
+    return table
+
+
+def _with_narrow_ints(table: pa.Table) -> pa.Table:
+    """With whole numbers in as few bits as hold all of a column."""
+    for at, field in enumerate(table.schema):
+        if field.type == pa.int64():
+            numbers = table.column(at)
+            ends = pa.array(pc.min_max(numbers).as_py().values(), pa.int64())
+            kind = next((kind for kind in NARROW_INTS if _fits(ends, kind)), field.type)
+            table = table.set_column(at, field.with_type(kind), numbers.cast(kind))
+    return table
+
+
+def _fits(numbers: pa.Array, kind: pa.DataType) -> bool:
+    try:
+        numbers.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _with_bytes_of_ids(table: pa.Table) -> pa.Table:
+    """With ids as bytes, which are half as long as their digits. What is no id stays as it is: the server tells what is wrong with it."""
+    for at, field in enumerate(table.schema):
+        if field.name in ID_BYTES and field.type == pa.string():
+            chunks = [_bytes_of_ids(chunk, ID_BYTES[field.name]) for chunk in table.column(at).chunks]
+            if None not in chunks:
+                kind = pa.binary(ID_BYTES[field.name])
+                table = table.set_column(at, field.with_type(kind), pa.chunked_array(chunks, kind))
+    return table
+
+
+def _bytes_of_ids(ids: pa.Array, width: int) -> pa.Array | None:
+    digits = ids.fill_null("0" * 2 * width)
+    if not pc.all(pc.equal(pc.binary_length(digits), 2 * width), min_count=0).as_py():
+        return None
+    try:
+        values = bytes.fromhex("".join(digits.to_pylist()))
+    except ValueError:
+        return None
+    # Blanks are skipped.
+    if len(values) != width * len(ids):
+        return None
+    bytes_of = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(ids), [None, pa.py_buffer(values)])
+    return pc.if_else(ids.is_valid(), bytes_of, pa.scalar(None, bytes_of.type)) if ids.null_count else bytes_of
