@@ -10,8 +10,11 @@ import pyarrow.compute as pc
 #: Most bytes of a batch of spans that is written, a quarter of what a server reads in one message, and most spans.
 BATCH_BYTES = 4 << 20
 BATCH_SPANS = 16_384
-#: A dictionary is one message too. Longer ones are spelled out.
+#: Most bytes of text in a batch, dictionaries spelled out: half of what a server takes.
+TEXT_BYTES = 32 << 20
+#: A dictionary is one message too, and a server holds those of all columns: half of what it takes. Longer ones are spelled out.
 DICTIONARY_BYTES = 1 << 20
+ALL_DICTIONARIES_BYTES = 32 << 20
 #: Columns of `spans` that follow from others: a server ignores them, so they are not sent.
 DERIVED = (
     "trace_start_time",
@@ -34,10 +37,10 @@ NARROW_INTS = (pa.int8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32())
 def shortest(table: pa.Table) -> pa.Table:
     """`table` without columns that are ignored, ids as bytes, text that repeats as dictionaries, keys and whole numbers as narrow as they can be.
 
-    Its dictionaries have each value once. What would be refused stays as it is: the server tells what is wrong with it.
+    Its dictionaries have each value once. `events` and `links` stay as they are. What would be refused still is: the server tells what is wrong.
     """
     table = table.drop_columns([name for name in DERIVED if name in table.column_names])
-    table = _with_bytes_of_ids(table)
+    table = _with_bytes_of_ids(_with_short_offsets(table))
     return _with_narrow_ints(_with_narrow_keys(_with_short_dictionaries(_with_dictionaries(table))))
 
 
@@ -46,7 +49,7 @@ def cut(table: pa.Table) -> Iterator[pa.RecordBatch]:
     waiting = table.to_batches(max_chunksize=BATCH_SPANS)[::-1]
     while waiting:
         batch = waiting.pop()
-        if batch.num_rows > 1 and _own_bytes(batch) > BATCH_BYTES:
+        if batch.num_rows > 1 and (_own_bytes(batch) > BATCH_BYTES or _text_bytes(batch) > TEXT_BYTES):
             half = batch.num_rows // 2
             waiting += [batch.slice(half), batch.slice(0, half)]
         elif batch.num_rows > 0:
@@ -57,6 +60,23 @@ def _own_bytes(batch: pa.RecordBatch) -> int:
     """Bytes of the rows, without dictionaries."""
     own = (column.indices if pa.types.is_dictionary(column.type) else column for column in batch.columns)
     return sum(int(column.nbytes) for column in own)
+
+
+def _text_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of text in dictionaries, for each row that shows it."""
+    coded = (column for column in batch.columns if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type))
+    return sum(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0 for column in coded)
+
+
+def _with_short_offsets(table: pa.Table) -> pa.Table:
+    """With text as `string` that is `large_string`, as pandas has it, where a chunk is not too long for that."""
+    for at, field in enumerate(table.schema):
+        if field.type == pa.large_string():
+            try:
+                table = table.set_column(at, field.with_type(pa.string()), table.column(at).cast(pa.string()))
+            except pa.ArrowInvalid:
+                continue
+    return table
 
 
 def _with_dictionaries(table: pa.Table) -> pa.Table:
@@ -71,10 +91,14 @@ def _with_dictionaries(table: pa.Table) -> pa.Table:
 
 
 def _with_short_dictionaries(table: pa.Table) -> pa.Table:
-    """With dictionaries that fit into a message, the others spelled out."""
-    for at, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type) and any(chunk.dictionary.nbytes > DICTIONARY_BYTES for chunk in table.column(at).chunks):
-            plain = pa.field(field.name, field.type.value_type, field.nullable, field.metadata)
+    """With dictionaries that fit into a message, and all of them into what a server holds, the others spelled out: the longest first."""
+    left = ALL_DICTIONARIES_BYTES
+    coded = (at for at, field in enumerate(table.schema) if pa.types.is_dictionary(field.type))
+    for length, at in sorted((max((chunk.dictionary.nbytes for chunk in table.column(at).chunks), default=0), at) for at in coded):
+        left -= length
+        if length > DICTIONARY_BYTES or left < 0:
+            field = table.schema.field(at)
+            plain = field.with_type(field.type.value_type)
             table = table.set_column(at, plain, table.column(at).cast(plain.type))
     return table
 

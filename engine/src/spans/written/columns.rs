@@ -252,7 +252,7 @@ fn without_unused(keys: &Int32Array, nulls: Option<NullBuffer>, values: &StringA
 /// A dictionary of keys that are known to be those of `values`.
 fn dictionary_of(keys: Int32Array, values: StringArray) -> Texts {
     let values = Arc::new(values);
-    // SAFETY: each key that is not null must be the number of a value. They are those of a dictionary that Arrow has checked, over as many
+    // SAFETY: each key that is not null must be the number of a value. They are those of a dictionary that was checked when it was made, over as many
     // values: `keys_of` and `plain` change their type, not how many there are; or `without_unused` has just numbered what is left of these.
     // Measured: `try_new`, which looks at every key once more, takes 6 % of checking a table.
     #[allow(unsafe_code)]

@@ -9,7 +9,7 @@
 //! | [`entries`] | events and links |
 //! | [`sparse`] | attributes that few spans have, as values of just these |
 //! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
-//! | [`keys`] | keys of dictionaries there, in fewer bytes |
+//! | [`keys`] | keys of dictionaries in fewer bytes |
 //! | [`append`] | the checked table into a builder |
 //! | [`outgoing`] | a table as it is best sent, for clients |
 //! | [`shortest`] | columns of it in the types that take the fewest bytes |

@@ -137,20 +137,7 @@ impl Groups {
         columns.sort_by_key(|codes| std::cmp::Reverse(codes.count()));
         let (mut group_of_run, mut groups) = (vec![0; runs.len()], usize::from(rows > 0));
         for codes in &columns {
-            let valid = |nulls: Option<&NullBuffer>, row: usize| nulls.is_none_or(|nulls| nulls.is_valid(row));
-            groups =
-                match codes {
-                    Codes::Keys(keys, _) if keys.nulls().is_none() => {
-                        split(&mut group_of_run, groups, codes.count(), |run| keys.value(runs[run]) as u32 + 1)
-                    }
-                    Codes::Keys(keys, _) => split(&mut group_of_run, groups, codes.count(), |run| {
-                        if valid(keys.nulls(), runs[run]) { keys.value(runs[run]) as u32 + 1 } else { 0 }
-                    }),
-                    Codes::Bools(values) => split(&mut group_of_run, groups, codes.count(), |run| {
-                        if valid(values.nulls(), runs[run]) { 1 + u32::from(values.value(runs[run])) } else { 0 }
-                    }),
-                    Codes::Numbers(numbers, _) => split(&mut group_of_run, groups, codes.count(), |run| numbers[run]),
-                };
+            groups = split_by(codes, &runs, &mut group_of_run, groups);
         }
         Self { rows, runs, group_of_run, groups }
     }
@@ -184,7 +171,20 @@ impl Groups {
 
 const NONE: u32 = u32::MAX;
 
-/// Splits groups by one more column, of `size` codes: `numbers` become those of the pairs of number and code, in order of first sight.
+/// Splits groups by one more column; `runs` are the rows whose groups are in `numbers`. Returns how many there are.
+fn split_by(codes: &Codes<'_>, runs: &[usize], numbers: &mut [u32], count: usize) -> usize {
+    let size = codes.count();
+    match codes {
+        Codes::Keys(keys, _) if keys.null_count() == 0 => split(numbers, count, size, |run| keys.value(runs[run]) as u32 + 1),
+        Codes::Keys(keys, _) => split(numbers, count, size, |run| if keys.is_valid(runs[run]) { keys.value(runs[run]) as u32 + 1 } else { 0 }),
+        Codes::Bools(values) => {
+            split(numbers, count, size, |run| if values.is_valid(runs[run]) { 1 + u32::from(values.value(runs[run])) } else { 0 })
+        }
+        Codes::Numbers(known, _) => split(numbers, count, size, |run| known[run]),
+    }
+}
+
+/// Splits groups by one more code, of `size`: `numbers` become those of the pairs of number and code, in order of first sight.
 /// Returns how many there are.
 fn split(numbers: &mut [u32], count: usize, size: usize, code_of: impl Fn(usize) -> u32) -> usize {
     match is_one_each(numbers, count, &code_of) {
@@ -205,6 +205,7 @@ fn is_one_each(numbers: &[u32], count: usize, code_of: impl Fn(usize) -> u32) ->
     })
 }
 
+/// [`split`] where some group has several codes. Cost: a look-up in a table of all pairs, or of those that there are, a run.
 fn fold(numbers: &mut [u32], count: usize, size: usize, code_of: impl Fn(usize) -> u32) -> usize {
     let mut next = 0;
     let fresh = |next: &mut u32| {

@@ -12,10 +12,16 @@ use arrow::{
 use super::keys::{values_in, with_keys_for};
 use crate::error::Result;
 
-/// The types that whole numbers are sent in, narrowest first.
-const INTS: [DataType; 5] = [DataType::Int8, DataType::Int16, DataType::UInt16, DataType::Int32, DataType::UInt32];
+/// The types that whole numbers are sent in, narrowest first, with the least and the most that they hold.
+const INTS: [(DataType, i64, i64); 5] = [
+    (DataType::Int8, i8::MIN as i64, i8::MAX as i64),
+    (DataType::Int16, i16::MIN as i64, i16::MAX as i64),
+    (DataType::UInt16, 0, u16::MAX as i64),
+    (DataType::Int32, i32::MIN as i64, i32::MAX as i64),
+    (DataType::UInt32, 0, u32::MAX as i64),
+];
 
-/// One column of several batches, all of one type and again of one: text and dictionaries of text as dictionaries of what the rows of a batch show,
+/// One column of several batches, all of one type and again of one: text, and dictionaries of it by 32-bit keys, as dictionaries of what the rows of a batch show,
 /// each value once, if it repeats; 64-bit numbers in fewer bits where these hold all of them; structs in lists by their fields; others as they are.
 /// Errors: `Internal`. Cost: a pass, with a look-up for each text that is in no dictionary yet.
 pub(super) fn shortest(arrays: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
@@ -34,7 +40,7 @@ fn shortest_text(arrays: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
     let packed = distinct(&arrays)?;
     let values: usize = packed.iter().map(values_in).sum();
     let there: usize = packed.iter().map(|array| array.len() - array.null_count()).sum();
-    if 2 * values > there { Ok(arrays) } else { by_narrow_keys(&packed) }
+    if values == 0 || 2 * values > there { Ok(arrays) } else { by_narrow_keys(&packed) }
 }
 
 /// Text, or dictionaries of it, as dictionaries of what is shown.
@@ -75,16 +81,9 @@ fn shortest_ints(arrays: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
     let numbers = || arrays.iter().map(|array| -> &Int64Array { array.as_primitive::<Int64Type>() });
     let least = numbers().filter_map(min).min().unwrap_or(0);
     let most = numbers().filter_map(max).max().unwrap_or(0);
-    let fits = |kind: &&DataType| match kind {
-        DataType::Int8 => i8::try_from(least).is_ok() && i8::try_from(most).is_ok(),
-        DataType::Int16 => i16::try_from(least).is_ok() && i16::try_from(most).is_ok(),
-        DataType::UInt16 => u16::try_from(least).is_ok() && u16::try_from(most).is_ok(),
-        DataType::Int32 => i32::try_from(least).is_ok() && i32::try_from(most).is_ok(),
-        _ => u32::try_from(least).is_ok() && u32::try_from(most).is_ok(),
-    };
-    match INTS.iter().find(fits) {
+    match INTS.iter().find(|(_, from, to)| (from..=to).contains(&&least) && (from..=to).contains(&&most)) {
         None => Ok(arrays),
-        Some(kind) => arrays.iter().map(|array| Ok(cast(array, kind)?)).collect(),
+        Some((kind, ..)) => arrays.iter().map(|array| Ok(cast(array, kind)?)).collect(),
     }
 }
 
@@ -172,7 +171,7 @@ mod tests {
         let (a, b) = (Some("a"), Some("b"));
         assert_eq!(sent(&[texts(&[a, a, None]), texts(&[b, b])])[0].data_type(), &by(DataType::Int8));
         assert_eq!(sent(&[texts(&[a, a, None]), texts(&[b])])[0].data_type(), &DataType::Utf8);
-        assert_eq!(sent(&[texts(&[None])])[0].data_type(), &by(DataType::Int8), "nothing is short in any way");
+        assert_eq!(sent(&[texts(&[None])])[0].data_type(), &DataType::Utf8);
         let views: ArrayRef = Arc::new(StringViewArray::from(vec![a, b]));
         assert_eq!(sent(&[views])[0].data_type(), &DataType::Utf8);
     }
@@ -197,7 +196,7 @@ mod tests {
     #[test]
     fn entries_of_lists_are_shortened_too() {
         let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..6));
-        let names: ArrayRef = Arc::new(StringArray::from(vec!["x", "y", "x", "y", "x", "y"]));
+        let names: ArrayRef = Arc::new(StringArray::from(vec!["x"; 6]));
         let fields: Fields = vec![Field::new("number", DataType::Int64, false), Field::new("name", DataType::Utf8, true)].into();
         let entries = StructArray::try_new(fields.clone(), vec![numbers, names], None).unwrap();
         let item = Arc::new(Field::new("item", DataType::Struct(fields), true));

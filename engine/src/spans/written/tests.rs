@@ -18,7 +18,7 @@ use skein_proto::otlp::{
     trace::v1::{ResourceSpans, Span, Status, span},
 };
 
-use super::*;
+use super::{values::Values, *};
 use crate::{
     clock::Stopwatch,
     error::ErrorKind,
@@ -26,7 +26,7 @@ use crate::{
         source::{MemorySource, SourceRef},
         stats::ScanMetrics,
     },
-    spans::{builder::SpanBuilder, otlp::TraceAssembler},
+    spans::{builder::SpanBuilder, otlp::TraceAssembler, read::Typed},
 };
 
 /// A small generator of repeatable numbers (xorshift64*).
@@ -463,6 +463,45 @@ async fn long_tables_are_appended_in_slices() {
         assert_eq!(builder.wire_bytes(), 1 << 20);
         assert_eq!(read_back(&mut builder).await, expected(&spans));
     }
+}
+
+/// Text that no two spans share is not interned for long, and then copied in runs.
+#[tokio::test]
+async fn texts_of_one_span_each_are_kept() {
+    let pair = |text: String| KeyValue { key: "text".into(), value: Some(AnyValue { value: Some(Value::StringValue(text)) }), ..KeyValue::default() };
+    let whole = |number: u64| {
+        let text = || (!number.is_multiple_of(7)).then(|| pair(format!("{}-{number}", "x".repeat(number as usize % 40))));
+        let event = |at: u64| span::Event {
+            time_unix_nano: START + at,
+            name: "log".into(),
+            attributes: text().into_iter().collect(),
+            ..span::Event::default()
+        };
+        let span = Span {
+            trace_id: (number / 5 + 1).to_be_bytes().repeat(2),
+            span_id: (number + 1).to_be_bytes().to_vec(),
+            start_time_unix_nano: START,
+            end_time_unix_nano: START,
+            attributes: text().into_iter().collect(),
+            events: (0..number % 3).map(event).collect(),
+            ..Span::default()
+        };
+        Whole { resource: Vec::new(), scope: InstrumentationScope::default(), span }
+    };
+    let (mut random, mut builder, mut all, mut plain) = (Random(0x7e87), SpanBuilder::default(), Vec::new(), [0, 0]);
+    for from in (0..24_000).step_by(1_000) {
+        let spans: Vec<Whole> = (from..from + 1_000).map(whole).collect();
+        let longer = [&[whole(30_000), whole(30_001)][..], &spans, &[whole(30_000)]].concat();
+        let table = SpanTable::try_new(&table_of(&mut random, &longer).slice(2, spans.len())).unwrap();
+        let is_plain = |attribute: &Attribute| matches!(attribute.values, Values::Each(Typed::Text(Texts::Plain(_))));
+        let of_events = table.events.as_ref().map(|events| &events.attributes);
+        plain[0] += table.attributes.iter().filter(|attribute| is_plain(attribute)).count();
+        plain[1] += of_events.into_iter().flatten().filter(|attribute| is_plain(attribute)).count();
+        builder.append_table(&table, 1);
+        all.extend(spans);
+    }
+    assert!(plain.iter().all(|&plain| plain > 3), "{plain:?} of 24 tables have plain text in spans and events");
+    assert_eq!(read_back(&mut builder).await, expected(&all));
 }
 
 /// More keys than get a column, each on one span.
