@@ -49,23 +49,36 @@ def cut(table: pa.Table) -> Iterator[pa.RecordBatch]:
     waiting = table.to_batches(max_chunksize=BATCH_SPANS)[::-1]
     while waiting:
         batch = waiting.pop()
-        if batch.num_rows > 1 and (_own_bytes(batch) > BATCH_BYTES or _text_bytes(batch) > TEXT_BYTES):
+        if batch.num_rows > 1 and not _is_short(batch):
             half = batch.num_rows // 2
             waiting += [batch.slice(half), batch.slice(0, half)]
         elif batch.num_rows > 0:
             yield batch
 
 
-def _own_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes of the rows, without dictionaries."""
-    own = (column.indices if pa.types.is_dictionary(column.type) else column for column in batch.columns)
-    return sum(int(column.nbytes) for column in own)
+def _is_short(batch: pa.RecordBatch) -> bool:
+    """Whether a server takes as many bytes, and as much text."""
+    sizes = [(name, *_bytes(column)) for name, column in zip(batch.schema.names, batch.columns)]
+    # The text of a resource or a scope counts once, however many rows have it.
+    text = sum(spelled for name, _, spelled in sizes if not name.startswith(("resource.", "instrumentation.")))
+    return sum(own for _, own, _ in sizes) <= BATCH_BYTES and text <= TEXT_BYTES
 
 
-def _text_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes of text in dictionaries, for each row that shows it."""
-    coded = (column for column in batch.columns if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type))
-    return sum(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0 for column in coded)
+def _bytes(column: pa.Array) -> tuple[int, int]:
+    """Bytes of the rows without dictionaries, and of text in dictionaries for each row that shows it."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        is_text = pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+        spelled = pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() if is_text else 0
+        return int(column.indices.nbytes), int(spelled or 0)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        parts = [column.flatten()]
+    elif pa.types.is_struct(kind):
+        parts = column.flatten()
+    else:
+        return int(column.nbytes), 0
+    sizes = [_bytes(part) for part in parts]
+    return sum(own for own, _ in sizes) + 8 * len(column), sum(spelled for _, spelled in sizes)
 
 
 def _with_short_offsets(table: pa.Table) -> pa.Table:
@@ -99,7 +112,10 @@ def _with_short_dictionaries(table: pa.Table) -> pa.Table:
         if length > DICTIONARY_BYTES or left < 0:
             field = table.schema.field(at)
             plain = field.with_type(field.type.value_type)
-            table = table.set_column(at, plain, table.column(at).cast(plain.type))
+            # By parts, since text spelled out may be longer than an array can be.
+            rows = (table.column(at).slice(first, BATCH_SPANS) for first in range(0, len(table), BATCH_SPANS))
+            chunks = [chunk.cast(plain.type) for part in rows for chunk in part.chunks]
+            table = table.set_column(at, plain, pa.chunked_array(chunks, plain.type))
     return table
 
 

@@ -90,8 +90,16 @@ def test_batches_are_short_when_dictionaries_are_spelled_out(server: skein.Clien
     # Few texts, each long and in many rows: together far more than a server takes in a batch.
     texts = [f"{at % 100}-" + "s" * 5_000 for at in range(16_000)]
     assert server.write(spans(16_000).append_column("span.stack", pa.array(texts))) == 16_000
-    sizes = [batch.num_rows for batch in outgoing.cut(outgoing.shortest(spans(16_000).append_column("span.stack", pa.array(texts))))]
-    assert sizes == [4_000] * 4
+    def sizes(name: str, column: pa.Array) -> list[int]:
+        return [batch.num_rows for batch in outgoing.cut(outgoing.shortest(spans(16_000).append_column(name, column)))]
+
+    assert sizes("span.stack", pa.array(texts)) == [4_000] * 4
+    coded = pa.array(texts, pa.large_string()).dictionary_encode()
+    assert sizes("span.stack", coded) == [4_000] * 4
+    assert sizes("events", pa.array([[]] * 16_000, pa.list_(pa.int8()))) == [16_000]
+    one_each = pa.array(range(16_001), pa.int32())
+    assert sizes("events", pa.ListArray.from_arrays(one_each, pa.StructArray.from_arrays([coded], ["event.stack"]))) == [4_000] * 4
+    assert sizes("resource.stack", pa.array(texts)) == [16_000], "a resource's text counts once"
     found = server.sql("SELECT sum(length(attr('stack'))) AS stack FROM spans").to_pylist()
     assert found == [{"stack": sum(map(len, texts))}]
 

@@ -138,10 +138,8 @@ mod tests {
     #[test]
     fn the_cpu_clock_of_a_process_runs() {
         let here = || cpu_micros(std::process::id()).unwrap();
-        let (before, mut sum) = (here(), 0_u64);
-        while here() < before + 1000 {
-            sum = std::hint::black_box(sum + 1);
-        }
+        let before = here();
+        assert!((0..10_000_000).any(|_| here() >= before + 1000), "asking takes longer than a ten-thousandth of that");
     }
 
     #[test]

@@ -286,7 +286,10 @@ mod tests {
     }
 
     fn encoded(batches: &[RecordBatch], handling: DictionaryHandling) -> Vec<FlightData> {
-        let options = IpcWriteOptions::default().with_dictionary_handling(handling);
+        encoded_with(batches, IpcWriteOptions::default().with_dictionary_handling(handling))
+    }
+
+    fn encoded_with(batches: &[RecordBatch], options: IpcWriteOptions) -> Vec<FlightData> {
         let (generator, mut tracker) = (IpcDataGenerator::default(), DictionaryTracker::new(false));
         let schema = generator.schema_to_bytes_with_dictionary_tracker(batches[0].schema_ref(), &mut tracker, &options);
         let mut messages = vec![FlightData::from(schema)];
@@ -394,30 +397,38 @@ mod tests {
         let mut sent = messages(&[column]);
         sent[1].data_body = sent[1].data_body.slice(..16);
         assert!(read(&sent).unwrap_err().to_string().contains("outside of its message"));
+        let compressed = IpcWriteOptions::default().try_with_compression(Some(ipc::CompressionType::LZ4_FRAME)).unwrap();
+        let sent = encoded_with(&many(700), compressed);
+        assert!(ours(&sent).unwrap_err().to_string().contains("uncompressed"));
     }
 
-    /// Two batches with dictionaries in columns, one of them shared, in lists and in structs.
+    /// Two batches with dictionaries in columns, in lists and in structs; those of the second begin as those of the first.
     fn many(rows: i32) -> [RecordBatch; 2] {
         let numbers = |most: i32| (0..rows).map(move |row| if row % 5 == 0 { None } else { Some(row % most) });
-        let batch = |from: usize| {
-            let names: Vec<String> = (from..from + 9).map(|name| format!("name-{name}")).collect();
+        let batch = |values: i32| {
+            let names: Vec<String> = (0..values).map(|name| format!("name-{name}")).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let keys: ArrayRef = column::<Int32Type>(numbers(9).collect(), &names);
+            let keys: ArrayRef = column::<Int32Type>(numbers(values).collect(), &names);
             let entries =
                 StructArray::try_from(vec![("name", keys.clone()), ("number", Arc::new(numbers(3).collect::<PrimitiveArray<Int32Type>>()))]);
             let entries = entries.unwrap();
             let item = Arc::new(Field::new_list_field(entries.data_type().clone(), true));
             let lists = ListArray::new(item, OffsetBuffer::from_lengths(vec![1; rows as usize]), Arc::new(entries.clone()), None);
             RecordBatch::try_from_iter([
-                ("int8", column::<Int8Type>(numbers(9).map(|key| key.map(|key| key as i8)).collect(), &names)),
+                ("int8", column::<Int8Type>(numbers(values).map(|key| key.map(|key| key as i8)).collect(), &names)),
                 ("int32", keys),
-                ("plain", Arc::new(StringArray::from_iter(numbers(9).map(|key| key.map(|key| names[key as usize])))) as ArrayRef),
+                ("plain", Arc::new(StringArray::from_iter(numbers(values).map(|key| key.map(|key| names[key as usize])))) as ArrayRef),
                 ("lists", Arc::new(lists)),
                 ("structs", Arc::new(entries)),
             ])
             .unwrap()
         };
-        [batch(0), batch(if rows > 1000 { 0 } else { 100 })]
+        [batch(9), batch(18)]
+    }
+
+    fn is_delta(message: &FlightData) -> bool {
+        let header = ipc::root_as_message(&message.data_header).unwrap();
+        header.header_as_dictionary_batch().is_some_and(|dictionary| dictionary.isDelta())
     }
 
     fn ours(messages: &[FlightData]) -> Result<Vec<RecordBatch>> {
@@ -436,8 +447,10 @@ mod tests {
     fn what_was_sent_is_read() {
         for rows in [0, 1, 700, 40_000] {
             let sent = many(rows);
-            for handling in [DictionaryHandling::Resend, DictionaryHandling::Delta] {
-                assert_eq!(ours(&encoded(&sent, handling)).unwrap(), sent, "{rows} rows");
+            for (handling, deltas) in [(DictionaryHandling::Resend, 0), (DictionaryHandling::Delta, 4)] {
+                let messages = encoded(&sent, handling);
+                assert_eq!(messages.iter().filter(|message| is_delta(message)).count(), deltas);
+                assert_eq!(ours(&messages).unwrap(), sent, "{rows} rows");
             }
         }
         let nothing = RecordBatchOptions::new().with_row_count(Some(3));

@@ -21,9 +21,9 @@ const INTS: [(DataType, i64, i64); 5] = [
     (DataType::UInt32, 0, u32::MAX as i64),
 ];
 
-/// One column of several batches, all of one type and again of one: text, and dictionaries of it by 32-bit keys, as dictionaries of what the rows of a batch show,
-/// each value once, if it repeats; 64-bit numbers in fewer bits where these hold all of them; structs in lists by their fields; others as they are.
-/// Errors: `Internal`. Cost: a pass, with a look-up for each text that is in no dictionary yet.
+/// One column of several batches, all of one type and again of one: text, and dictionaries of it by 32-bit keys, as dictionaries of what the rows
+/// of a batch show, each value once, if it repeats; 64-bit numbers in fewer bits where these hold all of them; structs in lists by their fields;
+/// others as they are. Errors: `Internal`. Cost: a pass, with a look-up for each text that is in no dictionary yet.
 pub(super) fn shortest(arrays: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
     match arrays.first().map(|array| array.data_type().clone()) {
         Some(DataType::Dictionary(key, values)) if *key == DataType::Int32 && *values == DataType::Utf8 => by_narrow_keys(&distinct(&arrays)?),
