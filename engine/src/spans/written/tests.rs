@@ -472,7 +472,7 @@ async fn texts_of_one_span_each_are_kept() {
     let whole = |number: u64| {
         let text = || (!number.is_multiple_of(7)).then(|| pair(format!("{}-{number}", "x".repeat(number as usize % 40))));
         let event = |at: u64| span::Event {
-            time_unix_nano: START + at,
+            time_unix_nano: START + at * 1_000_000_000,
             name: "log".into(),
             attributes: text().into_iter().collect(),
             ..span::Event::default()
