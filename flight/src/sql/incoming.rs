@@ -471,7 +471,7 @@ mod tests {
             (state % bound as u64) as usize
         };
         let whole = encoded(&many(20), DictionaryHandling::Delta);
-        let (mut round, mut refused, mut read) = (0, 0, 0);
+        let (mut round, mut refused, mut read, mut more) = (0, 0, 0, 0);
         while round < 5000 || started.seconds() < at_least {
             round += 1;
             let mut damaged = whole.clone();
@@ -491,8 +491,10 @@ mod tests {
                     read += 1;
                     batches.iter().flat_map(RecordBatch::columns).for_each(|column| column.to_data().validate_full().unwrap());
                     // Arrow asserts that keys are aligned; numbers it copies to where they are.
-                    let same = theirs(&damaged).is_none_or(|theirs| theirs.is_ok_and(|theirs| theirs == batches));
-                    assert!(same, "round {round}: {batches:?}");
+                    match theirs(&damaged) {
+                        Some(Ok(theirs)) => assert!(theirs == batches, "round {round}: {batches:?}"),
+                        _ => more += 1,
+                    }
                 }
                 Err(error) => {
                     refused += 1;
@@ -503,6 +505,6 @@ mod tests {
                 }
             }
         }
-        assert!(refused > 500 && read > 500, "{refused} refused, {read} read");
+        assert!(refused > 500 && read > 500 && more < read / 50, "{refused} refused, {read} read, {more} of them only here");
     }
 }
