@@ -74,6 +74,15 @@ fn the_package_is_typed() {
 }
 
 #[test]
+fn the_package_leaves_out_what_the_server_ignores() {
+    let source = std::fs::read_to_string(notebooks().join("skein/outgoing.py")).unwrap();
+    let (_, list) = source.split_once("DERIVED = (").unwrap();
+    let (list, _) = list.split_once(')').unwrap();
+    let listed: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+    assert_eq!(listed, skein_engine::spans::written::DERIVED);
+}
+
+#[test]
 fn one_command_opens_the_notebooks() {
     let Some(package) = Package::install("one_command_opens_the_notebooks") else { return };
     let script = "import os, skein; print(skein.connect(tenant='genai').sql('SELECT count(*) AS spans FROM spans').to_pylist())";
