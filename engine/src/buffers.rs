@@ -8,9 +8,6 @@ use bytes::Bytes;
 const WAITING_MAX: usize = 2;
 const BYTES_MAX: usize = 8 << 20;
 
-/// Where Arrow wants the body of a message to begin.
-const ALIGNMENT: usize = 64;
-
 /// Buffers for what comes again and again in some megabytes and is soon forgotten: the next takes the memory of the last. Else the allocator
 /// gives what was freed to smaller things, and takes fresh memory for the next, whose pages the kernel has to clear first: a twentieth of
 /// what a table of spans costs. **Memory**: what is lent, and up to [`WAITING_MAX`] buffers of [`BYTES_MAX`] that wait.
@@ -22,8 +19,6 @@ pub struct Buffers {
 /// A buffer that goes back.
 struct Lent {
     buffer: Vec<u8>,
-    /// Where in it the bytes begin.
-    from: usize,
     home: Buffers,
 }
 
@@ -39,26 +34,13 @@ impl Buffers {
 
     /// The bytes of `buffer`, which comes here when nobody has them any more.
     pub fn lend(&self, buffer: Vec<u8>) -> Bytes {
-        self.lend_from(buffer, 0)
-    }
-
-    /// A copy of `bytes` where Arrow can read them without another.
-    pub fn lend_aligned(&self, bytes: &[u8]) -> Bytes {
-        let mut buffer = self.take(bytes.len() + ALIGNMENT);
-        let from = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        buffer.resize(from, 0);
-        buffer.extend_from_slice(bytes);
-        self.lend_from(buffer, from)
-    }
-
-    fn lend_from(&self, buffer: Vec<u8>, from: usize) -> Bytes {
-        Bytes::from_owner(Lent { buffer, from, home: self.clone() })
+        Bytes::from_owner(Lent { buffer, home: self.clone() })
     }
 }
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer[self.from..]
+        &self.buffer
     }
 }
 
@@ -105,16 +87,6 @@ mod tests {
         drop(buffers.lend(again));
         assert!(buffers.take(26).capacity() >= 26, "too short ones are of no use");
         assert_eq!(waiting(&buffers), [room], "and wait on");
-    }
-
-    #[test]
-    fn copies_begin_where_arrow_wants_them() {
-        let buffers = Buffers::default();
-        let bytes: Vec<u8> = (0..=255).collect();
-        for length in [0, 1, 63, 64, 65, 256, 7] {
-            let lent = buffers.lend_aligned(&bytes[..length]);
-            assert_eq!((&lent[..], lent.as_ptr() as usize % ALIGNMENT), (&bytes[..length], 0), "{length} bytes");
-        }
     }
 
     #[test]

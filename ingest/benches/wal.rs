@@ -36,7 +36,7 @@ fn append(criterion: &mut Criterion) {
                                 tokio::spawn(async move {
                                     let payload = Bytes::from_static(&[7; PAYLOAD_BYTES]);
                                     for _ in 0..APPENDS / senders {
-                                        wal.append(&TenantId::single(), payload.clone()).await.unwrap();
+                                        wal.append(&TenantId::single(), vec![payload.clone()]).await.unwrap();
                                     }
                                 })
                             })
@@ -61,7 +61,7 @@ fn replay(criterion: &mut Criterion) {
     let segment = runtime.block_on(async {
         let mut segment = None;
         for _ in 0..APPENDS {
-            segment = Some(wal.append(&TenantId::single(), Bytes::from_static(&[7; PAYLOAD_BYTES])).await.unwrap());
+            segment = Some(wal.append(&TenantId::single(), vec![Bytes::from_static(&[7; PAYLOAD_BYTES])]).await.unwrap());
         }
         segment.unwrap()
     });

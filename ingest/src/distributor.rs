@@ -103,7 +103,7 @@ impl Distributor {
     }
 
     async fn checked_push(&self, tenant: &TenantId, payload: Payload, spans: u64) -> Result<PushSummary> {
-        let bytes = payload.bytes().len() as u64;
+        let bytes = payload.bytes() as u64;
         self.metrics.ingress_bytes(tenant).inc_by(bytes);
         if spans == 0 {
             return Ok(PushSummary::default());
@@ -116,7 +116,7 @@ impl Distributor {
         self.metrics.spans_received(tenant).inc_by(spans);
         self.metrics.bytes_received(tenant).inc_by(bytes);
 
-        let permits = payload.bytes().len().clamp(1, self.settings.inflight_bytes_max.clamp(1, u32::MAX as usize)) as u32;
+        let permits = payload.bytes().clamp(1, self.settings.inflight_bytes_max.clamp(1, u32::MAX as usize)) as u32;
         let room = tokio::time::timeout(self.settings.inflight_wait, self.room.clone().acquire_many_owned(permits)).await;
         let Ok(Ok(room)) = room else {
             self.metrics.discarded_spans("too_many_inflight_bytes", tenant).inc_by(spans);

@@ -250,7 +250,7 @@ impl Ingester {
     }
 
     async fn keep(self: Arc<Self>, tenant: TenantId, payload: Payload) -> Result<PushSummary> {
-        let summary = payload.checked().map_err(|e| self.refuse(&tenant, payload.bytes(), &e))?;
+        let summary = payload.checked().map_err(|e| self.refuse(&tenant, &payload, &e))?;
         let live = self.tenant(&tenant);
         if self.is_full(&live.head_size()) {
             let room = self.wait_until(|| self.may_seal(&live));
@@ -261,13 +261,13 @@ impl Ingester {
         let size = {
             let _gate = live.gate.read().await;
             let under_way = self.segments.begin();
-            let segment = self.wal.append(&tenant, payload.bytes().clone()).await?.get();
+            let segment = self.wal.append(&tenant, payload.parts().to_vec()).await?.get();
             self.segments.note(&tenant, segment);
             drop(under_way);
             live.add(&payload, segment, self.clock.now_unix_nano())?
         };
         self.metrics.live(&tenant, size.traces as u64, size.wire_bytes);
-        self.metrics.received(&tenant, payload.bytes().len() as u64, summary.traces);
+        self.metrics.received(&tenant, payload.bytes() as u64, summary.traces);
         if self.is_full(&size) {
             let this = self.clone();
             self.spawn_cut(tenant, live, move |size| this.is_full(size));
@@ -275,13 +275,17 @@ impl Ingester {
         Ok(summary)
     }
 
-    fn refuse(&self, tenant: &TenantId, request: &[u8], error: &DecodeError) -> Error {
+    fn refuse(&self, tenant: &TenantId, payload: &Payload, error: &DecodeError) -> Error {
         let reason = match error {
             DecodeError::Wire(_) => "undecodable",
             DecodeError::TraceId { .. } => "invalid_trace_id",
             DecodeError::SpanId { .. } => "invalid_span_id",
         };
-        let spans = crate::receivers::count::spans(request).unwrap_or(0);
+        let spans = match payload {
+            Payload::Otlp(request) => crate::receivers::count::spans(request).unwrap_or(0),
+            // Tables were checked when they were made.
+            Payload::Table { table, .. } => table.len() as u64,
+        };
         self.discards.discarded_spans(reason, tenant).inc_by(spans);
         Error::new(ErrorKind::Invalid, error.to_string())
     }

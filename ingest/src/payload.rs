@@ -26,20 +26,16 @@ pub enum Payload {
     Table {
         /// The spans.
         table: Arc<SpanTable>,
-        /// What the log holds of it.
-        record: Bytes,
+        /// What the log holds of it, in parts.
+        record: Vec<Bytes>,
     },
 }
 
 impl Payload {
-    /// A table with its record, which is in one of `buffers`. Errors: `Internal`.
+    /// A table with its record, of which what is no column's own buffer is in one of `buffers`. Errors: `Internal`.
     pub fn of_table(table: SpanTable, buffers: &Buffers) -> Result<Self> {
-        let record = table.record(|bytes| {
-            let mut record = buffers.take(TABLE_MARK.len() + bytes);
-            record.extend_from_slice(&TABLE_MARK);
-            record
-        })?;
-        Ok(Self::Table { table: Arc::new(table), record: buffers.lend(record) })
+        let record = table.record(&TABLE_MARK, buffers)?;
+        Ok(Self::Table { table: Arc::new(table), record })
     }
 
     /// Reads the payload of a record of the log. Errors: `Data` for a table that cannot be read; requests are not looked at.
@@ -47,18 +43,23 @@ impl Payload {
         match record.strip_prefix(&TABLE_MARK) {
             Some(_) => {
                 let table = Arc::new(SpanTable::read_record(record.slice(TABLE_MARK.len()..))?);
-                Ok(Self::Table { table, record })
+                Ok(Self::Table { table, record: vec![record] })
             }
             None => Ok(Self::Otlp(record)),
         }
     }
 
-    /// What the log holds, and what limits count.
-    pub fn bytes(&self) -> &Bytes {
+    /// What the log holds, in parts that follow each other.
+    pub fn parts(&self) -> &[Bytes] {
         match self {
-            Self::Otlp(request) => request,
+            Self::Otlp(request) => std::slice::from_ref(request),
             Self::Table { record, .. } => record,
         }
+    }
+
+    /// Bytes in the log, which are what limits count.
+    pub fn bytes(&self) -> usize {
+        self.parts().iter().map(Bytes::len).sum()
     }
 
     /// What it holds. Errors: what is wrong with a request; tables were checked when they were made.
@@ -76,8 +77,8 @@ impl Payload {
     pub(crate) fn append_to(&self, builder: &mut SpanBuilder) -> Result<()> {
         match self {
             Self::Otlp(request) => decode(request, builder).map_err(|error| Error::internal("decoding a checked request").with_source(error)),
-            Self::Table { table, record } => {
-                builder.append_table(table, record.len());
+            Self::Table { table, .. } => {
+                builder.append_table(table, self.bytes());
                 Ok(())
             }
         }
@@ -117,13 +118,14 @@ mod tests {
     #[test]
     fn a_table_comes_back_from_its_record() {
         let payload = Payload::of_table(table(), &Buffers::default()).unwrap();
-        assert_eq!(payload.bytes()[0], 0);
-        assert!(check(payload.bytes()).is_err(), "no request");
-        let again = Payload::of_record(payload.bytes().clone()).unwrap();
+        let record = Bytes::from(payload.parts().concat());
+        assert_eq!((record[0], record.len()), (0, payload.bytes()));
+        assert!(check(&record).is_err(), "no request");
+        let again = Payload::of_record(record).unwrap();
         assert!(matches!(again, Payload::Table { .. }));
         for payload in [payload, again] {
             assert_eq!(payload.checked(), Ok(PushSummary { spans: 2, traces: 1 }));
-            assert_eq!(spans_in(&payload), (2, payload.bytes().len() as u64));
+            assert_eq!(spans_in(&payload), (2, payload.bytes() as u64));
         }
     }
 
@@ -136,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_table_that_cannot_be_read_is_damage() {
-        let whole = Payload::of_table(table(), &Buffers::default()).unwrap().bytes().clone();
+        let whole = Bytes::from(Payload::of_table(table(), &Buffers::default()).unwrap().parts().concat());
         for length in [TABLE_MARK.len(), TABLE_MARK.len() + 1, whole.len() / 2] {
             assert_eq!(Payload::of_record(whole.slice(..length)).map(|_| ()).unwrap_err().kind(), ErrorKind::Data, "{length} bytes");
         }

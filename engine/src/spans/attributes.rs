@@ -7,6 +7,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::{
+    builder::CHUNK_TEXT_BYTES,
     columns::{ATTRIBUTE_TYPES, AttributeColumn, AttributeType, BytesColumn, SparseColumn, Values, take_leaving_room},
     pool::Pool,
     read::{Texts, Typed},
@@ -277,13 +278,24 @@ fn extend_text(
         None => vec![(range.start, range.end)],
         Some(nulls) => nulls.slice(range.start, range.len()).valid_slices().map(|(first, last)| (range.start + first, range.start + last)).collect(),
     };
-    bytes.reserve((offsets[range.end] - offsets[range.start]) as usize);
+    reserve_text(bytes, (offsets[range.end] - offsets[range.start]) as usize);
     for (first, last) in runs {
         // Where the first one's text begins, in the column and here: both are below 4 GiB, and so is what lies between them, either way around.
         let moved = (bytes.len() as u32).wrapping_sub(offsets[first] as u32);
         bytes.extend_from_slice(&from.value_data()[offsets[first] as usize..offsets[last] as usize]);
         ends.extend(offsets[first + 1..=last].iter().map(|&end| (end as u32).wrapping_add(moved)));
         to_rows.extend((first - range.start..last - range.start).map(&row));
+    }
+}
+
+/// Text that grows by tables grows fast: at twice its room, as vectors do, all of it would be copied another time.
+const GROWTH: usize = 4;
+
+/// Makes room for `more` bytes. **Memory**: up to four times the text until the chunk is sealed, of which fresh pages that are not used take none.
+fn reserve_text(bytes: &mut Vec<u8>, more: usize) {
+    if bytes.capacity() - bytes.len() < more {
+        let wanted = (bytes.capacity() * GROWTH).min(CHUNK_TEXT_BYTES).max(bytes.len() + more);
+        bytes.reserve_exact(wanted - bytes.len());
     }
 }
 
@@ -358,13 +370,23 @@ impl Growing {
             return for_each_key(row, keys, range, |row, key| self.push_text(row, values.value(key).as_bytes()));
         };
         let (before, mut known) = (codes.len(), vec![NONE; values.len()]);
-        for_each_key(row, keys, range, |row, key| {
+        let mut code_of = |key: usize| {
             if known[key] == NONE {
                 known[key] = self.pool.intern(values.value(key).as_bytes());
             }
-            self.rows.push(row);
-            codes.push(known[key]);
-        });
+            known[key]
+        };
+        match keys.nulls() {
+            // At once: room is made for all together.
+            None => {
+                self.rows.extend((0..range.len()).map(row));
+                codes.extend(keys.values()[range].iter().map(|&key| code_of(key as usize)));
+            }
+            Some(_) => for_each_key(row, keys, range, |row, key| {
+                self.rows.push(row);
+                codes.push(code_of(key));
+            }),
+        }
         let probed = before < CARDINALITY_PROBE && codes.len() >= CARDINALITY_PROBE;
         if probed && self.pool.len() - self.pooled_before > codes.len() / 2 {
             self.stop_interning();

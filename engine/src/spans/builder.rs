@@ -22,7 +22,7 @@ use super::{
 const CHUNK_ROWS: usize = 65_536;
 
 /// Bytes of text after which the head is sealed: chunks keep 32-bit offsets.
-const CHUNK_TEXT_BYTES: usize = 256 << 20;
+pub(super) const CHUNK_TEXT_BYTES: usize = 256 << 20;
 
 /// The fixed fields of a span, borrowed from the wire.
 #[derive(Debug, Clone, Copy, Default)]

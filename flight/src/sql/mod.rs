@@ -43,7 +43,6 @@ pub use datafusion::common::ParamValues;
 use futures::stream::BoxStream;
 use prometheus::Registry;
 use skein_engine::{
-    buffers::Buffers,
     error::Result,
     exec::writer::SpanWriter,
     sql::{SqlRows, SqlStatement, Tail, TailPass, TailRequest},
@@ -108,8 +107,6 @@ pub struct FlightState {
     waiting: Kept<WaitingStatement>,
     prepared: Kept<PreparedStatement>,
     tails: Arc<Tails>,
-    /// For the bodies of tables of spans.
-    bodies: Buffers,
 }
 
 impl FlightState {
@@ -119,7 +116,6 @@ impl FlightState {
             waiting: Kept::new(statements::WAITING),
             prepared: Kept::new(prepared::PREPARED),
             tails: Arc::new(Tails::new(TailMetrics::new(registry)?)),
-            bodies: Buffers::default(),
         })
     }
 

@@ -48,7 +48,7 @@ impl FlightSql {
         let first = first.ok_or_else(|| Error::invalid("DoPut without a message: the first one has the descriptor and the schema"))?;
         let descriptor = first.flight_descriptor.clone().ok_or_else(|| Error::invalid("the first message of DoPut has no descriptor"))?;
         let target = target(&caller.tenant, &descriptor)?;
-        let batches = batches(stream::iter([Ok(first)]).chain(messages), self.state.bodies.clone());
+        let batches = batches(stream::iter([Ok(first)]).chain(messages));
         if let Target::Parameters(handle) = target {
             let result = self.bind_prepared(caller, handle, batches).await?;
             return Ok(one(PutResult { app_metadata: result.encode_to_vec().into() }));

@@ -37,7 +37,7 @@ impl SpanWriter for TableReceiver {
     async fn write(&self, tenant: &TenantId, batch: RecordBatch) -> Result<u64, WriteRefusal> {
         let spans = batch.num_rows() as u64;
         let checked = SpanTable::try_new(&batch).inspect_err(|_| self.distributor.refuse(SOURCE, tenant, "invalid_table", spans))?;
-        // What a client sent is larger than what is kept of it.
+        // What a client sent may be larger than what is kept of it.
         drop(batch);
         let pushed = self.distributor.push(SOURCE, tenant, Payload::of_table(checked, &self.records)?, spans).await;
         match pushed {

@@ -56,7 +56,7 @@ impl TraceSink for Recorder {
         if let Some(error) = self.error.lock().take() {
             return Err(error);
         }
-        self.requests.lock().push((tenant.clone(), payload.bytes().clone()));
+        self.requests.lock().push((tenant.clone(), payload.parts().concat().into()));
         Ok(PushSummary { spans: 1, traces: 1 })
     }
 }

@@ -35,20 +35,22 @@ pub(super) fn segment_header() -> [u8; SEGMENT_HEADER_BYTES] {
     header
 }
 
-/// A record ready to write: its bytes are [`Record::head`], the tenant's, then the payload's. Nothing is copied.
+/// A record ready to write: its bytes are [`Record::head`], the tenant's, then the payload's parts. Nothing is copied.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) head: [u8; RECORD_HEADER_BYTES + 1],
     pub(super) tenant: TenantId,
-    pub(super) payload: Bytes,
+    pub(super) payload: Vec<Bytes>,
+    pub(super) payload_bytes: usize,
 }
 
 impl Record {
     /// Frames `payload`. Errors: `Invalid` when it is larger than a record may be.
-    pub(super) fn new(tenant: TenantId, payload: Bytes) -> Result<Self> {
-        let body_bytes = 1 + tenant.as_str().len() + payload.len();
+    pub(super) fn new(tenant: TenantId, payload: Vec<Bytes>) -> Result<Self> {
+        let payload_bytes = payload.iter().map(Bytes::len).sum::<usize>();
+        let body_bytes = 1 + tenant.as_str().len() + payload_bytes;
         if body_bytes > BODY_BYTES_MAX {
-            return Err(Error::invalid(format!("request of {} bytes is larger than a log record may be ({BODY_BYTES_MAX} bytes)", payload.len())));
+            return Err(Error::invalid(format!("request of {payload_bytes} bytes is larger than a log record may be ({BODY_BYTES_MAX} bytes)")));
         }
         let length = (body_bytes as u32).to_le_bytes();
         let tenant_length = u8::try_from(tenant.as_str().len()).map_err(|_| Error::internal("tenant id longer than 255 bytes"))?;
@@ -56,17 +58,17 @@ impl Record {
         checksum.update(&length);
         checksum.update(&[tenant_length]);
         checksum.update(tenant.as_str().as_bytes());
-        checksum.update(&payload);
+        payload.iter().for_each(|part| checksum.update(part));
         let mut head = [0; RECORD_HEADER_BYTES + 1];
         head[..4].copy_from_slice(&length);
         head[4..8].copy_from_slice(&checksum.finalize().to_le_bytes());
         head[8] = tenant_length;
-        Ok(Self { head, tenant, payload })
+        Ok(Self { head, tenant, payload, payload_bytes })
     }
 
     /// Bytes in the file.
     pub(super) fn bytes(&self) -> u64 {
-        (self.head.len() + self.tenant.as_str().len() + self.payload.len()) as u64
+        (self.head.len() + self.tenant.as_str().len() + self.payload_bytes) as u64
     }
 }
 

@@ -1,7 +1,7 @@
 //! The write-ahead log: one per process, shared by all tenants. A request is acknowledged after its record is here and synced.
 //! Filled by the ingester, read back once at start. Knows nothing of spans. The bytes are described in `FORMAT.md`, beside this file.
 //!
-//! One thread writes. It takes all records that wait, writes them with one vectored write, syncs once and then answers them all: a slow disk makes batches
+//! One thread writes. It takes all records that wait, writes them with vectored writes, syncs once and then answers them all: a slow disk makes batches
 //! larger, not requests rarer.
 //!
 //! Invariant WAL-1: a record whose append was acknowledged is yielded by a replay after any crash (under [`SyncMode::Always`], also of the machine).
@@ -232,13 +232,13 @@ impl Wal {
         Ok(report)
     }
 
-    /// Appends `payload` and returns, after it is as durable as [`SyncMode`] promises, the segment that holds it. Waits while the queue is full. Copies
-    /// nothing. Once this has been polled to the queue, dropping it does not take the record back.
+    /// Appends `payload`, whose parts follow each other, and returns, after it is as durable as [`SyncMode`] promises, the segment that holds it.
+    /// Waits while the queue is full. Copies nothing. Once this has been polled to the queue, dropping it does not take the record back.
     /// Errors: `Unavailable` when the disk is full or failing or the log is closed; `Invalid` when the payload is larger than a record may be.
-    pub async fn append(&self, tenant: &TenantId, payload: Bytes) -> Result<SegmentId> {
+    pub async fn append(&self, tenant: &TenantId, payload: Vec<Bytes>) -> Result<SegmentId> {
         let shared = &self.shared;
         let record = Record::new(tenant.clone(), payload)?;
-        let bytes = record.payload.len().min(shared.settings.queue_bytes_max).max(1) as u32;
+        let bytes = record.payload_bytes.min(shared.settings.queue_bytes_max).max(1) as u32;
         let permits =
             [shared.slots.clone().acquire_owned().await.map_err(closed)?, shared.bytes.clone().acquire_many_owned(bytes).await.map_err(closed)?];
         let (done, answer) = oneshot::channel();
@@ -381,10 +381,11 @@ impl Shared {
             self.begin_segment(active).map_err(|error| error.to_string())?;
         }
         let file = active.file.as_mut().ok_or("write-ahead log: no segment")?;
-        let mut slices = Vec::with_capacity(batch.len() * 3);
+        let mut slices = Vec::with_capacity(batch.iter().map(|append| 2 + append.record.payload.len()).sum());
         let mut bytes = 0;
         for Append { record, .. } in batch {
-            slices.extend([&record.head, record.tenant.as_str().as_bytes(), &record.payload[..]].map(IoSlice::new));
+            slices.extend([&record.head, record.tenant.as_str().as_bytes()].map(IoSlice::new));
+            slices.extend(record.payload.iter().map(|part| IoSlice::new(part)));
             bytes += record.bytes();
         }
         if let Err(error) = file.write_all(&mut slices) {

@@ -96,7 +96,7 @@ fn tenant(id: &str) -> TenantId {
 }
 
 async fn append(wal: &Wal, text: &str) -> Result<SegmentId> {
-    wal.append(&tenant("t"), Bytes::copy_from_slice(text.as_bytes())).await
+    wal.append(&tenant("t"), vec![Bytes::copy_from_slice(text.as_bytes())]).await
 }
 
 /// What one segment yields, as `tenant:payload`.
@@ -131,19 +131,20 @@ async fn acknowledged_records_come_back_in_order_and_by_tenant() {
     let dir = TempDir::new().unwrap();
     let first = open(&dir);
     assert_eq!(first.old, []);
-    for (id, payload) in [("a", "1"), ("b", ""), ("a", "3")] {
-        assert_eq!(first.wal.append(&tenant(id), Bytes::from(payload)).await.unwrap(), SegmentId(1));
+    for (id, payload) in [("a", &["1"][..]), ("b", &[]), ("a", &["", "par", "", "ts", ""])] {
+        let payload = payload.iter().map(|part| Bytes::from_static(part.as_bytes())).collect();
+        assert_eq!(first.wal.append(&tenant(id), payload).await.unwrap(), SegmentId(1));
     }
     drop(first);
     let second = open(&dir);
     assert_eq!(second.old, [SegmentId(1)]);
     let (records, report) = read(&second.wal, SegmentId(1));
-    assert_eq!(records, ["a:1", "b:", "a:3"]);
-    assert_eq!(report, ReplayReport { records: 3, good_bytes: 16 + 3 * 10 + 2, lost_bytes: 0, damage: None });
+    assert_eq!(records, ["a:1", "b:", "a:parts"]);
+    assert_eq!(report, ReplayReport { records: 3, good_bytes: 16 + 3 * 10 + 6, lost_bytes: 0, damage: None });
     assert_eq!(second.metrics.replayed_records.get(), 3);
     assert_eq!(append(&second.wal, "new").await.unwrap(), SegmentId(2));
     drop(second);
-    assert_eq!(restart(&dir), ["a:1", "b:", "a:3", "t:new"]);
+    assert_eq!(restart(&dir), ["a:1", "b:", "a:parts", "t:new"]);
 }
 
 #[tokio::test]
@@ -217,10 +218,10 @@ fn sample_segment() -> Vec<u8> {
 fn segment_of(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes = segment_header().to_vec();
     for (id, payload) in records {
-        let record = Record::new(tenant(id), Bytes::copy_from_slice(payload)).unwrap();
+        let record = Record::new(tenant(id), vec![Bytes::copy_from_slice(payload)]).unwrap();
         bytes.extend(record.head);
         bytes.extend(record.tenant.as_str().bytes());
-        bytes.extend(&record.payload);
+        bytes.extend(record.payload.concat());
     }
     bytes
 }
@@ -491,7 +492,7 @@ async fn concurrent_appends_keep_every_record_and_each_sender_s_order() {
             let wal = fixture.wal.clone();
             tokio::spawn(async move {
                 for n in 0..100 {
-                    wal.append(&tenant(&format!("s{sender}")), Bytes::from(format!("{n:03}"))).await.unwrap();
+                    wal.append(&tenant(&format!("s{sender}")), vec![Bytes::from(format!("{n:03}"))]).await.unwrap();
                 }
             })
         })

@@ -5,11 +5,13 @@
 //! | [`columns`] | one column of whatever type as typed values, and what is said of a wrong one |
 //! | [`ids`] | ids as text or bytes |
 //! | [`values`] | attributes: columns of values, lists among them; values as protobuf |
+//! | [`changes`] | rows at which columns change |
 //! | [`shared`] | columns of resources and scopes as messages, each once |
 //! | [`entries`] | events and links |
 //! | [`sparse`] | attributes that few spans have, as values of just these |
 //! | [`record`] | the checked table as Arrow IPC streams and back, for the log |
-//! | [`keys`] | keys of dictionaries in fewer bytes |
+//! | [`stream`] | one such stream, in parts |
+//! | [`keys`] | keys of dictionaries in fewer bytes, and in 32 bits again |
 //! | [`append`] | the checked table into a builder |
 //! | [`outgoing`] | a table as it is best sent, for clients |
 //! | [`shortest`] | columns of it in the types that take the fewest bytes |
@@ -18,6 +20,7 @@
 //! fail and a log that holds it need not be understood in all the forms that clients have.
 
 mod append;
+mod changes;
 mod columns;
 mod entries;
 mod ids;
@@ -27,6 +30,7 @@ mod record;
 mod shared;
 mod shortest;
 mod sparse;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod values;

@@ -51,6 +51,7 @@ mod tests {
     };
 
     use super::{super::SpanTable, *};
+    use crate::buffers::Buffers;
 
     fn batch(trace: &str, parents: [Option<&str>; 2]) -> RecordBatch {
         let texts = |texts: [Option<&str>; 2]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };
@@ -69,7 +70,7 @@ mod tests {
     }
 
     fn record(batch: &RecordBatch) -> Vec<u8> {
-        SpanTable::try_new(batch).unwrap().record(Vec::with_capacity).unwrap()
+        SpanTable::try_new(batch).unwrap().record(b"", &Buffers::default()).unwrap().concat()
     }
 
     #[test]

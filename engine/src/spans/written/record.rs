@@ -1,19 +1,11 @@
 //! A checked table as Arrow IPC streams of one batch each, and back. The columns are described in ingest/src/wal/FORMAT.md, "Tables".
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Int64Array, ListArray, StructArray},
     buffer::{Buffer, OffsetBuffer, ScalarBuffer},
     datatypes::{DataType, Field, Fields, Int32Type, Schema},
-    ipc::{
-        MetadataVersion,
-        reader::StreamDecoder,
-        writer::{IpcWriteOptions, StreamWriter},
-    },
     record_batch::{RecordBatch, RecordBatchOptions},
 };
 use bytes::Bytes;
@@ -22,12 +14,13 @@ use super::{
     COUNTS, SpanTable,
     columns::Budget,
     entries::{Events, Links},
-    keys,
     shared::Coded,
     sparse::Sparse,
+    stream::{self, Stream},
     values::{Attribute, Values, array_of, array_of_texts},
 };
 use crate::{
+    buffers::Buffers,
     error::{Error, Result},
     spans::{
         read::{Texts, Typed, binary_opt, column, ints, list_items, list_opt, small_ints},
@@ -38,42 +31,25 @@ use crate::{
 /// What the names of columns of attributes begin with.
 const SPAN: &str = "span";
 
-/// The end of an IPC stream.
-const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
-
-/// What a stream takes beside its columns, and each of these beside its buffers: its schema, the head of a dictionary, padding. Rather too
-/// much: a record that outgrows its buffer is copied.
-const STREAM_BYTES: usize = 1 << 10;
-const COLUMN_BYTES: usize = 1 << 10;
-
-/// Bytes to which buffers are padded: a record of few spans is mostly padding otherwise.
-const ALIGNMENT: usize = 8;
-
 impl SpanTable {
-    /// The table as IPC streams that need nothing else to be read, behind what is in the buffer that `room` gives for so many bytes, roughly.
-    /// Errors: `Internal`. Cost: a copy of the columns.
-    pub fn record(&self, room: impl FnOnce(usize) -> Vec<u8>) -> Result<Vec<u8>> {
-        let mut batches = vec![keys::narrowed(&self.batch()?)?];
+    /// The table as IPC streams that need nothing else to be read, behind `mark`, as parts that follow each other: the columns' own buffers, and what
+    /// lies between them in one of `buffers`. Errors: `Internal`. Cost: a copy of what is short or becomes narrow.
+    pub fn record(&self, mark: &[u8], buffers: &Buffers) -> Result<Vec<Bytes>> {
+        let mut streams = vec![Stream::of(&self.batch()?)?];
         for sparse in &self.sparse {
-            batches.push(keys::narrowed(&sparse.batch(SPAN)?)?);
+            streams.push(Stream::of(&sparse.batch(SPAN)?)?);
         }
-        // Of columns that show a part of what a client sent only that part is written.
-        let bytes_of = |column: &ArrayRef| column.to_data().get_slice_memory_size();
-        let bytes = batches.iter().flat_map(RecordBatch::columns).map(bytes_of).sum::<Result<usize, _>>()?;
-        let columns = batches.iter().map(RecordBatch::num_columns).sum::<usize>();
-        let mut out = room(bytes + batches.len() * STREAM_BYTES + columns * COLUMN_BYTES);
-        batches.iter().try_for_each(|batch| write_stream(&mut out, batch))?;
-        Ok(out)
+        Ok(stream::write(mark, &streams, buffers))
     }
 
-    /// Reads what [`SpanTable::record`] wrote. Errors: `Data` for anything else.
+    /// Reads what [`SpanTable::record`] wrote, without the mark. Errors: `Data` for anything else.
     pub fn read_record(record: Bytes) -> Result<Self> {
         let mut rest = Buffer::from(record);
         // Text was bounded when the table was made; what is spent here is only counted.
         let mut budget = Budget::new(usize::MAX);
-        let mut table = Self::of_batch(&read_stream(&mut rest)?, &mut budget)?;
+        let mut table = Self::of_batch(&stream::read(&mut rest)?, &mut budget)?;
         while !rest.is_empty() {
-            let sparse = Sparse::of_batch(&read_stream(&mut rest)?, SPAN, table.rows, &mut budget)?;
+            let sparse = Sparse::of_batch(&stream::read(&mut rest)?, SPAN, table.rows, &mut budget)?;
             table.sparse.push(sparse);
         }
         table.text_bytes = budget.spent();
@@ -142,29 +118,6 @@ impl SpanTable {
             text_bytes: 0,
         })
     }
-}
-
-/// Appends an IPC stream of one batch.
-pub(super) fn write_stream(out: &mut Vec<u8>, batch: &RecordBatch) -> Result<()> {
-    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
-    let mut writer = StreamWriter::try_new_with_options(out, batch.schema_ref(), options)?;
-    writer.write(batch)?;
-    Ok(writer.finish()?)
-}
-
-/// The batch of the stream that `bytes` begin with, which become what follows it. Errors: `Data` for anything else.
-fn read_stream(bytes: &mut Buffer) -> Result<RecordBatch> {
-    let damaged = |error: arrow::error::ArrowError| Error::data("reading a table of spans").with_source(error);
-    let mut decoder = StreamDecoder::new();
-    // Arrow's reader asserts some of what a stream says of itself instead of refusing it.
-    let batch = catch_unwind(AssertUnwindSafe(|| decoder.decode(bytes)));
-    let batch = batch.map_err(|_| Error::data("reading a table of spans: it contradicts its schema"))?.map_err(damaged)?;
-    let batch = batch.ok_or_else(|| Error::data("reading a table of spans: there is no batch"))?;
-    if !bytes.starts_with(&END) {
-        return Err(Error::data("reading a table of spans: a stream does not end after its batch"));
-    }
-    bytes.advance(END.len());
-    keys::widened(&batch).map_err(|error| Error::data("reading a table of spans").with_source(error))
 }
 
 /// Columns with their fields.

@@ -13,8 +13,9 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::{
+    changes::Changes,
     columns::Budget,
-    values::{Attribute, Codes, Encoder, Values, mark_changes},
+    values::{Attribute, Codes, Encoder, Values},
 };
 use crate::{
     error::Result,
@@ -128,10 +129,10 @@ struct Groups {
 
 impl Groups {
     fn of(rows: usize, columns: &[&Values]) -> Self {
-        let mut begins = vec![false; rows];
+        let mut changes = Changes::new(rows);
         // What all rows have tells none apart.
-        let changing: Vec<&Values> = columns.iter().copied().filter(|values| mark_changes(values, &mut begins)).collect();
-        let runs: Vec<usize> = (0..rows).filter(|&row| row == 0 || begins[row]).collect();
+        let changing: Vec<&Values> = columns.iter().copied().filter(|values| changes.add(values)).collect();
+        let runs = changes.runs();
         let mut columns: Vec<Codes<'_>> = changing.into_iter().map(|values| Codes::of(values, &runs)).collect();
         // Many values first: what they tell apart, the others mostly tell apart no further.
         columns.sort_by_key(|codes| std::cmp::Reverse(codes.count()));

@@ -16,7 +16,7 @@ use arrow::{
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
-    columns::{Budget, Given},
+    columns::{self, Budget, Given},
     record::{Columns, attributes_of},
     values::Attribute,
 };
@@ -53,7 +53,10 @@ pub(super) fn split(scope: &str, columns: &[(&str, &ArrayRef)], budget: &mut Bud
             continue;
         };
         let Group { wanted, found, .. } = groups.with(nulls);
-        let there = wanted.filter(array)?;
+        let there = match columns::dictionary_at(array, &found.rows) {
+            Some(there) => there,
+            None => wanted.filter(array)?,
+        };
         found.attributes.extend(Attribute::of(key, &given.with(&there).in_rows(&found.rows), budget)?);
     }
     Ok((dense, groups.all.into_iter().map(|group| group.found).collect()))
@@ -106,7 +109,9 @@ impl Group {
     fn of(nulls: NullBuffer) -> Self {
         // Not optimised for many uses: the places of its rows would be kept until the last column is read, in eight bytes each.
         let wanted = FilterBuilder::new(&BooleanArray::new(nulls.inner().clone(), None)).build();
-        let rows = nulls.valid_indices().map(|row| row as u32).collect();
+        let mut rows = Vec::with_capacity(nulls.len() - nulls.null_count());
+        rows.extend(nulls.valid_indices().map(|row| row as u32));
+        let rows = rows.into();
         Self { nulls, wanted, found: Sparse { rows, attributes: Vec::new() } }
     }
 }

@@ -80,7 +80,7 @@ impl Attribute {
 }
 
 impl Values {
-    fn nulls(&self) -> Option<&NullBuffer> {
+    pub(super) fn nulls(&self) -> Option<&NullBuffer> {
         match self {
             Self::Each(values) => values.nulls(),
             Self::Lists(lists) => lists.nulls.as_ref(),
@@ -152,7 +152,7 @@ impl Lists {
     }
 
     /// Whether two rows that have lists have the same.
-    fn is_same(&self, a: usize, b: usize) -> bool {
+    pub(super) fn is_same(&self, a: usize, b: usize) -> bool {
         let entries = |row: usize| self.offsets[row] as usize..self.offsets[row + 1] as usize;
         let (a, b) = (entries(a), entries(b));
         a.len() == b.len() && self.items.as_ref().is_none_or(|items| a.zip(b).all(|(a, b)| is_same(items, a, b)))
@@ -229,46 +229,8 @@ pub(super) fn rest_of(attributes: &[Attribute], rows: usize, budget: &mut Budget
     Ok(Some(BinaryArray::new(OffsetBuffer::new(ends.into()), bytes.into(), Some(NullBuffer::from(valid)))))
 }
 
-/// Marks in `begins` the rows whose value is not that of the row before; whether there are any. Cost: nothing for nulls, else a comparison a row.
-pub(super) fn mark_changes(values: &Values, begins: &mut [bool]) -> bool {
-    let runs: Vec<(usize, usize)> = match values.nulls() {
-        None => vec![(0, begins.len())],
-        Some(nulls) => nulls.valid_slices().collect(),
-    };
-    let mut changes = false;
-    for (from, to) in runs.into_iter().filter(|(from, to)| from < to) {
-        let (fresh, rows) = (&mut begins[from + 1..to], from..to - 1);
-        changes |= match values {
-            Values::Each(Typed::Text(Texts::Dictionary(dictionary, _))) => mark(fresh, differences(&dictionary.keys().values()[from..to])),
-            Values::Each(Typed::Int(values)) => mark(fresh, differences(&values.values()[from..to])),
-            Values::Each(values) => mark(fresh, rows.map(|row| !is_same(values, row, row + 1))),
-            Values::Lists(lists) => mark(fresh, rows.map(|row| !lists.is_same(row, row + 1))),
-        };
-        // What is there begins, and so does what is not there.
-        changes |= from > 0 || to < begins.len();
-        begins[from] = true;
-        begins.get_mut(to).into_iter().for_each(|fresh| *fresh = true);
-    }
-    changes
-}
-
-/// Whether each but the first is not the one before.
-fn differences<T: PartialEq>(values: &[T]) -> impl Iterator<Item = bool> {
-    values.windows(2).map(|pair| pair[0] != pair[1])
-}
-
-/// Marks what changed, and whether anything did. Without a branch for each, so that many are marked at once.
-fn mark(begins: &mut [bool], changed: impl Iterator<Item = bool>) -> bool {
-    let mut any = false;
-    for (begins, changed) in begins.iter_mut().zip(changed) {
-        *begins |= changed;
-        any |= changed;
-    }
-    any
-}
-
 /// Whether two rows have the same value, or both none.
-fn is_same(values: &Typed, a: usize, b: usize) -> bool {
+pub(super) fn is_same(values: &Typed, a: usize, b: usize) -> bool {
     let valid = values.is_valid(a);
     let is_equal = || match values {
         Typed::Text(texts) => texts.get(a) == texts.get(b),
