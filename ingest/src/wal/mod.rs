@@ -1,8 +1,8 @@
 //! The write-ahead log: one per process, shared by all tenants. A request is acknowledged after its record is here and synced.
 //! Filled by the ingester, read back once at start. Knows nothing of spans. The bytes are described in `FORMAT.md`, beside this file.
 //!
-//! One thread writes. It takes all records that wait, writes them with vectored writes, syncs once and then answers them all: a slow disk makes batches
-//! larger, not requests rarer.
+//! One thread writes. It takes all records that wait, writes them with vectored writes, syncs once and then answers them all: a slow disk makes
+//! batches larger, not requests rarer.
 //!
 //! Invariant WAL-1: a record whose append was acknowledged is yielded by a replay after any crash (under [`SyncMode::Always`], also of the machine).
 //! Invariant WAL-2: a record whose append was refused is cut from the file; only if the disk refuses that as well may a replay yield it.

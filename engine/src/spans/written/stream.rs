@@ -34,7 +34,7 @@ const CONTINUES: [u8; 4] = [0xff; 4];
 /// Bytes to which heads and buffers are padded: a record of few spans is mostly padding otherwise.
 const ALIGNMENT: usize = 8;
 
-/// From this length on a buffer is not copied: a part of a write of its own costs as much as a copy of some kilobytes.
+/// From this length on a buffer is not copied. A part of a write of its own is not free either, so many short ones would not pay.
 const LONG_BYTES: usize = 4 << 10;
 
 /// A batch as a stream, in the order of its bytes.
@@ -321,9 +321,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
-    use arrow::compute::cast;
-
-    use arrow::array::{BinaryArray, BooleanArray, DictionaryArray, Float64Array, Int64Array, ListArray, StringArray, StructArray, UInt32Array};
+    use arrow::{
+        array::{BinaryArray, BooleanArray, DictionaryArray, Float64Array, Int64Array, ListArray, StringArray, StructArray, UInt32Array},
+        compute::cast,
+    };
 
     use super::*;
 
